@@ -1,0 +1,72 @@
+//! Names that are fixed in one place so that nobody invents them twice.
+
+use sha2::{Digest, Sha256};
+
+use crate::IfName;
+
+/// Prefix of our labels, annotations and API group.
+pub const API_GROUP: &str = "causeway.dev";
+/// The agent's unix socket (mode 0600).
+pub const AGENT_SOCKET: &str = "/run/causeway/agent.sock";
+/// What the agent tells the plugins about the node, see [`crate::state::NodeFile`].
+pub const NODE_FILE: &str = "/run/causeway/node.json";
+/// Keys of kernel objects that the agent made; lives as long as the kernel state does.
+pub const OWNED_FILE: &str = "/run/causeway/owned.json";
+/// The last good view of the cluster, used after a boot while the API does not answer.
+pub const LAST_VIEW: &str = "/var/lib/causeway/last-view.json";
+/// Attachment records, `CONTAINER-IFNAME.json`.
+pub const ATTACHMENTS_DIR: &str = "/var/lib/causeway/attachments";
+/// Lease records, `NETWORK/ADDRESS.json`.
+pub const LEASES_DIR: &str = "/var/lib/causeway/leases";
+/// Leases in host-local's layout, `NETWORK/ADDRESS`.
+pub const HOST_LOCAL_DIR: &str = "/var/lib/cni/networks";
+/// The agent's configuration.
+pub const CONFIG_FILE: &str = "/etc/causeway/config.yaml";
+/// Where container runtimes look for CNI configuration lists.
+pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+/// The list that the agent writes there when the node is ready.
+pub const CNI_CONFLIST: &str = "05-causeway.conflist";
+/// The kernel's boot ID.
+pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// The network's name in the configuration list that the agent writes.
+pub const NETWORK: &str = "pod-network";
+
+/// The agent's nft table (`inet`): replaced and audited as a whole.
+pub const NFT_AGENT: &str = "causeway";
+/// The plugins' nft tables (`inet` for masquerade, `netdev` for the guards of pod interfaces).
+pub const NFT_PLUGINS: &str = "causeway_cni";
+
+/// The VXLAN device.
+pub const VXLAN_DEV: &str = "cw-vxlan";
+/// UDP port of VXLAN unless configured.
+pub const VXLAN_PORT: u16 = 8472;
+/// The bridge unless configured.
+pub const BRIDGE: &str = "cni0";
+/// The route protocol that marks our routes (free in `linux/rtnetlink.h` and iproute2's table).
+pub const ROUTE_PROTOCOL: u8 = 203;
+
+/// The node's end of a pod's veth pair: `cw` and 11 hex digits of a hash of container and
+/// interface, so that a fresh process finds it again without a record.
+pub fn host_veth(container_id: &str, ifname: &str) -> IfName {
+    let digest = Sha256::new()
+        .chain_update(container_id.as_bytes())
+        .chain_update([0])
+        .chain_update(ifname.as_bytes())
+        .finalize();
+    let hex: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
+    IfName::new(format!("cw{}", &hex[..11])).expect("13 bytes of letters and digits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_veth_depends_on_container_and_interface() {
+        let a = host_veth("c1", "eth0");
+        assert_eq!(a, host_veth("c1", "eth0"));
+        assert_ne!(a, host_veth("c1", "eth1"));
+        assert_ne!(host_veth("ab", "c"), host_veth("a", "bc"));
+        assert_eq!(a.as_str().len(), 13);
+    }
+}
