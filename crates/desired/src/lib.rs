@@ -1,1 +1,6 @@
-//! Placeholder.
+//! From the state of the cluster to the kernel objects that one node should hold.
+//!
+//! A pure function of its inputs: no sockets, no time, no ifindexes, no retries. The order in
+//! which events arrived cannot matter, because events are not an input.
+
+pub mod input;

@@ -121,7 +121,11 @@ impl FromStr for Mark {
         let bad = |_| Invalid::new("mark", text, "expected VALUE or VALUE/MASK, as in 0x1000");
         let mark = Mark { value: number(value).map_err(bad)?, mask: number(mask).map_err(bad)? };
         if mark.value == 0 || mark.value & !mark.mask != 0 {
-            return Err(Invalid::new("mark", text, "the value must be non-zero and inside the mask"));
+            return Err(Invalid::new(
+                "mark",
+                text,
+                "the value must be non-zero and inside the mask",
+            ));
         }
         Ok(mark)
     }

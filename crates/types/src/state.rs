@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::{Cidr, Family, IfName, Mac, Mtu, NodeName, PodRef};
 
 /// How a pod's interface is attached to its node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Attach {
     /// A veth of its own, a /32 or /128 in the pod, a link-local gateway, a host route.
