@@ -1,0 +1,144 @@
+//! Operations on the kernel, as values.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use causeway_model::nft::{Base, Element, KeyPart, NftFamily, NftTable, Rule, Set};
+use causeway_model::{Key, Object};
+use serde::Serialize;
+
+/// One operation. It succeeds or fails as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Op {
+    /// Makes an object that is not there. Never holds a table.
+    Create(Object),
+    /// Gives an object what it lacks; `from` is what was observed. Never holds a table.
+    Change {
+        /// As observed.
+        from: Object,
+        /// As desired.
+        to: Object,
+    },
+    /// Removes an object, as observed. Never holds a table.
+    Remove(Object),
+    /// One nftables transaction: all of it happens or nothing (`NFNL_MSG_BATCH_BEGIN`). All
+    /// operations are on the same table.
+    Nft {
+        /// The table.
+        table: TableId,
+        /// In order.
+        ops: Vec<NftOp>,
+    },
+}
+
+/// Which nftables table.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct TableId {
+    /// Family.
+    pub family: NftFamily,
+    /// Name.
+    pub name: String,
+}
+
+/// One step of an nftables transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NftOp {
+    /// Makes the table; it may be there (`NLM_F_CREATE` without `NLM_F_EXCL`).
+    AddTable,
+    /// Removes the table with all that it holds.
+    DelTable,
+    /// Makes a set without elements; it may be there with the same type.
+    AddSet {
+        /// Name.
+        name: String,
+        /// Type; elements are not looked at.
+        set: Set,
+    },
+    /// Removes a set, which nothing may refer to.
+    DelSet {
+        /// Name.
+        name: String,
+    },
+    /// Makes a chain without rules; it may be there with the same base.
+    AddChain {
+        /// Name.
+        name: String,
+        /// Hook, for a base chain.
+        base: Option<Base>,
+    },
+    /// Removes all rules of a chain.
+    FlushChain {
+        /// Name.
+        name: String,
+    },
+    /// Removes a chain, which nothing may refer to, with its rules.
+    DelChain {
+        /// Name.
+        name: String,
+    },
+    /// Adds a rule at the end of a chain.
+    AddRule {
+        /// Chain.
+        chain: String,
+        /// Rule.
+        rule: Rule,
+    },
+    /// Adds elements; those that are there stay.
+    AddElements {
+        /// Set or map.
+        set: String,
+        /// Its type, which the encoding of elements needs; its own elements are not looked at.
+        of: Set,
+        /// Elements.
+        #[serde(serialize_with = "pairs")]
+        elements: BTreeMap<Vec<KeyPart>, Element>,
+    },
+    /// Removes elements, which must be there.
+    DelElements {
+        /// Set or map.
+        set: String,
+        /// Its type.
+        of: Set,
+        /// Elements.
+        #[serde(serialize_with = "pairs")]
+        elements: BTreeMap<Vec<KeyPart>, Element>,
+    },
+}
+
+fn pairs<S: serde::Serializer>(
+    map: &BTreeMap<Vec<KeyPart>, Element>,
+    s: S,
+) -> Result<S::Ok, S::Error> {
+    s.collect_seq(map.iter())
+}
+
+impl TableId {
+    /// The identity of a table value.
+    pub fn of(table: &NftTable) -> Self {
+        Self { family: table.family, name: table.name.clone() }
+    }
+}
+
+impl Op {
+    /// The key of the object that the operation is about.
+    pub fn key(&self) -> Key {
+        match self {
+            Op::Create(object) | Op::Remove(object) | Op::Change { to: object, .. } => object.key(),
+            Op::Nft { table, .. } => Key::Table { family: table.family, name: table.name.clone() },
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    /// One line: `+ route 10.244.2.0/24`, `~ link cni0`, `- fdb …`, `~ table inet causeway (3 steps)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Op::Create(o) => write!(f, "+ {}", o.key()),
+            Op::Change { to, .. } => write!(f, "~ {}", to.key()),
+            Op::Remove(o) => write!(f, "- {}", o.key()),
+            Op::Nft { ops, .. } => write!(f, "~ {} ({} steps)", self.key(), ops.len()),
+        }
+    }
+}
