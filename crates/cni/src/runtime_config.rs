@@ -1,0 +1,130 @@
+//! `runtimeConfig`: what the runtime passes in for the capabilities that a plugin declared
+//! (the specification's CONVENTIONS, "Well-known Capabilities").
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::result::{ip_or_none, null_is_default};
+
+/// The well-known capabilities, typed. Others stay in the raw configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RuntimeConfig {
+    /// Ports of the host to forward to the container.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub port_mappings: Vec<PortMapping>,
+    /// Sets of ranges to allocate from, before those of the configuration.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub ip_ranges: Vec<Vec<RangeConf>>,
+    /// Addresses asked for, with or without a prefix length.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub ips: Vec<String>,
+    /// Hardware address asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Limits of rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+    /// Name resolution for the container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<RuntimeDns>,
+    /// Other names of the container in this network.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub aliases: Vec<String>,
+    /// Path of the container's control group below the cgroup file system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup_path: Option<String>,
+    /// PCI address or other identifier of a device to use.
+    #[serde(rename = "deviceID", skip_serializing_if = "Option::is_none")]
+    pub device_id: Option<String>,
+    /// InfiniBand GUID asked for.
+    #[serde(rename = "infinibandGUID", skip_serializing_if = "Option::is_none")]
+    pub infiniband_guid: Option<String>,
+    /// File that describes the device (network plumbing group's device information).
+    #[serde(rename = "CNIDeviceInfoFile", skip_serializing_if = "Option::is_none")]
+    pub cni_device_info_file: Option<String>,
+}
+
+/// One forwarded port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    /// Port on the host, 1–65535; absent or 0 asks for none, and the mapping is to be passed over.
+    #[serde(default)]
+    pub host_port: u16,
+    /// Port in the container, 1–65535.
+    pub container_port: u16,
+    /// `tcp`, `udp` or `sctp`, in either case; absent or empty means tcp.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub protocol: String,
+    /// Address on the host to listen on; absent means all.
+    #[serde(
+        rename = "hostIP",
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "ip_or_none"
+    )]
+    pub host_ip: Option<IpAddr>,
+}
+
+impl PortMapping {
+    /// The protocol in lower case, tcp where none is named.
+    pub fn protocol(&self) -> String {
+        if self.protocol.is_empty() { "tcp".to_owned() } else { self.protocol.to_lowercase() }
+    }
+}
+
+/// Rates in bits per second and bursts in bits; 0 means unlimited.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Bandwidth {
+    /// Rate towards the container, bits per second.
+    pub ingress_rate: u64,
+    /// Burst towards the container, bits.
+    pub ingress_burst: u64,
+    /// Rate from the container, bits per second.
+    pub egress_rate: u64,
+    /// Burst from the container, bits.
+    pub egress_burst: u64,
+    /// Networks to which no limit applies.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub unshaped_subnets: Vec<IpNet>,
+    /// If set, networks to which alone the limit applies.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub shaped_subnets: Vec<IpNet>,
+}
+
+/// Name resolution in the words of the `dns` capability, which differ from those of results.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RuntimeDns {
+    /// Domains to search.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub searches: Vec<String>,
+    /// Addresses of name servers.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub servers: Vec<String>,
+    /// Options for the resolver.
+    #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    pub options: Vec<String>,
+}
+
+/// One range as host-local's configuration and the `ipRanges` capability write it, unchecked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct RangeConf {
+    /// The network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<IpNet>,
+    /// First address to give out.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "ip_or_none")]
+    pub range_start: Option<IpAddr>,
+    /// Last address to give out.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "ip_or_none")]
+    pub range_end: Option<IpAddr>,
+    /// The network's gateway, never given out.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "ip_or_none")]
+    pub gateway: Option<IpAddr>,
+}
