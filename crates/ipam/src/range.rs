@@ -171,10 +171,6 @@ impl Range {
         (self.start, self.end)
     }
 
-    pub(crate) fn gateway_num(&self) -> Option<u128> {
-        self.gateway
-    }
-
     /// Network address, and for IPv4 the broadcast address (RFC 1122, 3.2.1.3; for IPv6 the
     /// first address is the subnet-router anycast address, RFC 4291, 2.6.1).
     pub(crate) fn unusable(&self) -> impl Iterator<Item = u128> {
