@@ -133,6 +133,7 @@ impl NetConf {
                 "key \"prevResult\" is missing from the configuration of network \"{}\": plugin \"{}\" needs the result of the plugin before it (or of ADD)",
                 self.name, self.plugin_type
             ))
+            .in_version(self.cni_version)
         })
     }
 
@@ -145,6 +146,7 @@ impl NetConf {
             CniError::invalid_config(format!(
                 "key \"{VALID_ATTACHMENTS}\" is missing from the configuration for GC: the runtime must list the attachments to keep, if need be as []"
             ))
+            .in_version(self.cni_version)
         })
     }
 

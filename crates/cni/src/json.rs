@@ -33,11 +33,26 @@ pub fn object_from_slice(bytes: &[u8], what: &str) -> Result<Object, CniError> {
 pub fn decode<T: DeserializeOwned>(value: &Value, at: &str) -> Result<T, CniError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let (path, found) = locate(value, at, error.path());
+        let why = explain(&error.inner().to_string());
+        // A missing key is told by its parent, whose own value would only be noise.
+        let found = found.filter(|_| !why.starts_with("missing field"));
         let found = found.map(|v| format!(" is {}", shorten(v))).unwrap_or_default();
         let key =
             if path.is_empty() { "the top level".to_owned() } else { format!("key \"{path}\"") };
-        CniError::decoding(format!("{key}{found}: {}", error.inner()))
+        CniError::decoding(format!("{key}{found}: {why}"))
     })
+}
+
+/// Addresses without a length read with a helpful message already; what remains under this one
+/// is a network.
+fn explain(message: &str) -> String {
+    match message {
+        "invalid IP address syntax" => {
+            "expected a network, ADDRESS/LENGTH, such as \"10.244.0.0/16\" or \"fd00:10::/64\""
+                .into()
+        }
+        other => other.to_owned(),
+    }
 }
 
 /// The value under `key`; `null` counts as absent, as Go runtimes write it so.

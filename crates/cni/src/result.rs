@@ -151,7 +151,7 @@ pub(crate) fn ip_or_none<'de, D: Deserializer<'de>>(d: D) -> Result<Option<IpAdd
         Some(text) => text
             .parse::<IpAddr>()
             .map(|ip| Some(ip.to_canonical()))
-            .map_err(serde::de::Error::custom),
+            .map_err(|_| serde::de::Error::custom("expected an IP address without a length")),
     }
 }
 
