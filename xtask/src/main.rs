@@ -1,1 +1,135 @@
-fn main() {}
+//! Checks of the workspace that cargo and clippy do not know.
+//!
+//! `cargo run -p xtask -- borders`: the border between deciding and doing is a crate border. Pure
+//! crates reach no runtime, no sockets and no Kubernetes client; the plugins, which start for
+//! every pod, reach no runtime and no Kubernetes client. Every crate inherits the workspace lints.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// Crates that decide and do nothing.
+const PURE: &[&str] =
+    &["causeway-types", "causeway-ipam", "causeway-model", "causeway-desired", "causeway-plan"];
+/// What a pure crate may not reach, by the beginning of the name.
+const DOES_THINGS: &[&str] =
+    &["tokio", "libc", "rustix", "nix", "netlink", "kube", "k8s-openapi", "socket2", "mio"];
+/// What the plugins may not reach.
+const SLOW_TO_START: &[&str] = &["tokio", "kube", "k8s-openapi", "clap", "regex", "hyper"];
+
+fn main() -> ExitCode {
+    let task = std::env::args().nth(1).unwrap_or_default();
+    let result = match task.as_str() {
+        "borders" => borders(),
+        other => Err(anyhow::anyhow!("unknown task {other:?}; there is: borders")),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("xtask: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn borders() -> Result<()> {
+    let graph = Graph::read()?;
+    let mut wrong = Vec::new();
+    for (crates, banned) in [(PURE, DOES_THINGS), (&["causeway-plugins"], SLOW_TO_START)] {
+        for name in crates {
+            let reached = graph.reached(name)?;
+            for (dep, path) in reached {
+                if banned.iter().any(|b| dep == *b || dep.starts_with(&format!("{b}-"))) {
+                    wrong.push(format!("{name} reaches {dep} by {path}"));
+                }
+            }
+        }
+    }
+    let k8s: Vec<&str> = graph
+        .normal
+        .iter()
+        .filter(|(_, deps)| deps.iter().any(|d| d == "k8s-openapi"))
+        .map(|(name, _)| name.as_str())
+        .filter(|name| name.starts_with("causeway") && *name != "causeway-cluster")
+        .collect();
+    if !k8s.is_empty() {
+        wrong.push(format!("only causeway-cluster may use k8s-openapi, also used by {k8s:?}"));
+    }
+    wrong.extend(graph.without_lints);
+    if wrong.is_empty() {
+        println!("borders: {} pure crates and the plugins keep theirs", PURE.len());
+        Ok(())
+    } else {
+        bail!("{}", wrong.join("\n       "))
+    }
+}
+
+/// Normal dependencies by package name. Build and development dependencies do not count: they are
+/// not in the product.
+struct Graph {
+    normal: BTreeMap<String, BTreeSet<String>>,
+    without_lints: Vec<String>,
+}
+
+impl Graph {
+    fn read() -> Result<Self> {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let out = Command::new(cargo)
+            .args(["metadata", "--format-version=1", "--locked", "--offline"])
+            .args(["--filter-platform=x86_64-unknown-linux-gnu"])
+            .output()
+            .context("run cargo metadata")?;
+        if !out.status.success() {
+            bail!("cargo metadata: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        let meta: Value = serde_json::from_slice(&out.stdout).context("read cargo metadata")?;
+        let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
+        let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let names: BTreeMap<String, String> =
+            list(&meta["packages"]).iter().map(|p| (text(&p["id"]), text(&p["name"]))).collect();
+        let mut normal: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for node in list(&meta["resolve"]["nodes"]) {
+            let deps = list(&node["deps"]);
+            let is_normal = |d: &&Value| list(&d["dep_kinds"]).iter().any(|k| k["kind"].is_null());
+            let deps = deps.iter().filter(is_normal);
+            let deps = deps.filter_map(|d| names.get(&text(&d["pkg"])).cloned());
+            // Two versions of one package count as one: the ban is on the name.
+            normal.entry(names[&text(&node["id"])].clone()).or_default().extend(deps);
+        }
+        let mut without_lints = Vec::new();
+        for package in list(&meta["packages"]) {
+            let manifest = text(&package["manifest_path"]);
+            if !package["source"].is_null() {
+                continue;
+            }
+            let toml = std::fs::read_to_string(&manifest).with_context(|| manifest.clone())?;
+            if !toml.contains("[lints]\nworkspace = true") {
+                without_lints.push(format!(
+                    "{} does not inherit the workspace lints",
+                    text(&package["name"])
+                ));
+            }
+        }
+        Ok(Self { normal, without_lints })
+    }
+
+    /// Everything that a package reaches, with one path to it.
+    fn reached(&self, root: &str) -> Result<BTreeMap<String, String>> {
+        let start = self.normal.get(root).with_context(|| format!("no package {root}"))?;
+        let mut found: BTreeMap<String, String> = BTreeMap::new();
+        let mut todo: Vec<(String, String)> =
+            start.iter().map(|d| (d.clone(), d.clone())).collect();
+        while let Some((name, path)) = todo.pop() {
+            if found.contains_key(&name) {
+                continue;
+            }
+            for dep in self.normal.get(&name).into_iter().flatten() {
+                todo.push((dep.clone(), format!("{path} → {dep}")));
+            }
+            found.insert(name, path);
+        }
+        Ok(found)
+    }
+}

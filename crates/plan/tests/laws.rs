@@ -120,8 +120,9 @@ proptest! {
         let remade = p.ops.iter().any(recreated);
         kernel.apply_all(&p.ops);
         for (key, _) in before.iter() {
-            let gone_with_device = remade && format!("{key}").contains("cw-vxlan")
-                || remade && matches!(before.get(key), Some(Object::Route(r)) if r.dev.as_ref().is_some_and(|d| d.as_str() == "cw-vxlan"));
+            let by_route = matches!(before.get(key), Some(Object::Route(r))
+                if r.dev.as_ref().is_some_and(|d| d.as_str() == "cw-vxlan"));
+            let gone_with_device = remade && (by_route || key.to_string().contains("cw-vxlan"));
             prop_assert!(gone_with_device || kernel.state.get(key).is_some(), "{} is gone", key);
         }
     }
