@@ -1,1 +1,51 @@
-//! Placeholder.
+//! What a node needs to know of its cluster, watched in the Kubernetes API.
+//!
+//! Two feeds, all Nodes and the Pods of this node, are kept as small maps of exactly what the
+//! desired state depends on ([`causeway_desired::input::ClusterView`]); everything else of an
+//! object is dropped as it is decoded. The newest [`Snapshot`] lies in a `tokio::sync::watch`
+//! channel: whoever looks sees the present state, and how many events led to it does not matter.
+//!
+//! This is the only crate that knows Kubernetes types, and it knows nothing of the kernel.
+
+mod backoff;
+mod connect;
+mod convert;
+mod feed;
+mod health;
+mod objects;
+mod snapshot;
+
+pub use connect::{ConnectError, Connection};
+pub use health::{FeedHealth, Health};
+pub use snapshot::Snapshot;
+
+use causeway_types::NodeName;
+use tokio::sync::watch;
+
+/// The running watches. They end when this is dropped.
+pub struct Cluster {
+    /// The newest snapshot; changes only when its content does.
+    pub snapshots: watch::Receiver<Snapshot>,
+    /// How the watches fare.
+    pub health: Health,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Cluster {
+    /// Starts watching, for the node called `me`. Must be called inside a tokio runtime.
+    ///
+    /// It never fails: a kubeconfig that is not there yet, an API that does not answer and a
+    /// missing permission are waited out with a growing pause, and show in [`Cluster::health`].
+    pub fn watch(connection: Connection, me: NodeName) -> Self {
+        let (sender, snapshots) = watch::channel(Snapshot::default());
+        let health = Health::default();
+        let task = tokio::spawn(feed::run(connection, me, sender, health.clone()));
+        Self { snapshots, health, task }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
