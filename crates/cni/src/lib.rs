@@ -2,7 +2,7 @@
 //!
 //! A plugin reads [`env::Env`] and [`conf::NetConf`] and answers with a [`result::CniResult`] or a
 //! [`error::CniError`]; [`hostlocal`] reads the configuration of that IPAM plugin and [`delegate`]
-//! calls a foreign one.
+//! calls a foreign one. [`runtime`] is the other side: lists of plugins, run for a container.
 
 pub mod args;
 pub mod conf;
@@ -14,6 +14,7 @@ pub mod exec;
 pub mod hostlocal;
 pub mod json;
 pub mod result;
+pub mod runtime;
 pub mod runtime_config;
 pub mod version;
 

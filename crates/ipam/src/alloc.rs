@@ -179,10 +179,7 @@ impl State {
             if !leased && !excluded.contains(&n) {
                 return Some(n);
             }
-            n = match n.checked_add(1) {
-                Some(next) => next,
-                None => return None,
-            };
+            n = n.checked_add(1)?;
         }
         None
     }

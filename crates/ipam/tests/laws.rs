@@ -72,7 +72,7 @@ fn subnet_addresses(net: IpNet) -> Vec<IpAddr> {
 }
 
 fn pod(n: usize) -> Owner {
-    Owner::new(format!("c{n}"), if n % 3 == 0 { "net1" } else { "eth0" })
+    Owner::new(format!("c{n}"), ["eth0", "eth0", "net1"][n % 3])
 }
 
 proptest! {
