@@ -1,0 +1,164 @@
+//! Numbers for monitoring.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::status::{State, Status};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OpLabels {
+    kind: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FeedLabel {
+    feed: &'static str,
+}
+
+/// All metrics of the agent.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    reconciles: Counter,
+    duration: Histogram,
+    operations: Family<OpLabels, Counter>,
+    objects: Family<StateLabel, Gauge>,
+    repairs: Counter,
+    restarts: Family<FeedLabel, Counter>,
+    ready: Gauge,
+    synced: Gauge,
+    /// Also for status.
+    rounds: AtomicU64,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let duration = Histogram::new(exponential_buckets(0.0005, 2.0, 14));
+        let mut metrics = Self {
+            registry: Registry::with_prefix("causeway"),
+            reconciles: Counter::default(),
+            duration,
+            operations: Family::default(),
+            objects: Family::default(),
+            repairs: Counter::default(),
+            restarts: Family::default(),
+            ready: Gauge::default(),
+            synced: Gauge::default(),
+            rounds: AtomicU64::new(0),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        let version = vec![("version", env!("CARGO_PKG_VERSION"))];
+        r.register("build", "The agent's version", Info::new(version));
+        r.register("reconciles", "Rounds of the reconcile loop", self.reconciles.clone());
+        let help = "Time of a round of the reconcile loop";
+        r.register_with_unit("reconcile_duration", help, Unit::Seconds, self.duration.clone());
+        let help = "Kernel operations by kind of object and result";
+        r.register("operations", help, self.operations.clone());
+        r.register("objects", "Objects of the node by state", self.objects.clone());
+        let help = "Objects put back after others removed or changed them";
+        r.register("repairs", help, self.repairs.clone());
+        r.register("watch_restarts", "Watches begun anew after an error", self.restarts.clone());
+        r.register("ready", "1 when pods can be attached", self.ready.clone());
+        r.register("synced", "1 when every input is in sync", self.synced.clone());
+    }
+
+    /// One round took so long.
+    pub(crate) fn round(&self, took: Duration) {
+        self.reconciles.inc();
+        self.rounds.fetch_add(1, Ordering::Relaxed);
+        self.duration.observe(took.as_secs_f64());
+    }
+
+    /// Rounds so far.
+    pub(crate) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
+    }
+
+    /// One operation on an object of this kind was done.
+    pub(crate) fn operation(&self, kind: &'static str, ok: bool) {
+        let result = if ok { "ok" } else { "failed" };
+        self.operations.get_or_create(&OpLabels { kind, result }).inc();
+    }
+
+    /// So many objects were put back.
+    pub(crate) fn repaired(&self, count: u64) {
+        self.repairs.inc_by(count);
+    }
+
+    /// Repairs so far.
+    pub(crate) fn repairs(&self) -> u64 {
+        self.repairs.get()
+    }
+
+    /// Takes over what a status counts.
+    pub(crate) fn set_status(&self, status: &Status) {
+        self.ready.set(i64::from(status.ready));
+        self.synced.set(i64::from(status.inputs.synced));
+        for state in State::ALL {
+            let count = status.objects.iter().filter(|o| o.state == state).count();
+            let gauge = self.objects.get_or_create(&StateLabel { state: state.word() });
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        for (feed, of) in [("nodes", &status.inputs.nodes), ("pods", &status.inputs.pods)] {
+            let counter = self.restarts.get_or_create(&FeedLabel { feed });
+            counter.inner().store(of.restarts, Ordering::Relaxed);
+        }
+    }
+
+    /// The text form (OpenMetrics 1.0).
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_has_every_metric() {
+        let metrics = Metrics::default();
+        metrics.round(Duration::from_millis(3));
+        metrics.operation("route", false);
+        metrics.repaired(2);
+        metrics.set_status(&Status { ready: true, ..Status::default() });
+        let text = metrics.text();
+        for line in [
+            "causeway_build_info{version=",
+            "causeway_reconciles_total 1",
+            "causeway_reconcile_duration_seconds_count 1",
+            "causeway_operations_total{kind=\"route\",result=\"failed\"} 1",
+            "causeway_objects{state=\"conflict\"} 0",
+            "causeway_repairs_total 2",
+            "causeway_watch_restarts_total{feed=\"nodes\"} 0",
+            "causeway_ready 1",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+}
