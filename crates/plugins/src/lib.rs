@@ -1,1 +1,132 @@
-//! Placeholder.
+//! The CNI plugins: `bridge`, `host-local`, `loopback` and `causeway`, in one file that acts by
+//! the name it is called by. Called by any other name (its own is `causeway-cni`) it acts as the
+//! `type` of the configuration says.
+//!
+//! Blocking and single-threaded, because it lives for about a millisecond. It needs neither the
+//! agent nor the API: what it must know of the cluster is in the node file
+//! (`causeway_types::state::NodeFile`), and only where a pod's namespace has policies does an ADD
+//! wait for the agent's word.
+
+pub mod call;
+mod files;
+mod host_local;
+pub mod ipam;
+pub mod leases;
+pub mod notify;
+mod paths;
+pub mod record;
+pub mod rollback;
+pub mod store;
+
+use std::io::{Read, Write};
+use std::path::Path;
+
+use causeway_cni_spec::{CniError, CniResult, Command, Env, NetConf, Version, version};
+
+use crate::call::Call;
+pub use crate::paths::Paths;
+
+/// What each type does on each command. VERSION needs no type.
+trait Plugin {
+    fn add(&self, call: &Call) -> Result<CniResult, CniError>;
+    fn del(&self, call: &Call) -> Result<(), CniError>;
+    fn check(&self, call: &Call) -> Result<(), CniError>;
+    fn status(&self, call: &Call) -> Result<(), CniError>;
+    fn gc(&self, call: &Call) -> Result<(), CniError>;
+}
+
+/// The types, by the names of their files.
+const TYPES: [(&str, &dyn Plugin); 1] = [(ipam::HOST_LOCAL, &host_local::HostLocalPlugin)];
+
+fn plugin(name: &str) -> Option<&'static dyn Plugin> {
+    TYPES.iter().find(|(n, _)| *n == name).map(|(_, plugin)| *plugin)
+}
+
+/// Runs one call: reads `env` and `stdin`, acts, writes a result or an error object to `stdout`.
+/// Without `CNI_COMMAND` in the environment it says on `stderr` what it is. Answers the exit code.
+pub fn run(
+    program: &str,
+    env: impl Fn(&str) -> Option<String>,
+    stdin: impl Read,
+    mut stdout: impl Write,
+    mut stderr: impl Write,
+) -> u8 {
+    if !Env::is_plugin_call(&env) {
+        return u8::from(writeln!(stderr, "{}", about()).is_err());
+    }
+    let (text, code) = match answer(program, env, stdin, Paths::default()) {
+        Ok(text) => (text, 0),
+        Err(error) => (error.to_json(), 1),
+    };
+    if text.is_empty() {
+        return code;
+    }
+    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    if written.is_ok() { code } else { 1 }
+}
+
+/// The text for standard output.
+fn answer(
+    program: &str,
+    env: impl Fn(&str) -> Option<String>,
+    mut stdin: impl Read,
+    paths: Paths,
+) -> Result<String, CniError> {
+    let env = Env::parse(env)?;
+    let mut input = Vec::new();
+    stdin.read_to_end(&mut input).map_err(|e| {
+        CniError::io(format!("cannot read the configuration on standard input: {e}"))
+    })?;
+    let command = env.command;
+    if command == Command::Version {
+        return Ok(version::reply(&input, &Version::ALL).to_string());
+    }
+    let conf = NetConf::parse(&input, command, &Version::ALL)?;
+    let version = conf.cni_version;
+    act(program, env, conf, paths, version).map_err(|e| e.in_version(version))
+}
+
+fn act(
+    program: &str,
+    env: Env,
+    conf: NetConf,
+    paths: Paths,
+    version: Version,
+) -> Result<String, CniError> {
+    let plugin = chosen(program, &conf.plugin_type)?;
+    let call = Call::new(env, conf, paths)?;
+    let none = String::new();
+    match call.env.command {
+        Command::Add => plugin.add(&call)?.to_json(version),
+        Command::Del => plugin.del(&call).map(|()| none),
+        Command::Check => plugin.check(&call).map(|()| none),
+        Command::Status => plugin.status(&call).map(|()| none),
+        Command::Gc => plugin.gc(&call).map(|()| none),
+        Command::Version => Ok(none),
+    }
+}
+
+/// The type by the program's name, else by the configuration.
+fn chosen(program: &str, plugin_type: &str) -> Result<&'static dyn Plugin, CniError> {
+    let name = Path::new(program).file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    plugin(name).or_else(|| plugin(plugin_type)).ok_or_else(|| {
+        CniError::invalid_config(format!(
+            "key \"type\" is {plugin_type:?} and the program is called {name:?}: neither is one of {}",
+            type_names()
+        ))
+    })
+}
+
+fn type_names() -> String {
+    TYPES.map(|(name, _)| name).join(", ")
+}
+
+fn about() -> String {
+    let versions = Version::ALL.map(Version::as_str).join(", ");
+    format!(
+        "causeway-cni {}: CNI plugins {}; CNI versions {versions}. Container runtimes call it; it \
+         acts by the name it is called by, or by \"type\" of the configuration.",
+        env!("CARGO_PKG_VERSION"),
+        type_names()
+    )
+}

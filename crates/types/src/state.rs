@@ -94,6 +94,22 @@ pub struct AttachmentRecord {
     pub boot_id: String,
 }
 
+/// What is known of a lease beyond its file in host-local's layout
+/// ([`crate::names::LEASES_DIR`]): with it a lease that outlived its pod, or the boot, is found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeaseRecord {
+    /// CNI_CONTAINERID.
+    pub container_id: String,
+    /// CNI_IFNAME.
+    pub ifname: String,
+    /// The pod, where the runtime told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PodRef>,
+    /// Boot ID under which the lease was given: after a reboot nobody uses it.
+    pub boot_id: String,
+}
+
 impl AttachmentRecord {
     /// The record's file name: `CONTAINER-IFNAME.json`.
     pub fn file_name(container_id: &str, ifname: &str) -> String {

@@ -1,0 +1,105 @@
+//! Small files: written aside and renamed into place, read and removed without fuss over what is
+//! not there.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use causeway_cni_spec::CniError;
+
+/// Makes a directory and those above it with a mode; one that is there stays as it is.
+///
+/// # Errors
+/// Code 5.
+pub(crate) fn make_dir(dir: &Path, mode: u32) -> Result<(), CniError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(dir)
+        .map_err(|e| io_error("cannot make directory", dir, &e))
+}
+
+/// Writes a file of mode 0600 aside and renames it into place: a reader sees the old or the new
+/// content, never half of one. Not synced: after a power loss no pod lives that it speaks of.
+///
+/// # Errors
+/// Code 5; the old content is then still there.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), CniError> {
+    let aside = aside(path);
+    let write = || {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+        file.write_all(content)?;
+        drop(file);
+        fs::rename(&aside, path)
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&aside);
+        io_error("cannot write", path, &e)
+    })
+}
+
+/// The name beside a file under which its next content is written: hidden, and different in each
+/// process.
+fn aside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}", std::process::id()))
+}
+
+/// Reads a file; `None` when it is not there.
+///
+/// # Errors
+/// Code 5.
+pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, CniError> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(e) if is_absent(&e) => Ok(None),
+        Err(e) => Err(io_error("cannot read", path, &e)),
+    }
+}
+
+/// Removes a file; one that is not there is fine.
+///
+/// # Errors
+/// Code 5.
+pub(crate) fn remove(path: &Path) -> Result<(), CniError> {
+    match fs::remove_file(path) {
+        Err(e) if !is_absent(&e) => Err(io_error("cannot remove", path, &e)),
+        _ => Ok(()),
+    }
+}
+
+/// The names in a directory, unsorted; none when it is not there.
+///
+/// # Errors
+/// Code 5.
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>, CniError> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if is_absent(&e) => return Ok(Vec::new()),
+        Err(e) => return Err(io_error("cannot list directory", dir, &e)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| io_error("cannot list directory", dir, &e))?;
+        // A name that is no text is none of ours.
+        names.extend(entry.file_name().into_string());
+    }
+    Ok(names)
+}
+
+pub(crate) fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+/// Code 5 with what failed, where and why.
+pub(crate) fn io_error(what: &str, path: &Path, error: &io::Error) -> CniError {
+    let hint = match error.kind() {
+        io::ErrorKind::PermissionDenied => "; plugins must run as root",
+        io::ErrorKind::ReadOnlyFilesystem => "; mount it writable",
+        io::ErrorKind::StorageFull => "; free space on its file system",
+        _ => "",
+    };
+    CniError::io(format!("{what} {}: {error}{hint}", path.display()))
+}

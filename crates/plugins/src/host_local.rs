@@ -1,0 +1,63 @@
+//! Type `host-local`: address management alone, for other plugins that call it.
+
+use std::collections::BTreeSet;
+
+use causeway_cni_spec::{CniError, CniResult};
+use causeway_ipam::Owner;
+
+use crate::Plugin;
+use crate::call::Call;
+use crate::ipam::{HOST_LOCAL, Ipam};
+
+/// Type `host-local`.
+pub(crate) struct HostLocalPlugin;
+
+impl Plugin for HostLocalPlugin {
+    fn add(&self, call: &Call) -> Result<CniResult, CniError> {
+        own(call)?.add(call)
+    }
+
+    fn del(&self, call: &Call) -> Result<(), CniError> {
+        own(call)?.del(call)
+    }
+
+    fn check(&self, call: &Call) -> Result<(), CniError> {
+        own(call)?.check(call)
+    }
+
+    fn status(&self, call: &Call) -> Result<(), CniError> {
+        own(call)?.status(call)
+    }
+
+    fn gc(&self, call: &Call) -> Result<(), CniError> {
+        let Ipam::HostLocal { leases, .. } = own(call)? else { return Ok(()) };
+        let valid = valid_owners(call)?;
+        for (ip, owner) in leases.stale(&valid)? {
+            leases.release_if(ip, &owner)?;
+        }
+        Ok(())
+    }
+}
+
+/// Called as host-local by whatever name the configuration has for it.
+fn own(call: &Call) -> Result<Ipam, CniError> {
+    let mut call = call.clone();
+    match &mut call.conf.ipam {
+        Some(ipam) => HOST_LOCAL.clone_into(&mut ipam.plugin_type),
+        None => {
+            return Err(CniError::invalid_config(
+                "key \"ipam\" is missing: host-local reads its ranges there",
+            ));
+        }
+    }
+    Ipam::of(&call, None)
+}
+
+/// The attachments that GC must leave alone.
+///
+/// # Errors
+/// Code 7 when the runtime listed none at all, not even an empty list.
+pub(crate) fn valid_owners(call: &Call) -> Result<BTreeSet<Owner>, CniError> {
+    let valid = call.conf.gc_attachments()?;
+    Ok(valid.iter().map(|a| Owner::new(&a.container_id, &a.ifname)).collect())
+}

@@ -1,0 +1,188 @@
+//! Where addresses come from: the own host-local in this process, or a foreign plugin by exec.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use causeway_cni_spec::delegate::{delegate, ipam_add};
+use causeway_cni_spec::exec::ProcessExec;
+use causeway_cni_spec::{CniError, CniResult, Command, Dns, HostLocal, IpConfig};
+use causeway_ipam::Owner;
+use causeway_types::state::LeaseRecord;
+
+use crate::call::Call;
+use crate::files;
+use crate::leases::Leases;
+use crate::record::LeaseRecords;
+
+/// The IPAM type that runs in this process.
+pub const HOST_LOCAL: &str = "host-local";
+
+/// Address management of one call.
+#[derive(Clone, Debug)]
+pub enum Ipam {
+    /// None: a layer-2 attachment.
+    None,
+    /// The own host-local.
+    HostLocal {
+        /// Its configuration.
+        conf: HostLocal,
+        /// Its leases.
+        leases: Leases,
+    },
+    /// Another plugin, by the name of its binary.
+    Foreign(String),
+}
+
+impl Ipam {
+    /// The address management that the configuration asks for. `record` goes beside each lease
+    /// of a served network.
+    ///
+    /// # Errors
+    /// Codes 6 and 7 for a bad configuration.
+    pub fn of(call: &Call, record: Option<LeaseRecord>) -> Result<Self, CniError> {
+        match &call.conf.ipam {
+            None => Ok(Ipam::None),
+            Some(ipam) if ipam.plugin_type == HOST_LOCAL => {
+                let conf = HostLocal::parse(&call.conf, &call.args)?;
+                let records = LeaseRecords::at(&call.paths, &conf.network);
+                let leases = Leases { dir: conf.lease_dir(), records, record };
+                Ok(Ipam::HostLocal { conf, leases })
+            }
+            Some(ipam) => Ok(Ipam::Foreign(ipam.plugin_type.clone())),
+        }
+    }
+
+    /// Gets addresses for the attachment. The result has no interfaces.
+    ///
+    /// # Errors
+    /// As [`Leases::allocate`]; the foreign plugin's own error.
+    pub fn add(&self, call: &Call) -> Result<CniResult, CniError> {
+        match self {
+            Ipam::None => Ok(CniResult::default()),
+            Ipam::HostLocal { conf, leases } => {
+                let dns = conf.resolv_conf.as_deref().map(resolv_conf).transpose()?;
+                let given = leases.allocate(&conf.sets, &call.owner(), &conf.requested)?;
+                let ips = given.iter().map(|l| IpConfig::new(l.address, l.gateway)).collect();
+                let routes = conf.routes.clone();
+                Ok(CniResult { ips, routes, dns: dns.unwrap_or_default(), interfaces: Vec::new() })
+            }
+            Ipam::Foreign(name) => ipam_add(&ProcessExec, name, &call.env, &call.conf),
+        }
+    }
+
+    /// Gives the attachment's addresses back.
+    ///
+    /// # Errors
+    /// Code 5; the foreign plugin's own error.
+    pub fn del(&self, call: &Call) -> Result<(), CniError> {
+        match self {
+            Ipam::None => Ok(()),
+            Ipam::HostLocal { leases, .. } => leases.release(&call.owner()).map(drop),
+            Ipam::Foreign(name) => run(name, Command::Del, call),
+        }
+    }
+
+    /// Does the attachment hold the addresses that its result names?
+    ///
+    /// # Errors
+    /// Code 999 naming what is wrong; the foreign plugin's own error.
+    pub fn check(&self, call: &Call) -> Result<(), CniError> {
+        match self {
+            Ipam::None => Ok(()),
+            Ipam::HostLocal { conf, leases } => {
+                let held = leases.held(&call.owner())?;
+                let named = call.conf.prev_result.iter().flat_map(CniResult::container_ips);
+                check_leases(&call.owner(), conf, &held, named.map(|ip| ip.address.addr()))
+            }
+            Ipam::Foreign(name) => run(name, Command::Check, call),
+        }
+    }
+
+    /// Would an ADD get its addresses?
+    ///
+    /// # Errors
+    /// Code 50; the foreign plugin's own error.
+    pub fn status(&self, call: &Call) -> Result<(), CniError> {
+        match self {
+            Ipam::None => Ok(()),
+            Ipam::HostLocal { conf, leases } => leases.has_free(&conf.sets),
+            Ipam::Foreign(name) => run(name, Command::Status, call),
+        }
+    }
+
+    /// Leases of the network that belong to none of the valid attachments. Those of a foreign
+    /// plugin are its own business.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn stale(&self, valid: &BTreeSet<Owner>) -> Result<Vec<(IpAddr, Owner)>, CniError> {
+        match self {
+            Ipam::HostLocal { leases, .. } => leases.stale(valid),
+            Ipam::None | Ipam::Foreign(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Passes GC on to a foreign plugin.
+    ///
+    /// # Errors
+    /// The foreign plugin's own error.
+    pub fn gc_foreign(&self, call: &Call) -> Result<(), CniError> {
+        match self {
+            Ipam::Foreign(name) => run(name, Command::Gc, call),
+            Ipam::None | Ipam::HostLocal { .. } => Ok(()),
+        }
+    }
+}
+
+fn run(name: &str, command: Command, call: &Call) -> Result<(), CniError> {
+    delegate(&ProcessExec, name, command, &call.env, &call.conf).map(drop)
+}
+
+fn check_leases(
+    owner: &Owner,
+    conf: &HostLocal,
+    held: &[IpAddr],
+    named: impl Iterator<Item = IpAddr>,
+) -> Result<(), CniError> {
+    let dir = conf.lease_dir();
+    if held.is_empty() {
+        return Err(CniError::internal(format!(
+            "host-local: failed to find address added by container {owner} in {}",
+            dir.display()
+        )));
+    }
+    // Addresses of other sources may be in the result of a chain: only own ranges count.
+    let own = named.filter(|ip| conf.sets.iter().any(|set| set.contains(*ip)));
+    for ip in own {
+        if !held.contains(&ip) {
+            return Err(CniError::internal(format!(
+                "the lease of {ip} in {} is missing or another container's: {owner} holds {held:?}",
+                dir.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Name resolution from a file like `/etc/resolv.conf` (resolv.conf(5)).
+fn resolv_conf(path: &Path) -> Result<Dns, CniError> {
+    let content = files::read(path)?.ok_or_else(|| {
+        CniError::invalid_config(format!(
+            "key \"ipam.resolvConf\" names {}, which is not there",
+            path.display()
+        ))
+    })?;
+    let mut dns = Dns::default();
+    for line in String::from_utf8_lossy(&content).lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => dns.nameservers.extend(words.next().map(str::to_owned)),
+            Some("domain") => dns.domain = words.next().unwrap_or_default().to_owned(),
+            Some("search") => dns.search.extend(words.map(str::to_owned)),
+            Some("options") => dns.options.extend(words.map(str::to_owned)),
+            _ => {}
+        }
+    }
+    Ok(dns)
+}

@@ -1,0 +1,162 @@
+//! One question to the agent: is the pod's policy in the kernel?
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long the agent may take, all in all.
+const LIMIT: Duration = Duration::from_secs(2);
+/// A longer reply is none of the agent's.
+const MAX_REPLY: usize = 64 * 1024;
+
+/// What came of asking.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The agent knows the attachment and has done what its policies ask for.
+    Done,
+    /// Nobody listens: no agent runs here.
+    Nobody,
+    /// The agent could not do it, or said nothing in time.
+    Failed(String),
+}
+
+/// Tells the agent of a new attachment (`POST /v1/attachments/CONTAINER-IFNAME`) and waits until
+/// it has done its part.
+pub fn attachment(socket: &Path, container_id: &str, ifname: &str) -> Answer {
+    let mut stream = match UnixStream::connect(socket) {
+        Ok(stream) => stream,
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            return Answer::Nobody;
+        }
+        Err(e) => return Answer::Failed(e.to_string()),
+    };
+    // Interface names may hold what a request line may not.
+    let name = escape(&format!("{container_id}-{ifname}"));
+    let request = format!(
+        "POST /v1/attachments/{name} HTTP/1.1\r\nhost: causeway\r\nconnection: close\r\n\
+         content-length: 0\r\n\r\n"
+    );
+    match exchange(&mut stream, request.as_bytes()) {
+        Ok((200..=299, _)) => Answer::Done,
+        Ok((status, body)) => Answer::Failed(format!("it answered {status}: {body}")),
+        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            Answer::Failed(format!("no answer within {} s", LIMIT.as_secs()))
+        }
+        Err(e) => Answer::Failed(e.to_string()),
+    }
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// Sends a request and reads until the reply is complete: its status and body.
+fn exchange(stream: &mut UnixStream, request: &[u8]) -> io::Result<(u16, String)> {
+    let end = Instant::now() + LIMIT;
+    stream.set_write_timeout(Some(LIMIT))?;
+    stream.write_all(request)?;
+    let mut reply = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let n = match stream.read(&mut chunk) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        reply.extend_from_slice(&chunk[..n]);
+        if let Some(done) = parse(&reply, n == 0)? {
+            return Ok(done);
+        }
+        if n == 0 || reply.len() > MAX_REPLY {
+            return Err(io::Error::other("the reply is cut short or too long"));
+        }
+    }
+}
+
+/// The reply, once its headers and the announced body are there.
+fn parse(reply: &[u8], ended: bool) -> io::Result<Option<(u16, String)>> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut headers);
+    let parsed = response.parse(reply).map_err(|e| io::Error::other(format!("bad reply: {e}")))?;
+    let httparse::Status::Complete(at) = parsed else { return Ok(None) };
+    let status = response.code.unwrap_or_default();
+    let length = response
+        .headers
+        .iter()
+        .find(|h| h.name.eq_ignore_ascii_case("content-length"))
+        .and_then(|h| std::str::from_utf8(h.value).ok()?.trim().parse::<usize>().ok());
+    let body = &reply[at..];
+    let complete = match length {
+        Some(length) => body.len() >= length,
+        None => ended || status == 204,
+    };
+    let text = String::from_utf8_lossy(body).trim().replace('\n', "; ");
+    Ok(complete.then_some((status, text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn ask(reply: &'static [u8]) -> (Answer, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut conn, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let n = conn.read(&mut request).unwrap();
+            for part in reply.chunks(7) {
+                conn.write_all(part).unwrap();
+            }
+            String::from_utf8_lossy(&request[..n]).into_owned()
+        });
+        let answer = attachment(&path, "c1", "eth0");
+        (answer, server.join().unwrap())
+    }
+
+    #[test]
+    fn answers() {
+        let (answer, request) = ask(b"HTTP/1.1 204 No Content\r\n\r\n");
+        assert_eq!(answer, Answer::Done);
+        assert!(request.starts_with("POST /v1/attachments/c1-eth0 HTTP/1.1\r\n"), "{request}");
+        let (answer, _) = ask(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        assert_eq!(answer, Answer::Done);
+        let (answer, _) = ask(b"HTTP/1.1 503 Busy\r\ncontent-length: 5\r\n\r\nlater");
+        assert_eq!(answer, Answer::Failed("it answered 503: later".into()));
+        let (answer, _) = ask(b"nonsense\r\n\r\n");
+        assert!(matches!(answer, Answer::Failed(_)), "{answer:?}");
+    }
+
+    #[test]
+    fn nobody_listens() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        assert_eq!(attachment(&path, "c1", "eth0"), Answer::Nobody);
+        drop(UnixListener::bind(&path).unwrap());
+        assert_eq!(attachment(&path, "c1", "eth0"), Answer::Nobody);
+    }
+
+    #[test]
+    fn names_are_escaped() {
+        assert_eq!(escape("c1-eth0.1"), "c1-eth0.1");
+        assert_eq!(escape("a?b"), "a%3Fb");
+    }
+}

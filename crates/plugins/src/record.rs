@@ -1,0 +1,154 @@
+//! The files shared with the agent: the node file, attachment records and lease records.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use causeway_cni_spec::CniError;
+use causeway_types::state::{AttachmentRecord, LeaseRecord, NodeFile};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::files;
+use crate::paths::Paths;
+
+/// Reads what the agent says of the node; `None` while it has said nothing.
+///
+/// # Errors
+/// Code 5 when the file cannot be read, code 6 when it makes no sense.
+pub fn node_file(paths: &Paths) -> Result<Option<NodeFile>, CniError> {
+    read_json(&paths.node_file)
+}
+
+/// The kernel's boot ID.
+///
+/// # Errors
+/// Code 5.
+pub fn boot_id(paths: &Paths) -> Result<String, CniError> {
+    let content = files::read(&paths.boot_id)?.ok_or_else(|| {
+        CniError::io(format!("{} is not there: is /proc mounted?", paths.boot_id.display()))
+    })?;
+    Ok(String::from_utf8_lossy(&content).trim().to_owned())
+}
+
+/// The directory of attachment records.
+#[derive(Clone, Debug)]
+pub struct Attachments {
+    dir: PathBuf,
+}
+
+impl Attachments {
+    /// The records at their place.
+    pub fn at(paths: &Paths) -> Self {
+        Self { dir: paths.attachments.clone() }
+    }
+
+    fn path(&self, container_id: &str, ifname: &str) -> PathBuf {
+        self.dir.join(AttachmentRecord::file_name(container_id, ifname))
+    }
+
+    /// The record of one attachment. One that cannot be understood counts as missing: everything
+    /// that DEL needs can be derived from the names.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn read(
+        &self,
+        container_id: &str,
+        ifname: &str,
+    ) -> Result<Option<AttachmentRecord>, CniError> {
+        lenient(read_json(&self.path(container_id, ifname)))
+    }
+
+    /// Writes a record in place of an older one.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn write(&self, record: &AttachmentRecord) -> Result<(), CniError> {
+        files::make_dir(&self.dir, 0o700)?;
+        write_json(&self.path(&record.container_id, record.ifname.as_str()), record)
+    }
+
+    /// Erases a record; one that is not there is fine.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn remove(&self, container_id: &str, ifname: &str) -> Result<(), CniError> {
+        files::remove(&self.path(container_id, ifname))
+    }
+
+    /// All records that can be understood.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn list(&self) -> Result<Vec<AttachmentRecord>, CniError> {
+        let mut all = Vec::new();
+        for name in files::names(&self.dir)? {
+            if name.ends_with(".json") && !name.starts_with('.') {
+                all.extend(lenient(read_json(&self.dir.join(name)))?);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The lease records of one network.
+#[derive(Clone, Debug)]
+pub struct LeaseRecords {
+    dir: PathBuf,
+}
+
+impl LeaseRecords {
+    /// The records of a network.
+    pub fn at(paths: &Paths, network: &str) -> Self {
+        Self { dir: paths.lease_records.join(network) }
+    }
+
+    fn path(&self, ip: IpAddr) -> PathBuf {
+        self.dir.join(format!("{ip}.json"))
+    }
+
+    /// The record of an address; `None` also for one that cannot be understood.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn read(&self, ip: IpAddr) -> Result<Option<LeaseRecord>, CniError> {
+        lenient(read_json(&self.path(ip)))
+    }
+
+    /// Writes the record of an address.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn write(&self, ip: IpAddr, record: &LeaseRecord) -> Result<(), CniError> {
+        files::make_dir(&self.dir, 0o700)?;
+        write_json(&self.path(ip), record)
+    }
+
+    /// Erases the record of an address; one that is not there is fine.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn remove(&self, ip: IpAddr) -> Result<(), CniError> {
+        files::remove(&self.path(ip))
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CniError> {
+    let Some(content) = files::read(path)? else { return Ok(None) };
+    serde_json::from_slice(&content).map(Some).map_err(|e| {
+        CniError::decoding(format!("cannot understand {}: {e}; remove it", path.display()))
+    })
+}
+
+fn lenient<T>(read: Result<Option<T>, CniError>) -> Result<Option<T>, CniError> {
+    match read {
+        Err(e) if e.code == causeway_cni_spec::code::DECODING_FAILURE => Ok(None),
+        other => other,
+    }
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), CniError> {
+    let mut text = serde_json::to_vec_pretty(value).expect("plain structs always serialize");
+    text.push(b'\n');
+    files::replace(path, &text)
+}
