@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The lab: a whole multi-node pod network on one machine.
+
+pub mod api;

@@ -1,0 +1,155 @@
+//! The HTTPS server: several listening sockets, HTTP/1.1 and HTTP/2, one task per connection.
+
+use std::io;
+use std::net::TcpListener as StdListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use super::faults::Faults;
+use super::store::Store;
+use super::tls::{Identity, TlsError};
+
+mod body;
+mod guard;
+mod handle;
+mod negotiate;
+mod read;
+mod route;
+mod stream;
+mod sub;
+mod write;
+
+/// A client that has not finished its TLS handshake after this time is let go.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Settings of the server.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The lab's name, for messages.
+    pub lab: String,
+    /// The Kubernetes version that `/version` tells, for example `v1.32.0`; `+causeway-lab` is
+    /// appended.
+    pub version: String,
+    /// The bearer token that every request needs.
+    pub token: String,
+    /// Names and addresses under which clients may call the server (their `Host` header, without
+    /// the port). Give the same names to [`Identity::new`].
+    pub hosts: Vec<String>,
+    /// Certificate and key.
+    pub identity: Identity,
+    /// Faults, changed here or through `/causeway.lab/faults`.
+    pub faults: Arc<Faults>,
+    /// Time between bookmarks of an idle watch that asked for them.
+    pub bookmarks: Duration,
+}
+
+impl Config {
+    /// Settings with a random token, version v1.32.0 and a bookmark every minute.
+    pub fn new(lab: &str, hosts: Vec<String>) -> Result<Self, TlsError> {
+        Ok(Config {
+            lab: lab.into(),
+            version: "v1.32.0".into(),
+            token: super::random_token(),
+            identity: Identity::new(lab, &hosts)?,
+            hosts,
+            faults: Arc::default(),
+            bookmarks: Duration::from_secs(60),
+        })
+    }
+
+    /// The kubeconfig for a server URL such as `https://127.0.0.1:6443`.
+    pub fn kubeconfig(&self, server: &str) -> String {
+        super::kubeconfig(&self.lab, server, &self.identity.ca_pem, &self.token)
+    }
+}
+
+/// Why the server does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A listening socket cannot be used.
+    #[error("cannot listen on the lab's API socket: {0}: pass a socket that is bound and listening")]
+    Listen(#[from] io::Error),
+}
+
+/// What every request needs.
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) store: Store,
+}
+
+/// Serves the API on sockets that listen already (they may belong to different network namespaces)
+/// until `shutdown` is done; then all connections are closed.
+///
+/// Errors: a certificate or a socket that cannot be used.
+pub async fn serve(
+    config: Config,
+    store: Store,
+    listeners: Vec<StdListener>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let acceptor = TlsAcceptor::from(config.identity.server()?);
+    let context = Arc::new(Context { config, store });
+    let mut tasks = JoinSet::new();
+    for listener in listeners {
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        tasks.spawn(accept(listener, acceptor.clone(), context.clone()));
+    }
+    shutdown.await;
+    // The accepting tasks own the tasks of their connections: dropping them closes everything.
+    tasks.shutdown().await;
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, acceptor: TlsAcceptor, context: Arc<Context>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(_) if context.config.faults.refusing() => {}
+                Ok((stream, _)) => drop(connections.spawn(connection(stream, acceptor.clone(), context.clone()))),
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection to the lab's API: {error}");
+                    // Out of file descriptors: they come back as connections end.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, context: Arc<Context>) {
+    let mut interrupts = context.config.faults.interrupts();
+    // Small answers and watch events must not wait for each other.
+    let _ = stream.set_nodelay(true);
+    let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
+    let Ok(Ok(stream)) = handshake.await else {
+        tracing::debug!("a connection to the lab's API ended in the TLS handshake");
+        return;
+    };
+    let service = service_fn(move |request| {
+        let context = context.clone();
+        async move { Ok::<_, std::convert::Infallible>(handle::handle(context, request).await) }
+    });
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let serving = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::select! {
+        result = serving => {
+            if let Err(error) = result {
+                tracing::debug!("a connection to the lab's API ended: {error}");
+            }
+        }
+        () = interrupts.connection() => {}
+    }
+}
