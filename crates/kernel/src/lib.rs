@@ -1,1 +1,14 @@
-//! Placeholder.
+//! The only part of Causeway that changes anything: network namespaces, links, addresses, routes,
+//! neighbours, forwarding entries, kernel parameters, nftables and connection tracking.
+//!
+//! Blocking, without threads of its own beside the short ones that enter a namespace, and without
+//! a notion of why an object exists. [`Handle`] is bound to one namespace: [`Handle::observe`]
+//! says what is there and [`Handle::apply`] does what a plan says, in the words of
+//! `causeway-model`.
+
+pub mod error;
+pub mod netns;
+pub mod sock;
+
+pub use error::{Error, OpError, Refusal};
+pub use netns::NetNs;
