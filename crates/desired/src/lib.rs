@@ -3,4 +3,11 @@
 //! A pure function of its inputs: no sockets, no time, no ifindexes, no retries. The order in
 //! which events arrived cannot matter, because events are not an input.
 
+pub mod cidrs;
+pub mod conflist;
+mod guard;
 pub mod input;
+mod nft_agent;
+pub mod node;
+pub mod pod;
+mod roads;
