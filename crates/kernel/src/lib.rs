@@ -6,9 +6,15 @@
 //! says what is there and [`Handle::apply`] does what a plan says, in the words of
 //! `causeway-model`.
 
+mod apply;
+mod devices;
 pub mod error;
+pub mod handle;
 pub mod netns;
+mod rtnl;
 pub mod sock;
+pub mod sysctl;
 
 pub use error::{Error, OpError, Refusal};
+pub use handle::{Handle, Routes, Scope};
 pub use netns::NetNs;

@@ -53,6 +53,8 @@ const RECEIVE_QUEUE: usize = 4 * 1024 * 1024;
 const SEND_CHUNK: usize = 64 * 1024;
 /// The most acknowledgements that are outstanding at a time; see [`RECEIVE_QUEUE`].
 const ACKS_CHUNK: usize = 1024;
+/// The most answers that are outstanding at a time.
+const GETS_CHUNK: usize = 128;
 /// How often a dump is repeated when the table changes under it.
 const DUMP_TRIES: u32 = 32;
 
@@ -349,22 +351,46 @@ impl Socket {
         &mut self,
         what: &'static str,
         request: Request,
-        mut read: impl FnMut(Reply<'_>) -> Option<T>,
+        read: impl FnMut(Reply<'_>) -> Option<T>,
     ) -> Result<Option<T>, Error> {
-        let range = self.send(&[request])?;
-        let mut found = None;
-        loop {
-            // Without NLM_F_ACK the answer itself, or the refusal, ends the exchange.
-            for reply in Reply::split(self.receive()?).filter(|r| range.contains(&r.seq)) {
-                match reply.outcome() {
-                    None => found = read(reply),
-                    Some(Ok(())) => {}
-                    Some(Err(refusal)) if refusal.is_gone() => {}
-                    Some(Err(refusal)) => return Err(Error::refused(what, refusal)),
+        Ok(self.get_all(what, vec![request], read)?.pop().flatten())
+    }
+
+    /// Asks for several objects, each by a request of its own, and answers in their order; `None`
+    /// where the kernel has nothing of the kind (ENODEV, ENOENT, …).
+    ///
+    /// # Errors
+    /// Any other refusal, with `what` as its context.
+    pub fn get_all<T>(
+        &mut self,
+        what: &'static str,
+        requests: Vec<Request>,
+        mut read: impl FnMut(Reply<'_>) -> Option<T>,
+    ) -> Result<Vec<Option<T>>, Error> {
+        let mut found = Vec::with_capacity(requests.len());
+        // Answers are larger than acknowledgements, so fewer of them may be outstanding.
+        for requests in requests.chunks(GETS_CHUNK) {
+            let first = *self.send(requests)?.start();
+            // Without NLM_F_ACK each request gets exactly one message: the object or a refusal.
+            // They come in order, because the kernel works on them in order.
+            let mut open = first..first + requests.len() as u32;
+            while !open.is_empty() {
+                let datagram = self.receive()?;
+                for reply in Reply::split(datagram) {
+                    if reply.seq != open.start || open.is_empty() {
+                        continue;
+                    }
+                    open.start += 1;
+                    match reply.outcome() {
+                        None => found.push(read(reply)),
+                        Some(Ok(())) => found.push(None),
+                        Some(Err(refusal)) if refusal.is_gone() => found.push(None),
+                        Some(Err(refusal)) => return Err(Error::refused(what, refusal)),
+                    }
                 }
-                return Ok(found);
             }
         }
+        Ok(found)
     }
 
     /// Takes a dump and decodes it. A dump during which the table changed is thrown away and taken

@@ -1,0 +1,95 @@
+//! Addresses of interfaces.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use causeway_model::Addr;
+use ipnet::IpNet;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+
+use super::read::{self, Names};
+use super::{family_of, request};
+use crate::sock::{CREATE, EXCL, REPLACE, Reply, Request, attributes};
+
+/// `struct ifaddrmsg`.
+const HEADER: usize = 8;
+
+/// The request for a dump of the addresses of both families.
+pub(crate) fn dump() -> Request {
+    request(&RouteNetlinkMessage::GetAddress(AddressMessage::default()), 0)
+}
+
+/// The request that adds an address.
+pub(crate) fn create(addr: &Addr, index: u32) -> Request {
+    request(&RouteNetlinkMessage::NewAddress(whole(addr, index)), CREATE | EXCL)
+}
+
+/// The request that gives an address other flags.
+pub(crate) fn change(addr: &Addr, index: u32) -> Request {
+    request(&RouteNetlinkMessage::NewAddress(whole(addr, index)), CREATE | REPLACE)
+}
+
+/// The request that removes an address.
+pub(crate) fn remove(addr: &Addr, index: u32) -> Request {
+    request(&RouteNetlinkMessage::DelAddress(bare(addr, index)), 0)
+}
+
+fn bare(addr: &Addr, index: u32) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family_of(addr.addr.addr());
+    message.header.prefix_len = addr.addr.prefix_len();
+    message.header.index = index;
+    message.attributes = vec![
+        AddressAttribute::Address(addr.addr.addr()),
+        AddressAttribute::Local(addr.addr.addr()),
+    ];
+    message
+}
+
+fn whole(addr: &Addr, index: u32) -> AddressMessage {
+    let mut message = bare(addr, index);
+    let mut flags = AddressFlags::empty();
+    if addr.noprefixroute {
+        flags |= AddressFlags::Noprefixroute;
+    }
+    if addr.addr.addr().is_ipv6() {
+        flags |= AddressFlags::Nodad;
+    }
+    if !flags.is_empty() {
+        message.attributes.push(AddressAttribute::Flags(flags));
+    }
+    message.attributes.extend(broadcast(addr.addr).map(AddressAttribute::Broadcast));
+    message
+}
+
+/// The broadcast address of an IPv4 network that has room for one (RFC 3021: a /31 has not).
+fn broadcast(net: IpNet) -> Option<Ipv4Addr> {
+    match net {
+        IpNet::V4(net) if net.prefix_len() < 31 => Some(net.broadcast()),
+        _ => None,
+    }
+}
+
+/// Reads an address message.
+pub(crate) fn decode(reply: Reply<'_>, names: &Names) -> Option<Addr> {
+    let header = reply.body.get(..HEADER)?;
+    let family = read::family(header)?;
+    let mut flags = u32::from(header[2]);
+    let (mut address, mut local): (Option<IpAddr>, Option<IpAddr>) = (None, None);
+    for (kind, value) in attributes(&reply.body[HEADER..]) {
+        match kind {
+            libc::IFA_ADDRESS => address = read::ip(value),
+            // On a point-to-point link IFA_ADDRESS is the other side's.
+            libc::IFA_LOCAL => local = read::ip(value),
+            libc::IFA_FLAGS => flags = read::number(value)?,
+            _ => {}
+        }
+    }
+    let ip = local.or(address)?;
+    (ip.is_ipv4() == (family == causeway_types::Family::V4)).then_some(())?;
+    Some(Addr {
+        dev: names.get(&read::number_at(header, 4)?)?.clone(),
+        addr: IpNet::new(ip, header[1]).ok()?,
+        noprefixroute: flags & libc::IFA_F_NOPREFIXROUTE != 0,
+    })
+}
