@@ -26,9 +26,9 @@ pub enum Ipam {
     /// The own host-local.
     HostLocal {
         /// Its configuration.
-        conf: HostLocal,
+        conf: Box<HostLocal>,
         /// Its leases.
-        leases: Leases,
+        leases: Box<Leases>,
     },
     /// Another plugin, by the name of its binary.
     Foreign(String),
@@ -46,8 +46,8 @@ impl Ipam {
             Some(ipam) if ipam.plugin_type == HOST_LOCAL => {
                 let conf = HostLocal::parse(&call.conf, &call.args)?;
                 let records = LeaseRecords::at(&call.paths, &conf.network);
-                let leases = Leases { dir: conf.lease_dir(), records, record };
-                Ok(Ipam::HostLocal { conf, leases })
+                let leases = Box::new(Leases { dir: conf.lease_dir(), records, record });
+                Ok(Ipam::HostLocal { conf: Box::new(conf), leases })
             }
             Some(ipam) => Ok(Ipam::Foreign(ipam.plugin_type.clone())),
         }

@@ -7,15 +7,22 @@
 //! (`causeway_types::state::NodeFile`), and only where a pod's namespace has policies does an ADD
 //! wait for the agent's word.
 
+mod attachment;
+mod bridge;
 pub mod call;
+mod causeway;
 mod files;
 mod host_local;
 pub mod ipam;
 pub mod leases;
+mod loopback;
+mod names;
+mod node;
 pub mod notify;
 mod paths;
 pub mod record;
 pub mod rollback;
+mod space;
 pub mod store;
 
 use std::io::{Read, Write};
@@ -36,7 +43,12 @@ trait Plugin {
 }
 
 /// The types, by the names of their files.
-const TYPES: [(&str, &dyn Plugin); 1] = [(ipam::HOST_LOCAL, &host_local::HostLocalPlugin)];
+const TYPES: [(&str, &dyn Plugin); 4] = [
+    ("bridge", &bridge::BridgePlugin),
+    ("causeway", &causeway::CausewayPlugin),
+    (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),
+    ("loopback", &loopback::LoopbackPlugin),
+];
 
 fn plugin(name: &str) -> Option<&'static dyn Plugin> {
     TYPES.iter().find(|(n, _)| *n == name).map(|(_, plugin)| *plugin)

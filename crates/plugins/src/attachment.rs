@@ -1,0 +1,259 @@
+//! Putting an attachment into the two namespaces, and taking it out again.
+
+use std::net::IpAddr;
+
+use causeway_cni_spec::{CniError, CniResult, Interface};
+use causeway_desired::pod::{PodContext, host_objects};
+use causeway_model::{Desired, Key, Link, Object, Observed};
+use causeway_types::state::AttachmentRecord;
+use causeway_types::{IfName, Mac, Mtu, names};
+
+use crate::call::Call;
+use crate::ipam::Ipam;
+use crate::node::Served;
+use crate::paths::Paths;
+use crate::record::Attachments;
+use crate::rollback::Rollback;
+use crate::space::Space;
+
+/// What an attachment puts where.
+pub(crate) struct Wiring<'a> {
+    /// What the node's namespace holds for it.
+    pub host: Desired,
+    /// What the pod's namespace holds.
+    pub pod: Desired,
+    /// The node, when a record is to be kept and the agent to be told.
+    pub served: Option<&'a Served>,
+}
+
+/// The node as `causeway-desired` needs to know it.
+pub(crate) fn context(served: bool) -> PodContext {
+    PodContext { served, hairpin: false, route_protocol: names::ROUTE_PROTOCOL }
+}
+
+/// Gets the addresses, with their return noted.
+///
+/// # Errors
+/// As [`Ipam::add`]; code 999 when the IPAM plugin gave none.
+pub(crate) fn addresses(
+    call: &Call,
+    ipam: &Ipam,
+    rollback: &mut Rollback,
+) -> Result<CniResult, CniError> {
+    let given = ipam.add(call)?;
+    let (call, ipam) = (call.clone(), ipam.clone());
+    let asked = !matches!(ipam, Ipam::None);
+    rollback.on_failure(move || ipam.del(&call));
+    if asked && given.ips.is_empty() {
+        return Err(CniError::internal("the IPAM plugin returned no address"));
+    }
+    Ok(given)
+}
+
+/// Refuses to go on when the node's end exists: it would be another attachment's, or one that no
+/// DEL has removed.
+///
+/// # Errors
+/// Code 999.
+pub(crate) fn refuse_existing(node: &mut Space, record: &AttachmentRecord) -> Result<(), CniError> {
+    if node.link(&record.host_ifname)?.is_none() {
+        return Ok(());
+    }
+    Err(CniError::internal(format!(
+        "interface {} of container {} ({}) exists already: call DEL before another ADD",
+        record.host_ifname, record.container_id, record.ifname
+    )))
+}
+
+/// Makes the attachment: the record first, then the node's side with the veth pair, then the
+/// pod's side, then the record is completed and the agent told.
+///
+/// # Errors
+/// What failed; `rollback` then holds how to undo it.
+pub(crate) fn wire(
+    call: &Call,
+    node: &mut Space,
+    record: &AttachmentRecord,
+    wiring: &Wiring<'_>,
+    rollback: &mut Rollback,
+) -> Result<(), CniError> {
+    let records = Attachments::at(&call.paths);
+    if wiring.served.is_some() {
+        note_record(&records, record, rollback)?;
+    }
+    // Opened first: a path that is no namespace must fail before anything is made.
+    let mut pod = Space::pod(&record.netns)?;
+    refuse_taken_name(&mut pod, record)?;
+    let host = wiring.host.clone();
+    let addresses = addresses_of(record);
+    rollback.on_failure(move || remove(&mut Space::node()?, &host, &addresses));
+    node.make(&wiring.host, &Observed::default()).map_err(|e| node.error(&e))?;
+    pod.make(&wiring.pod, &born(&wiring.pod)).map_err(|e| pod.error(&e))?;
+    let Some(served) = wiring.served else { return Ok(()) };
+    records.write(&AttachmentRecord { pending: false, ..record.clone() })?;
+    served.confirm(call)
+}
+
+fn note_record(
+    records: &Attachments,
+    record: &AttachmentRecord,
+    rollback: &mut Rollback,
+) -> Result<(), CniError> {
+    let (again, id, ifname) =
+        (records.clone(), record.container_id.clone(), record.ifname.to_string());
+    rollback.on_failure(move || again.remove(&id, &ifname));
+    records.write(record)
+}
+
+fn refuse_taken_name(pod: &mut Space, record: &AttachmentRecord) -> Result<(), CniError> {
+    if pod.link(&record.ifname)?.is_none() {
+        return Ok(());
+    }
+    Err(CniError::internal(format!(
+        "interface {} already exists in {}: another network made it; choose another CNI_IFNAME",
+        record.ifname, record.netns
+    )))
+}
+
+/// The pod's end as it is born with the veth pair: everything but up.
+fn born(pod: &Desired) -> Observed {
+    let links = pod.iter().filter_map(|(_, entry)| match &entry.object {
+        Object::Link(link) => Some(Object::Link(Link { up: false, ..link.clone() })),
+        _ => None,
+    });
+    links.collect()
+}
+
+/// The pod's addresses without their lengths.
+pub(crate) fn addresses_of(record: &AttachmentRecord) -> Vec<IpAddr> {
+    record.addresses.iter().map(|a| a.addr()).collect()
+}
+
+/// Takes an attachment out of the node's namespace, and with the pair the pod's end out of the
+/// pod's: first the link, so that the pod sends no more, then all that was there for it, then the
+/// connections of its addresses. What is gone is fine.
+///
+/// # Errors
+/// Code 999 naming what stays; all the rest is removed.
+pub(crate) fn remove(
+    node: &mut Space,
+    host: &Desired,
+    addresses: &[IpAddr],
+) -> Result<(), CniError> {
+    let removed = node.unmake(host);
+    for address in addresses {
+        node.forget_connections(*address)?;
+    }
+    removed
+}
+
+/// Removes an attachment with everything that is kept of it: interfaces, rules, connections,
+/// leases and, last, the record.
+///
+/// # Errors
+/// What stays. The record and the lease are kept then, so that another DEL tries again.
+pub(crate) fn detach(
+    paths: &Paths,
+    node: &mut Space,
+    record: &AttachmentRecord,
+    kept: Kept,
+    release: impl FnOnce() -> Result<(), CniError>,
+) -> Result<(), CniError> {
+    let records = Attachments::at(paths);
+    if kept.record && !record.pending {
+        records.write(&AttachmentRecord { pending: true, ..record.clone() })?;
+    }
+    let host = host_objects(record, &context(kept.served));
+    remove(node, &host, &addresses_of(record))?;
+    release()?;
+    records.remove(&record.container_id, record.ifname.as_str())
+}
+
+/// What there is of an attachment beside interfaces and leases.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    /// A record on disk.
+    pub record: bool,
+    /// Guards, neighbours and forwarding entries of a served network.
+    pub served: bool,
+}
+
+/// What an earlier ADD of the same attachment left when it was killed, or what outlived a boot,
+/// is removed: its record says so. A complete record of this boot is a second ADD.
+///
+/// # Errors
+/// Code 999 for a second ADD; what could not be removed.
+pub(crate) fn clear_unfinished(
+    call: &Call,
+    served: &Served,
+    ipam: &Ipam,
+    node: &mut Space,
+) -> Result<(), CniError> {
+    let records = Attachments::at(&call.paths);
+    let (id, ifname) = (&call.env.container_id, &call.env.ifname);
+    let Some(record) = records.read(id, ifname)? else { return Ok(()) };
+    if !record.pending && record.boot_id == served.boot_id {
+        return Err(CniError::internal(format!(
+            "container {id} ({ifname}) is attached to network {} already, with {:?}: duplicate \
+             allocation is not allowed; call DEL first",
+            record.network, record.addresses
+        )));
+    }
+    let host = host_objects(&record, &context(true));
+    remove(node, &host, &addresses_of(&record))?;
+    ipam.del(call)?;
+    records.remove(id, ifname)
+}
+
+/// For records that only name what is to be removed: no MTU is looked at then.
+pub(crate) fn any_mtu() -> Mtu {
+    Mtu::new(Mtu::IPV6_MIN).expect("a valid MTU")
+}
+
+/// Is everything there, and as it should be? Kernel parameters are left out: others may have
+/// their reasons to change them.
+///
+/// # Errors
+/// Code 999 naming the first object that is missing or different.
+pub(crate) fn verify(space: &mut Space, desired: &Desired) -> Result<(), CniError> {
+    let entries = desired.iter().filter(|(key, _)| !matches!(key, Key::Sysctl(_)));
+    let keys: Vec<Key> = entries.map(|(key, _)| key.clone()).collect();
+    let observed = space.observe(&keys)?;
+    for key in keys {
+        let Some(wanted) = desired.get(&key) else { continue };
+        match observed.get(&key) {
+            None => return Err(space.broken(&key, &wanted.why, "is missing")),
+            Some(have) if !wanted.object.satisfied_by(have) => {
+                return Err(space.broken(&key, &wanted.why, "has been changed"));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The result: the bridge, if there is one, the node's end and the pod's end, which holds the
+/// addresses.
+pub(crate) fn answer(
+    record: &AttachmentRecord,
+    bridge_mac: Option<Mac>,
+    mut result: CniResult,
+) -> CniResult {
+    let interface = |name: &IfName, mac: Mac, mtu| Interface {
+        name: name.to_string(),
+        mac: mac.to_string(),
+        mtu,
+        ..Interface::default()
+    };
+    let mtu = Some(record.mtu.get());
+    let bridge = record.bridge.as_ref().zip(bridge_mac);
+    result.interfaces = bridge.map(|(name, mac)| interface(name, mac, None)).into_iter().collect();
+    result.interfaces.push(interface(&record.host_ifname, record.host_mac, mtu));
+    let pod = interface(&record.ifname, record.mac, mtu);
+    let at = result.interfaces.len() as u32;
+    result.interfaces.push(Interface { sandbox: record.netns.clone(), ..pod });
+    for ip in &mut result.ips {
+        ip.interface = Some(at);
+    }
+    result
+}

@@ -1,0 +1,249 @@
+//! ADD.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use causeway_cni_spec::{CniError, CniResult};
+use causeway_model::{Addr, Desired, Key, Link, LinkKind, Object, Observed};
+use causeway_plan::Op;
+use causeway_types::state::{Attach, AttachmentRecord};
+use causeway_types::{Cidr, Family, Mac, Mtu};
+use ipnet::IpNet;
+
+use super::conf::BridgeConf;
+use super::objects::{self, Bridge};
+use crate::attachment::{self, Wiring};
+use crate::call::Call;
+use crate::ipam::Ipam;
+use crate::names::Derived;
+use crate::node::Served;
+use crate::record;
+use crate::rollback::Rollback;
+use crate::space::{Failed, Space};
+
+/// The MTU that the kernel gives bridges and veths (`ETH_DATA_LEN`).
+const DEFAULT_MTU: u32 = 1500;
+/// How often to look again when somebody else makes the same bridge at the same time.
+const TRIES: usize = 5;
+
+pub(super) fn add(call: &Call) -> Result<CniResult, CniError> {
+    let mut rollback = Rollback::new();
+    match attach(call, &mut rollback) {
+        Ok(result) => {
+            rollback.commit();
+            Ok(result)
+        }
+        Err(error) => Err(rollback.fail(error)),
+    }
+}
+
+fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
+    let conf = BridgeConf::parse(call)?;
+    let netns = call.netns()?;
+    let mut ends = Derived::of(call)?;
+    if let Some(mac) = call.mac()? {
+        ends.mac = mac;
+    }
+    let served = Served::if_served(call)?;
+    let mut node = Space::node()?;
+    let ipam = Ipam::of(call, served.as_ref().map(|s| s.lease_record(call)))?;
+    if let Some(served) = &served {
+        attachment::clear_unfinished(call, served, &ipam, &mut node)?;
+    }
+    let given = attachment::addresses(call, &ipam, rollback)?;
+    let result = objects::complete(&conf, given);
+    let record = record(call, &conf, ends, netns, served.as_ref(), &result);
+    attachment::refuse_existing(&mut node, &record)?;
+
+    let bridge = ensure_bridge(&mut node, call, &conf, served.as_ref(), &record, &result)?;
+    let wiring = Wiring {
+        host: objects::host(&conf, &record, served.is_some()),
+        pod: objects::pod(&record, bridge.mac, served.is_some(), &result.routes)?,
+        served: served.as_ref(),
+    };
+    attachment::wire(call, &mut node, &record, &wiring, rollback)?;
+    Ok(attachment::answer(&record, Some(bridge.mac), result))
+}
+
+pub(super) fn record(
+    call: &Call,
+    conf: &BridgeConf,
+    ends: Derived,
+    netns: String,
+    served: Option<&Served>,
+    result: &CniResult,
+) -> AttachmentRecord {
+    let default = || Mtu::new(DEFAULT_MTU).expect("a valid MTU");
+    let mut gateways: Vec<IpAddr> = Vec::new();
+    for gateway in result.ips.iter().filter_map(|ip| ip.gateway) {
+        if !gateways.iter().any(|g| Family::of(*g) == Family::of(gateway)) {
+            gateways.push(gateway);
+        }
+    }
+    let mtu = conf.mtu.or(served.map(|s| s.file.mtu)).unwrap_or_else(default);
+    AttachmentRecord {
+        container_id: call.env.container_id.clone(),
+        ifname: ends.ifname,
+        pod: call.pod(),
+        netns,
+        network: call.conf.name.clone(),
+        attach: Attach::Bridge,
+        pending: true,
+        host_ifname: ends.host_ifname,
+        mac: ends.mac,
+        host_mac: ends.host_mac,
+        mtu,
+        addresses: result.ips.iter().map(|ip| ip.address).collect(),
+        gateways,
+        bridge: Some(conf.bridge.clone()),
+        masquerade_except: conf.ip_masq.then(|| exceptions(served, result)),
+        boot_id: served.map(|s| s.boot_id.clone()).unwrap_or_default(),
+    }
+}
+
+/// What is not masqueraded: the pods' own networks, multicast and, on a served network, all pods
+/// of the cluster.
+fn exceptions(served: Option<&Served>, result: &CniResult) -> Vec<Cidr> {
+    let own: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
+    let cluster = served.into_iter().flat_map(|s| s.file.no_masquerade.iter().copied());
+    let all: BTreeSet<Cidr> = always_excepted(&own).chain(cluster).collect();
+    all.into_iter().collect()
+}
+
+/// What no pod is masqueraded for, whoever serves it.
+pub(super) fn always_excepted(addresses: &[IpNet]) -> impl Iterator<Item = Cidr> + '_ {
+    let multicast = ["224.0.0.0/4", "ff00::/8"].map(|c| c.parse().expect("a valid prefix"));
+    addresses.iter().map(|a| Cidr::of(*a)).chain(multicast)
+}
+
+/// Makes the bridge with its gateway addresses, or gives one that is there what it lacks. Others
+/// may do the same at the same time.
+fn ensure_bridge<'a>(
+    node: &mut Space,
+    call: &Call,
+    conf: &'a BridgeConf,
+    served: Option<&Served>,
+    record: &AttachmentRecord,
+    result: &CniResult,
+) -> Result<Bridge<'a>, CniError> {
+    for _ in 0..TRIES {
+        let found = node.link(&conf.bridge)?;
+        let bridge = Bridge {
+            conf,
+            mac: match found.as_ref().and_then(|link| link.mac) {
+                Some(mac) => mac,
+                None => new_mac(call, conf, served)?,
+            },
+            mtu: Some(record.mtu).filter(|_| found.is_none() && conf.mtu.is_some()),
+            gateways: objects::gateway_addrs(conf, result),
+        };
+        let desired = bridge.objects();
+        let observed = seen(node, conf, found, &bridge, &desired)?;
+        switch_router_advertisements(node, &desired, &observed)?;
+        match node.make(&desired, &observed) {
+            Err(Failed::Op(e)) if e.is_exists() => continue,
+            Err(failed) => return Err(node.error(&failed)),
+            Ok(()) => {}
+        }
+        if conf.promisc {
+            node.set_promisc(&conf.bridge)?;
+        }
+        return Ok(bridge);
+    }
+    Err(CniError::try_again(format!(
+        "bridge {} changes under our hands: something else makes and removes it",
+        conf.bridge
+    )))
+}
+
+fn new_mac(call: &Call, conf: &BridgeConf, served: Option<&Served>) -> Result<Mac, CniError> {
+    match served {
+        Some(served) => Ok(served.bridge_mac(&conf.bridge)),
+        None => Ok(objects::own_bridge_mac(&record::boot_id(&call.paths)?, &conf.bridge)),
+    }
+}
+
+/// What there is of the desired objects. An address of the same family in the place of a
+/// gateway's is removed where that was asked for.
+fn seen(
+    node: &mut Space,
+    conf: &BridgeConf,
+    found: Option<Link>,
+    bridge: &Bridge<'_>,
+    desired: &Desired,
+) -> Result<Observed, CniError> {
+    let sysctls = desired.iter().map(|(key, _)| key).filter(|k| match k {
+        // Parameters of an interface exist with it.
+        Key::Sysctl(path) => found.is_some() || !path.contains(conf.bridge.as_str()),
+        _ => false,
+    });
+    let sysctls: Vec<Key> = sysctls.cloned().collect();
+    let mut observed = node.sysctls(&sysctls)?;
+    let Some(link) = found else { return Ok(observed) };
+    if link.kind != LinkKind::Bridge {
+        return Err(CniError::internal(format!(
+            "interface {} exists and is no bridge: rename it, or name another one by \"bridge\"",
+            conf.bridge
+        )));
+    }
+    let mut first_address = false;
+    if !bridge.gateways.is_empty() {
+        let present = node.addrs(&conf.bridge)?;
+        for gateway in &bridge.gateways {
+            first_address |= !present.contains(gateway);
+        }
+        for addr in present {
+            let addr = Addr { dev: conf.bridge.clone(), addr, noprefixroute: false };
+            observed.insert(Object::Addr(addr));
+        }
+        make_room(node, conf, bridge, &mut observed)?;
+    }
+    // A bridge that got its first address keeps its MAC from now on: written anew, it no longer
+    // follows its ports.
+    let mac = link.mac.filter(|_| !first_address);
+    observed.insert(Object::Link(Link { mac, ..link }));
+    Ok(observed)
+}
+
+fn make_room(
+    node: &mut Space,
+    conf: &BridgeConf,
+    bridge: &Bridge<'_>,
+    observed: &mut Observed,
+) -> Result<(), CniError> {
+    for wanted in &bridge.gateways {
+        let in_the_way = observed.iter().filter_map(|(_, object)| match object {
+            Object::Addr(a) if objects::excludes(wanted, &a.addr) => Some(a.clone()),
+            _ => None,
+        });
+        for addr in in_the_way.collect::<Vec<_>>() {
+            if !conf.force_address {
+                return Err(CniError::internal(format!(
+                    "\"{}\" already has an IP address different from {wanted}: {}; remove it, \
+                     choose another bridge, or set \"forceAddress\"",
+                    conf.bridge, addr.addr
+                )));
+            }
+            let object = Object::Addr(addr);
+            observed.remove(&object.key());
+            node.apply(&[Op::Remove(object)]).map_err(|e| node.error(&Failed::Op(e)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where forwarding of IPv6 is about to be turned on, interfaces that live by router
+/// advertisements must go on listening (`accept_ra` 2): else the node loses its way out.
+fn switch_router_advertisements(
+    node: &mut Space,
+    desired: &Desired,
+    observed: &Observed,
+) -> Result<(), CniError> {
+    let forwarding = objects::forwarding(Family::V6);
+    let key = forwarding.key();
+    let wanted = desired.get(&key).is_some();
+    if wanted && observed.get(&key) != Some(&forwarding) {
+        node.keep_router_advertisements()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! CHECK.
+
+use causeway_cni_spec::{CniError, CniResult};
+use causeway_types::{IfName, Mac, Mtu};
+
+use super::conf::BridgeConf;
+use super::objects::{self, Bridge};
+use crate::attachment;
+use crate::call::Call;
+use crate::ipam::Ipam;
+use crate::names::Derived;
+use crate::node::Served;
+use crate::space::Space;
+
+pub(super) fn check(call: &Call) -> Result<(), CniError> {
+    let conf = BridgeConf::parse(call)?;
+    let netns = call.netns()?;
+    let previous = call.conf.require_prev_result()?;
+    let served = Served::if_served(call)?;
+    Ipam::of(call, None)?.check(call)?;
+
+    let ends = ends(call, &conf, previous)?;
+    let own = own_part(call, previous);
+    let mut record = super::add::record(call, &conf, ends, netns, served.as_ref(), &own);
+    let mut node = Space::node()?;
+    let mut pod = Space::pod(&record.netns)?;
+    let bridge = node
+        .link(&conf.bridge)?
+        .ok_or_else(|| CniError::internal(format!("bridge {} is not there", conf.bridge)))?;
+    if conf.mtu.is_none() && served.is_none() {
+        // The kernel chose it, and may have followed the bridge.
+        record.mtu = pod.link(&record.ifname)?.and_then(|l| l.mtu).unwrap_or(record.mtu);
+    }
+    let mac = bridge.mac.unwrap_or(Mac([0; 6]));
+    let gateways = objects::gateway_addrs(&conf, &own);
+    let bridge = Bridge { conf: &conf, mac, mtu: None::<Mtu>, gateways };
+    attachment::verify(&mut node, &bridge.objects())?;
+    attachment::verify(&mut node, &objects::host(&conf, &record, served.is_some()))?;
+    attachment::verify(&mut pod, &objects::pod(&record, mac, served.is_some(), &own.routes)?)
+}
+
+/// The two ends as the previous result names them: another plugin may have made them.
+fn ends(call: &Call, conf: &BridgeConf, previous: &CniResult) -> Result<Derived, CniError> {
+    let mut ends = Derived::of(call)?;
+    let bad = |e: causeway_types::Invalid| CniError::invalid_config(format!("prevResult: {e}"));
+    for interface in &previous.interfaces {
+        let mac: Option<Mac> = match interface.mac.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(bad)?),
+        };
+        if interface.sandbox.is_empty() && interface.name != conf.bridge.as_str() {
+            ends.host_ifname = IfName::new(&interface.name).map_err(bad)?;
+            ends.host_mac = mac.unwrap_or(ends.host_mac);
+        } else if interface.name == call.env.ifname && !interface.sandbox.is_empty() {
+            ends.mac = mac.unwrap_or(ends.mac);
+        }
+    }
+    Ok(ends)
+}
+
+/// The addresses of this interface, without those of other plugins in the chain.
+fn own_part(call: &Call, previous: &CniResult) -> CniResult {
+    let mut own = previous.clone();
+    own.ips.retain(|ip| match previous.interface_of(ip) {
+        Some(interface) => interface.name == call.env.ifname && !interface.sandbox.is_empty(),
+        None => true,
+    });
+    own
+}

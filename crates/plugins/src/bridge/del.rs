@@ -1,0 +1,171 @@
+//! DEL and GC.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use causeway_cni_spec::{CniError, CniResult};
+use causeway_ipam::Owner;
+use causeway_model::{Link, LinkKind, Object};
+use causeway_plan::Op;
+use causeway_types::state::{Attach, AttachmentRecord};
+use causeway_types::{Cidr, IfName};
+use ipnet::IpNet;
+
+use super::conf::BridgeConf;
+use crate::attachment::{Kept, any_mtu, detach};
+use crate::call::Call;
+use crate::host_local::valid_owners;
+use crate::ipam::Ipam;
+use crate::names::Derived;
+use crate::node::Served;
+use crate::record::Attachments;
+use crate::space::{Failed, Space};
+
+pub(super) fn del(call: &Call) -> Result<(), CniError> {
+    let conf = BridgeConf::parse(call)?;
+    let ipam = Ipam::of(call, None)?;
+    let mut node = Space::node()?;
+    let noted = Attachments::at(&call.paths).read(&call.env.container_id, &call.env.ifname)?;
+    let kept = Kept { record: noted.is_some(), served: noted.is_some() || is_served(call) };
+    let record = match noted {
+        Some(record) => record,
+        None => remembered(call, &conf, &ipam)?,
+    };
+    if !kept.record && node.link(&record.host_ifname)?.is_none() {
+        remove_others(call, &record)?;
+    }
+    detach(&call.paths, &mut node, &record, kept, || ipam.del(call))
+}
+
+/// Without a readable node file it is not known to be served.
+fn is_served(call: &Call) -> bool {
+    Served::if_served(call).is_ok_and(|s| s.is_some())
+}
+
+/// What can be known of an attachment without a record: its names are derived, and the addresses
+/// are those of its leases or, with a foreign IPAM plugin, of the previous result.
+fn remembered(call: &Call, conf: &BridgeConf, ipam: &Ipam) -> Result<AttachmentRecord, CniError> {
+    let ends = Derived::of(call)?;
+    let addresses = match ipam {
+        Ipam::HostLocal { leases, conf } => {
+            let held = leases.held(&call.owner())?;
+            held.into_iter().map(|ip| with_length(ip, conf)).collect()
+        }
+        Ipam::Foreign(_) | Ipam::None => {
+            let ips = call.conf.prev_result.iter().flat_map(CniResult::container_ips);
+            ips.map(|ip| ip.address).collect()
+        }
+    };
+    Ok(skeleton(call, conf, &call.env.container_id, ends, addresses))
+}
+
+fn with_length(ip: IpAddr, conf: &causeway_cni_spec::HostLocal) -> IpNet {
+    let range = conf.sets.iter().find_map(|set| set.range_of(ip));
+    let length = range.map(|r| r.subnet().prefix_len());
+    length.and_then(|l| IpNet::new(ip, l).ok()).unwrap_or(IpNet::from(ip))
+}
+
+/// A record that names what is to be removed.
+fn skeleton(
+    call: &Call,
+    conf: &BridgeConf,
+    container_id: &str,
+    ends: Derived,
+    addresses: Vec<IpNet>,
+) -> AttachmentRecord {
+    let except: BTreeSet<Cidr> = super::add::always_excepted(&addresses).collect();
+    AttachmentRecord {
+        container_id: container_id.to_owned(),
+        ifname: ends.ifname,
+        pod: None,
+        netns: String::new(),
+        network: call.conf.name.clone(),
+        attach: Attach::Bridge,
+        pending: true,
+        host_ifname: ends.host_ifname,
+        mac: ends.mac,
+        host_mac: ends.host_mac,
+        mtu: any_mtu(),
+        addresses,
+        gateways: Vec::new(),
+        bridge: Some(conf.bridge.clone()),
+        masquerade_except: conf.ip_masq.then(|| except.into_iter().collect()),
+        boot_id: String::new(),
+    }
+}
+
+/// An attachment that the reference plugins made has another name on the node: it goes by its
+/// name in the pod. Only where this network is known to have made it.
+fn remove_others(call: &Call, record: &AttachmentRecord) -> Result<(), CniError> {
+    let Ok(netns) = call.netns() else { return Ok(()) };
+    if record.addresses.is_empty() {
+        return Ok(());
+    }
+    let mut pod = Space::pod(&netns)?;
+    match pod.link(&record.ifname)? {
+        Some(link @ Link { kind: LinkKind::Veth { .. }, .. }) => {
+            let op = Op::Remove(Object::Link(link));
+            pod.apply(&[op]).map_err(|e| pod.error(&Failed::Op(e)))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn gc(call: &Call) -> Result<(), CniError> {
+    let conf = BridgeConf::parse(call)?;
+    let ipam = Ipam::of(call, None)?;
+    let valid = valid_owners(call)?;
+    let mut node = Space::node()?;
+    let mut first = None;
+    for record in Attachments::at(&call.paths).list()? {
+        let owner = Owner::new(&record.container_id, record.ifname.as_str());
+        if record.network == call.conf.name && !valid.contains(&owner) {
+            let kept = Kept { record: true, served: true };
+            let gone = detach(&call.paths, &mut node, &record, kept, || release(&ipam, &owner));
+            first = first.or(gone.err());
+        }
+    }
+    for (owner, ips) in by_owner(ipam.stale(&valid)?) {
+        let gone = collect(call, &conf, &ipam, &mut node, &owner, &ips);
+        first = first.or(gone.err());
+    }
+    first = first.or(ipam.gc_foreign(call).err());
+    first.map_or(Ok(()), Err)
+}
+
+fn release(ipam: &Ipam, owner: &Owner) -> Result<(), CniError> {
+    match ipam {
+        Ipam::HostLocal { leases, .. } => leases.release(owner).map(drop),
+        Ipam::Foreign(_) | Ipam::None => Ok(()),
+    }
+}
+
+fn by_owner(stale: Vec<(IpAddr, Owner)>) -> BTreeMap<Owner, Vec<IpAddr>> {
+    let mut all: BTreeMap<Owner, Vec<IpAddr>> = BTreeMap::new();
+    for (ip, owner) in stale {
+        all.entry(owner).or_default().push(ip);
+    }
+    all
+}
+
+/// Removes what belongs to leases without a record.
+fn collect(
+    call: &Call,
+    conf: &BridgeConf,
+    ipam: &Ipam,
+    node: &mut Space,
+    owner: &Owner,
+    ips: &[IpAddr],
+) -> Result<(), CniError> {
+    let Ipam::HostLocal { conf: ranges, leases } = ipam else { return Ok(()) };
+    // The old form of a lease knows no interface: there was one then, and it was this.
+    let ifname = if owner.ifname.is_empty() { "eth0" } else { &owner.ifname };
+    if let Ok(ifname) = IfName::new(ifname) {
+        let ends = Derived::new(&owner.container_id, ifname);
+        let addresses = ips.iter().map(|ip| with_length(*ip, ranges)).collect();
+        let record = skeleton(call, conf, &owner.container_id, ends, addresses);
+        let kept = Kept { record: false, served: is_served(call) };
+        detach(&call.paths, node, &record, kept, || Ok(()))?;
+    }
+    ips.iter().try_for_each(|ip| leases.release_if(*ip, owner))
+}

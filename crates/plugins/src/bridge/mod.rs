@@ -1,0 +1,43 @@
+//! Type `bridge`: a bridge per node that holds the gateway's address, a veth pair per pod.
+//!
+//! Without an agent, or for a network that the agent does not serve, it does what the reference
+//! plugin does. For a served network the port is isolated and guarded, the node answers for the
+//! pod's addresses, and a record is written.
+
+mod add;
+mod check;
+mod conf;
+mod del;
+mod objects;
+
+use causeway_cni_spec::{CniError, CniResult};
+
+use crate::Plugin;
+use crate::call::Call;
+use crate::ipam::Ipam;
+
+/// Type `bridge`.
+pub(crate) struct BridgePlugin;
+
+impl Plugin for BridgePlugin {
+    fn add(&self, call: &Call) -> Result<CniResult, CniError> {
+        add::add(call)
+    }
+
+    fn del(&self, call: &Call) -> Result<(), CniError> {
+        del::del(call)
+    }
+
+    fn check(&self, call: &Call) -> Result<(), CniError> {
+        check::check(call)
+    }
+
+    fn status(&self, call: &Call) -> Result<(), CniError> {
+        conf::BridgeConf::parse(call).map_err(|e| CniError::not_available(e.msg))?;
+        Ipam::of(call, None)?.status(call)
+    }
+
+    fn gc(&self, call: &Call) -> Result<(), CniError> {
+        del::gc(call)
+    }
+}

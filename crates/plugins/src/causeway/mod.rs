@@ -1,0 +1,283 @@
+//! Type `causeway`: attaches pods as the node file says, routed or to the node's bridge.
+
+mod conf;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use causeway_cni_spec::{CniError, CniResult, Route as CniRoute};
+use causeway_desired::pod::{host_objects, pod_objects, routed_gateway};
+use causeway_ipam::Owner as LeaseOwner;
+use causeway_model::{Desired, Neigh, Object, Owner};
+use causeway_types::state::{Attach, AttachmentRecord};
+use causeway_types::{Family, Mac};
+use ipnet::IpNet;
+
+use crate::Plugin;
+use crate::attachment::{self, Kept, Wiring};
+use crate::call::Call;
+use crate::host_local::valid_owners;
+use crate::ipam::Ipam;
+use crate::leases::Leases;
+use crate::names::Derived;
+use crate::node::Served;
+use crate::record::{Attachments, LeaseRecords};
+use crate::rollback::Rollback;
+use crate::space::Space;
+
+/// Type `causeway`.
+pub(crate) struct CausewayPlugin;
+
+impl Plugin for CausewayPlugin {
+    fn add(&self, call: &Call) -> Result<CniResult, CniError> {
+        let mut rollback = Rollback::new();
+        match attach(call, &mut rollback) {
+            Ok(result) => {
+                rollback.commit();
+                Ok(result)
+            }
+            Err(error) => Err(rollback.fail(error)),
+        }
+    }
+
+    fn del(&self, call: &Call) -> Result<(), CniError> {
+        let owner = call.owner();
+        let noted = Attachments::at(&call.paths).read(&owner.container_id, &owner.ifname)?;
+        let kept = Kept { record: noted.is_some(), served: true };
+        let leases = leases(call);
+        let record = match noted {
+            Some(record) => record,
+            None => remembered(call, Derived::of(call)?, &owner, leases.held(&owner)?),
+        };
+        let release = || leases.release(&owner).map(drop);
+        attachment::detach(&call.paths, &mut Space::node()?, &record, kept, release)
+    }
+
+    fn check(&self, call: &Call) -> Result<(), CniError> {
+        conf::check(call)?;
+        let previous = call.conf.require_prev_result()?;
+        let served = Served::require(call)?;
+        let (id, ifname) = (&call.env.container_id, &call.env.ifname);
+        let record = Attachments::at(&call.paths).read(id, ifname)?.ok_or_else(|| {
+            CniError::internal(format!(
+                "there is no attachment record of container {id} ({ifname})"
+            ))
+        })?;
+        same_addresses(&record, call, previous)?;
+        ipam(call, &served)?.check(call)?;
+        let mut node = Space::node()?;
+        let mac = bridge_mac(&mut node, &record)?;
+        attachment::verify(&mut node, &host_objects(&record, &attachment::context(true)))?;
+        attachment::verify(&mut Space::pod(&call.netns()?)?, &pod(&record, mac))
+    }
+
+    fn status(&self, call: &Call) -> Result<(), CniError> {
+        let unavailable = |e: CniError| CniError::not_available(e.msg);
+        conf::check(call).map_err(unavailable)?;
+        let served = Served::require(call).map_err(unavailable)?;
+        ipam(call, &served).map_err(unavailable)?.status(call)
+    }
+
+    fn gc(&self, call: &Call) -> Result<(), CniError> {
+        let valid = valid_owners(call)?;
+        let leases = leases(call);
+        let mut node = Space::node()?;
+        let mut first = None;
+        for record in Attachments::at(&call.paths).list()? {
+            let owner = LeaseOwner::new(&record.container_id, record.ifname.as_str());
+            if record.network == call.conf.name && !valid.contains(&owner) {
+                let kept = Kept { record: true, served: true };
+                let release = || leases.release(&owner).map(drop);
+                let gone = attachment::detach(&call.paths, &mut node, &record, kept, release);
+                first = first.or(gone.err());
+            }
+        }
+        first = first.or(collect(call, &leases, &mut node, &valid).err());
+        first.map_or(Ok(()), Err)
+    }
+}
+
+fn leases(call: &Call) -> Leases {
+    Leases {
+        dir: call.paths.leases.join(&call.conf.name),
+        records: LeaseRecords::at(&call.paths, &call.conf.name),
+        record: None,
+    }
+}
+
+fn ipam(call: &Call, served: &Served) -> Result<Ipam, CniError> {
+    let conf = conf::host_local(call, &served.file)?;
+    let leases = Leases { record: Some(served.lease_record(call)), ..leases(call) };
+    Ok(Ipam::HostLocal { conf: Box::new(conf), leases: Box::new(leases) })
+}
+
+fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
+    conf::check(call)?;
+    let netns = call.netns()?;
+    let mut ends = Derived::of(call)?;
+    if let Some(mac) = call.mac()? {
+        ends.mac = mac;
+    }
+    let served = Served::require(call)?;
+    let ipam = ipam(call, &served)?;
+    let mut node = Space::node()?;
+    attachment::clear_unfinished(call, &served, &ipam, &mut node)?;
+    let given = attachment::addresses(call, &ipam, rollback)?;
+    let record = record(call, &served, ends, netns, &given);
+    attachment::refuse_existing(&mut node, &record)?;
+    let mac = bridge_mac(&mut node, &record)?;
+    let wiring = Wiring {
+        host: host_objects(&record, &attachment::context(true)),
+        pod: pod(&record, mac),
+        served: Some(&served),
+    };
+    attachment::wire(call, &mut node, &record, &wiring, rollback)?;
+    Ok(attachment::answer(&record, mac, result(call, &record)))
+}
+
+fn record(
+    call: &Call,
+    served: &Served,
+    ends: Derived,
+    netns: String,
+    given: &CniResult,
+) -> AttachmentRecord {
+    let file = &served.file;
+    let routed = file.attach == Attach::Routed;
+    let address = |net: IpNet| if routed { IpNet::from(net.addr()) } else { net };
+    let gateway = |net: IpNet, gateway: Option<IpAddr>| match routed {
+        true => Some(routed_gateway(Family::of(net.addr()))),
+        false => gateway,
+    };
+    AttachmentRecord {
+        container_id: call.env.container_id.clone(),
+        ifname: ends.ifname,
+        pod: call.pod(),
+        netns,
+        network: call.conf.name.clone(),
+        attach: file.attach,
+        pending: true,
+        host_ifname: ends.host_ifname,
+        mac: ends.mac,
+        host_mac: ends.host_mac,
+        mtu: file.mtu,
+        addresses: given.ips.iter().map(|ip| address(ip.address)).collect(),
+        gateways: given.ips.iter().filter_map(|ip| gateway(ip.address, ip.gateway)).collect(),
+        bridge: (!routed).then(|| file.bridge.clone()),
+        masquerade_except: None,
+        boot_id: served.boot_id.clone(),
+    }
+}
+
+/// The MAC of the bridge that the attachment goes to, if it goes to one.
+fn bridge_mac(node: &mut Space, record: &AttachmentRecord) -> Result<Option<Mac>, CniError> {
+    let Some(bridge) = &record.bridge else { return Ok(None) };
+    match node.link(bridge)? {
+        Some(link) => Ok(link.mac),
+        None => Err(CniError::try_again(format!(
+            "bridge {bridge} is not there: the agent makes it; see that `causeway agent` runs on \
+             this node"
+        ))),
+    }
+}
+
+/// What the pod's namespace holds. On a bridge the gateway is a permanent neighbour, so that
+/// nobody else can answer for it.
+fn pod(record: &AttachmentRecord, bridge_mac: Option<Mac>) -> Desired {
+    let mut all = pod_objects(record);
+    let Some(mac) = bridge_mac else { return all };
+    for gateway in &record.gateways {
+        let neigh = Neigh {
+            dev: record.ifname.clone(),
+            ip: *gateway,
+            mac: Some(mac),
+            proxy: false,
+            permanent: true,
+        };
+        let why = "nobody else can answer for the gateway";
+        all.add(Owner::Pod(record.owner_name()), why, Object::Neigh(neigh));
+    }
+    all
+}
+
+fn result(call: &Call, record: &AttachmentRecord) -> CniResult {
+    let gateway = |family| record.gateways.iter().copied().find(|g| Family::of(*g) == family);
+    let families = || Family::BOTH.into_iter().filter(|f| record.addrs_of(*f).next().is_some());
+    let ip = |net: &IpNet| causeway_cni_spec::IpConfig::new(*net, gateway(Family::of(net.addr())));
+    CniResult {
+        ips: record.addresses.iter().map(ip).collect(),
+        routes: families().map(|f| CniRoute::new(f.default_route(), gateway(f))).collect(),
+        dns: call.conf.dns.clone(),
+        interfaces: Vec::new(),
+    }
+}
+
+/// What can be known of an attachment without a record: derived names, and its leases.
+fn remembered(
+    call: &Call,
+    ends: Derived,
+    owner: &LeaseOwner,
+    held: Vec<IpAddr>,
+) -> AttachmentRecord {
+    // Without the node file: what a bridge would hold for the pod is then not looked for.
+    let file = crate::record::node_file(&call.paths).ok().flatten();
+    let on_bridge = file.as_ref().filter(|f| f.attach == Attach::Bridge);
+    AttachmentRecord {
+        container_id: owner.container_id.clone(),
+        ifname: ends.ifname,
+        pod: None,
+        netns: String::new(),
+        network: call.conf.name.clone(),
+        attach: if on_bridge.is_some() { Attach::Bridge } else { Attach::Routed },
+        pending: true,
+        host_ifname: ends.host_ifname,
+        mac: ends.mac,
+        host_mac: ends.host_mac,
+        mtu: crate::attachment::any_mtu(),
+        addresses: held.into_iter().map(IpNet::from).collect(),
+        gateways: Vec::new(),
+        bridge: on_bridge.map(|f| f.bridge.clone()),
+        masquerade_except: None,
+        boot_id: String::new(),
+    }
+}
+
+/// Removes what belongs to leases without a valid attachment and without a record.
+fn collect(
+    call: &Call,
+    leases: &Leases,
+    node: &mut Space,
+    valid: &BTreeSet<LeaseOwner>,
+) -> Result<(), CniError> {
+    for (ip, owner) in leases.stale(valid)? {
+        if let Ok(ifname) = causeway_types::IfName::new(&owner.ifname) {
+            let ends = Derived::new(&owner.container_id, ifname);
+            let record = remembered(call, ends, &owner, vec![ip]);
+            let kept = Kept { record: false, served: true };
+            attachment::detach(&call.paths, node, &record, kept, || Ok(()))?;
+        }
+        leases.release_if(ip, &owner)?;
+    }
+    Ok(())
+}
+
+fn same_addresses(
+    record: &AttachmentRecord,
+    call: &Call,
+    previous: &CniResult,
+) -> Result<(), CniError> {
+    let own = |ip: &&causeway_cni_spec::IpConfig| match previous.interface_of(ip) {
+        Some(interface) => interface.name == call.env.ifname,
+        None => true,
+    };
+    let named: BTreeSet<IpAddr> =
+        previous.container_ips().filter(own).map(|ip| ip.address.addr()).collect();
+    let noted: BTreeSet<IpAddr> = attachment::addresses_of(record).into_iter().collect();
+    if named == noted {
+        return Ok(());
+    }
+    Err(CniError::internal(format!(
+        "the attachment record of container {} ({}) holds {noted:?}, the result of ADD {named:?}",
+        record.container_id, record.ifname
+    )))
+}

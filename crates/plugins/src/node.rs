@@ -1,0 +1,89 @@
+//! What the agent says of the node, as a plugin uses it.
+
+use std::net::IpAddr;
+
+use causeway_cni_spec::CniError;
+use causeway_desired::pod;
+use causeway_types::state::{LeaseRecord, NodeFile};
+use causeway_types::{IfName, Mac};
+
+use crate::call::Call;
+use crate::notify::{self, Answer};
+use crate::record;
+
+/// A node whose agent has written its file.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    /// The file.
+    pub file: NodeFile,
+    /// The kernel's boot ID.
+    pub boot_id: String,
+}
+
+impl Served {
+    /// The node, for type `causeway`, which cannot do without.
+    ///
+    /// # Errors
+    /// Code 11 while there is no node file; codes 5 and 6 when it cannot be read.
+    pub(crate) fn require(call: &Call) -> Result<Self, CniError> {
+        Self::read(call)?.ok_or_else(|| {
+            CniError::try_again(format!(
+                "{} is not there: the agent has not written it yet; see that `causeway agent` runs \
+                 on this node, and `causeway status` for what it waits for",
+                call.paths.node_file.display()
+            ))
+        })
+    }
+
+    /// The node, if it serves the call's network of type `bridge`.
+    ///
+    /// # Errors
+    /// Codes 5 and 6 when the node file cannot be read.
+    pub(crate) fn if_served(call: &Call) -> Result<Option<Self>, CniError> {
+        let served = Self::read(call)?;
+        Ok(served.filter(|s| s.file.served.contains(&call.conf.name)))
+    }
+
+    fn read(call: &Call) -> Result<Option<Self>, CniError> {
+        let Some(file) = record::node_file(&call.paths)? else { return Ok(None) };
+        Ok(Some(Self { file, boot_id: record::boot_id(&call.paths)? }))
+    }
+
+    /// What goes beside each lease of the attachment.
+    pub(crate) fn lease_record(&self, call: &Call) -> LeaseRecord {
+        LeaseRecord {
+            container_id: call.env.container_id.clone(),
+            ifname: call.env.ifname.clone(),
+            pod: call.pod(),
+            boot_id: self.boot_id.clone(),
+        }
+    }
+
+    /// The MAC that the node's bridge has, or is to get.
+    pub(crate) fn bridge_mac(&self, bridge: &IfName) -> Mac {
+        let gateways: Vec<IpAddr> = self.file.pod_cidrs.iter().map(|c| c.gateway()).collect();
+        pod::bridge_mac(bridge, &gateways)
+    }
+
+    /// Tells the agent of the attachment. A pod in a namespace with policies may start only when
+    /// the agent has put them into the kernel; any other pod does not need the agent.
+    ///
+    /// # Errors
+    /// Code 11 where the agent's word is needed and did not come.
+    pub(crate) fn confirm(&self, call: &Call) -> Result<(), CniError> {
+        let answer =
+            notify::attachment(&call.paths.agent_socket, &call.env.container_id, &call.env.ifname);
+        let needed = call.pod().filter(|p| self.file.policy_namespaces.contains(&p.namespace));
+        let why = match (answer, needed) {
+            (Answer::Done, _) | (_, None) => return Ok(()),
+            (Answer::Nobody, Some(_)) => "no agent listens there".to_owned(),
+            (Answer::Failed(why), Some(_)) => why,
+        };
+        Err(CniError::try_again(format!(
+            "namespace {} has network policies, and the agent at {} did not confirm that they are \
+             in place: {why}; see that `causeway agent` runs on this node",
+            call.args.pod_namespace().unwrap_or_default(),
+            call.paths.agent_socket.display()
+        )))
+    }
+}

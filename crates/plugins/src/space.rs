@@ -1,0 +1,250 @@
+//! A network namespace during a call: what is there, and operations with errors that speak.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use causeway_cni_spec::CniError;
+use causeway_kernel::{Handle, NetNs, OpError, Routes, Scope, sysctl};
+use causeway_model::{Desired, Key, Link, Object, Observed, Route, Sysctl};
+use causeway_plan::{NftOp, Op, Ownership, TableId, plan, withdraw};
+use causeway_types::{IfName, names};
+use ipnet::IpNet;
+
+/// `RTPROT_RA` (`linux/rtnetlink.h`): made from a router advertisement.
+const PROTO_RA: u8 = 9;
+
+/// Interfaces alone.
+const NOTHING: Scope = Scope {
+    addrs: false,
+    routes: Routes::None,
+    neighbours: false,
+    fdb: false,
+    tables: Vec::new(),
+    sysctls: Vec::new(),
+};
+
+/// The node's namespace, or a pod's.
+pub(crate) struct Space {
+    handle: Handle,
+    /// For messages: `on the node`, `in the pod's namespace /run/netns/x`.
+    place: String,
+}
+
+impl Space {
+    /// The namespace in which the plugin was started.
+    ///
+    /// # Errors
+    /// Code 999 when there is no way to talk to the kernel.
+    pub(crate) fn node() -> Result<Self, CniError> {
+        let handle = Handle::open().map_err(|e| CniError::internal(e.to_string()))?;
+        Ok(Self { handle, place: "on the node".to_owned() })
+    }
+
+    /// A pod's namespace.
+    ///
+    /// # Errors
+    /// Code 4 when the path is no namespace.
+    pub(crate) fn pod(path: &str) -> Result<Self, CniError> {
+        let netns = NetNs::open(Path::new(path))
+            .map_err(|e| CniError::environment(format!("CNI_NETNS: {e}")))?;
+        let handle = Handle::open_in(&netns).map_err(|e| CniError::internal(e.to_string()))?;
+        Ok(Self { handle, place: format!("in the pod's namespace {path}") })
+    }
+
+    /// Does operations in order; they have an effect also after one that failed.
+    ///
+    /// # Errors
+    /// The first that failed.
+    pub(crate) fn apply(&mut self, ops: &[Op]) -> Result<(), OpError> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        self.handle.apply(ops).into_iter().collect()
+    }
+
+    /// Makes what is desired and not observed.
+    ///
+    /// # Errors
+    /// What failed first.
+    pub(crate) fn make(&mut self, desired: &Desired, observed: &Observed) -> Result<(), Failed> {
+        let plan = plan(desired, observed, &Ownership::plugin(names::ROUTE_PROTOCOL));
+        if let Some(conflict) = plan.conflicts.into_iter().next() {
+            return Err(Failed::Conflict(conflict.key, conflict.why));
+        }
+        self.apply(&repeatable(plan.ops)).map_err(Failed::Op)
+    }
+
+    /// Removes what is desired of an attachment, its link first, so that nothing that its pod
+    /// sends meets a half of the rest. What is gone, or still used by others, is fine.
+    ///
+    /// # Errors
+    /// Code 999 with the first that stays; the others are removed all the same.
+    pub(crate) fn unmake(&mut self, desired: &Desired) -> Result<(), CniError> {
+        let mut ops = withdraw(desired);
+        ops.sort_by_key(|op| !matches!(op, Op::Remove(Object::Link(_))));
+        let stays = |e: &OpError| !(e.is_gone() || is_busy_chain(e));
+        match self.handle.apply(&ops).into_iter().filter_map(Result::err).find(stays) {
+            None => Ok(()),
+            Some(error) => Err(self.error(&Failed::Op(error))),
+        }
+    }
+
+    /// An interface.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn link(&mut self, name: &IfName) -> Result<Option<Link>, CniError> {
+        let found = self.handle.link(name).map_err(|e| self.unreadable(&e))?;
+        Ok(found.map(|(_, link)| link))
+    }
+
+    /// The addresses of an interface.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn addrs(&mut self, dev: &IfName) -> Result<Vec<IpNet>, CniError> {
+        let scope = Scope { addrs: true, ..NOTHING };
+        let observed = self.handle.observe(&scope).map_err(|e| self.unreadable(&e))?;
+        let own = observed.iter().filter_map(|(_, object)| match object {
+            Object::Addr(addr) if addr.dev == *dev => Some(addr.addr),
+            _ => None,
+        });
+        Ok(own.collect())
+    }
+
+    /// Those of the objects that are there, and maybe others.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn observe(&mut self, keys: &[Key]) -> Result<Observed, CniError> {
+        let mut scope = NOTHING;
+        for key in keys {
+            match key {
+                Key::Link(_) => {}
+                Key::Sysctl(path) => scope.sysctls.push(path.clone()),
+                Key::Addr { .. } => scope.addrs = true,
+                Key::Neigh { .. } => scope.neighbours = true,
+                Key::Fdb { .. } => scope.fdb = true,
+                Key::Table { family, name } => {
+                    scope.tables.push(TableId { family: *family, name: name.clone() });
+                }
+                Key::Route { table, .. } => {
+                    let main = *table == Route::MAIN && scope.routes != Routes::All;
+                    scope.routes = if main { Routes::Table(*table) } else { Routes::All };
+                }
+            }
+        }
+        self.handle.observe(&scope).map_err(|e| self.unreadable(&e))
+    }
+
+    /// Kernel parameters of the node as they are; those that are not there are left out.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn sysctls(&mut self, keys: &[Key]) -> Result<Observed, CniError> {
+        let mut found = Observed::default();
+        for key in keys {
+            let Key::Sysctl(path) = key else { continue };
+            if let Some(value) = sysctl::read(path).map_err(|e| self.unreadable(&e))? {
+                found.insert(Object::Sysctl(Sysctl { path: path.clone(), value }));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Lets interfaces that live by router advertisements go on listening to them once the node
+    /// forwards IPv6 (`accept_ra` 2, Documentation/networking/ip-sysctl.rst).
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say, or refuses.
+    pub(crate) fn keep_router_advertisements(&mut self) -> Result<(), CniError> {
+        let scope = Scope { routes: Routes::Table(Route::MAIN), ..NOTHING };
+        let observed = self.handle.observe(&scope).map_err(|e| self.unreadable(&e))?;
+        let devices: BTreeSet<IfName> = observed
+            .iter()
+            .filter_map(|(_, object)| match object {
+                Object::Route(route) if route.protocol == PROTO_RA => route.dev.clone(),
+                _ => None,
+            })
+            .collect();
+        for dev in devices {
+            let path = format!("net/ipv6/conf/{dev}/accept_ra");
+            if sysctl::read(&path).map_err(|e| self.unreadable(&e))?.as_deref() == Some("1") {
+                let object = Object::Sysctl(Sysctl { path, value: "2".to_owned() });
+                self.apply(&[Op::Create(object)]).map_err(|e| self.error(&Failed::Op(e)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an address's entries of connection tracking, so that its next holder does not
+    /// inherit them.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel refuses.
+    pub(crate) fn forget_connections(&mut self, _: IpAddr) -> Result<(), CniError> {
+        Ok(())
+    }
+
+    /// Makes an interface take in every frame (`IFF_PROMISC`).
+    ///
+    /// # Errors
+    /// Code 999 when the kernel refuses.
+    pub(crate) fn set_promisc(&mut self, _: &IfName) -> Result<(), CniError> {
+        Ok(())
+    }
+
+    fn unreadable(&self, error: &causeway_kernel::Error) -> CniError {
+        CniError::internal(format!("{error}, {}", self.place))
+    }
+
+    /// An object that is not as it should be.
+    pub(crate) fn broken(&self, key: &Key, why: &str, how: &str) -> CniError {
+        CniError::internal(format!("{key} {how} {} ({why})", self.place))
+    }
+
+    /// What failed, where, in the words of the kernel.
+    pub(crate) fn error(&self, failed: &Failed) -> CniError {
+        match failed {
+            Failed::Conflict(key, why) => {
+                CniError::internal(format!("{key} {}: {why}", self.place))
+            }
+            Failed::Op(error) => CniError::internal(format!("{error}, {}", self.place)),
+        }
+    }
+}
+
+/// Why something could not be made.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// Something else is in its place.
+    Conflict(Key, String),
+    /// The kernel refused.
+    Op(OpError),
+}
+
+/// Another attachment's addresses lead to the chain: it stays for them.
+fn is_busy_chain(error: &OpError) -> bool {
+    matches!(error.key, Key::Table { .. })
+        && error.errno == Some(rustix::io::Errno::BUSY.raw_os_error())
+}
+
+/// Transactions that have the same effect when their chains are there already: shared chains are
+/// emptied before they are filled, which no packet sees.
+fn repeatable(mut ops: Vec<Op>) -> Vec<Op> {
+    for op in &mut ops {
+        let Op::Nft { ops: steps, .. } = op else { continue };
+        *steps = std::mem::take(steps)
+            .into_iter()
+            .flat_map(|step| {
+                let flush = match &step {
+                    NftOp::AddChain { name, .. } => Some(NftOp::FlushChain { name: name.clone() }),
+                    _ => None,
+                };
+                std::iter::once(step).chain(flush)
+            })
+            .collect();
+    }
+    ops
+}
