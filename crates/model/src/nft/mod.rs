@@ -8,11 +8,17 @@
 //! There are no anonymous sets.
 
 mod chain;
+pub mod expr;
 mod field;
+mod lower;
+mod raise;
 mod set;
 mod table;
+pub mod text;
 
 pub use chain::{Base, Chain, ChainType, Hook, Policy, Rule, Stmt, Verdict};
 pub use field::{Field, KeyPart, KeyType, MatchOp, Rhs};
+pub use lower::{bytes, lower};
+pub use raise::{key_part, raise};
 pub use set::{Element, Set};
 pub use table::{NftFamily, NftTable};

@@ -1,0 +1,212 @@
+//! Expressions as attributes, and back.
+
+use causeway_model::nft::Verdict;
+use causeway_model::nft::expr::{Expr, MetaKey, PayloadBase};
+
+use super::wire::{Body, be32, text};
+use crate::sock::attributes;
+
+const EXPR_NAME: u16 = 1;
+const EXPR_DATA: u16 = 2;
+pub(super) const DATA_VALUE: u16 = 1;
+pub(super) const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+
+const META_KEYS: [(MetaKey, u32); 6] = [
+    (MetaKey::Protocol, 1),
+    (MetaKey::IifName, 6),
+    (MetaKey::OifName, 7),
+    (MetaKey::IifType, 8),
+    (MetaKey::Nfproto, 15),
+    (MetaKey::L4Proto, 16),
+];
+/// `NFT_CT_STATE`.
+const CT_STATE: u32 = 0;
+/// `NFT_FIB_RESULT_ADDRTYPE`, `NFTA_FIB_F_DADDR`.
+const FIB_ADDRTYPE: u32 = 3;
+const FIB_DADDR: u32 = 2;
+
+fn base(base: PayloadBase) -> u32 {
+    match base {
+        PayloadBase::Link => 0,
+        PayloadBase::Network => 1,
+        PayloadBase::Transport => 2,
+    }
+}
+
+/// Writes `NFTA_LIST_ELEM` of one expression.
+pub(super) fn put(list: &mut Body, expr: &Expr) {
+    list.nest(1, |e| {
+        e.text(EXPR_NAME, name(expr));
+        e.nest(EXPR_DATA, |d| data(d, expr));
+    });
+}
+
+fn name(expr: &Expr) -> &str {
+    match expr {
+        Expr::Meta { .. } => "meta",
+        Expr::Payload { .. } => "payload",
+        Expr::Cmp { .. } => "cmp",
+        Expr::Bitwise { .. } => "bitwise",
+        Expr::Lookup { .. } => "lookup",
+        Expr::Immediate(_) => "immediate",
+        Expr::Counter => "counter",
+        Expr::Notrack => "notrack",
+        Expr::Masq { .. } => "masq",
+        Expr::FibDaddrType { .. } => "fib",
+        Expr::CtState { .. } => "ct",
+        Expr::Unknown(name) => name,
+    }
+}
+
+fn data(d: &mut Body, expr: &Expr) {
+    match expr {
+        Expr::Meta { key, dreg } => {
+            let number = META_KEYS.iter().find(|(k, _)| k == key).map_or(0, |(_, n)| *n);
+            d.u32(1, *dreg).u32(2, number);
+        }
+        Expr::Payload { base: b, offset, len, dreg } => {
+            d.u32(1, *dreg).u32(2, base(*b)).u32(3, *offset).u32(4, *len);
+        }
+        Expr::Cmp { sreg, ne, data } => {
+            d.u32(1, *sreg).u32(2, u32::from(*ne));
+            d.nest(3, |v| {
+                v.put(DATA_VALUE, data);
+            });
+        }
+        Expr::Bitwise { sreg, dreg, mask, xor } => {
+            d.u32(1, *sreg).u32(2, *dreg).u32(3, mask.len() as u32);
+            for (kind, bytes) in [(4, mask), (5, xor)] {
+                d.nest(kind, |v| {
+                    v.put(DATA_VALUE, bytes);
+                });
+            }
+        }
+        Expr::Lookup { sreg, set, inverted, verdict } => {
+            d.text(1, set).u32(2, *sreg);
+            if *verdict {
+                d.u32(3, 0);
+            }
+            if *inverted {
+                d.u32(5, 1);
+            }
+        }
+        Expr::Immediate(v) => {
+            d.u32(1, 0).nest(2, |data| put_verdict(data, v));
+        }
+        Expr::Counter => {
+            d.put(1, &[0; 8]).put(2, &[0; 8]);
+        }
+        Expr::Masq { flags } if *flags != 0 => {
+            d.u32(1, *flags);
+        }
+        Expr::FibDaddrType { dreg } => {
+            d.u32(1, *dreg).u32(2, FIB_ADDRTYPE).u32(3, FIB_DADDR);
+        }
+        Expr::CtState { dreg } => {
+            d.u32(1, *dreg).u32(2, CT_STATE);
+        }
+        Expr::Masq { .. } | Expr::Notrack | Expr::Unknown(_) => {}
+    }
+}
+
+/// Writes `NFTA_DATA_VERDICT`.
+pub(super) fn put_verdict(data: &mut Body, verdict: &Verdict) {
+    let (code, chain) = match verdict {
+        Verdict::Drop => (0, None),
+        Verdict::Accept => (1, None),
+        Verdict::Jump(chain) => (-3, Some(chain)),
+        Verdict::Goto(chain) => (-4, Some(chain)),
+        Verdict::Return => (-5, None),
+    };
+    data.nest(DATA_VERDICT, |v| {
+        v.u32(VERDICT_CODE, code as u32);
+        if let Some(chain) = chain {
+            v.text(VERDICT_CHAIN, chain);
+        }
+    });
+}
+
+/// Reads `NFTA_DATA_VERDICT`'s content.
+pub(super) fn verdict(value: &[u8]) -> Option<Verdict> {
+    let chain = || attribute(value, VERDICT_CHAIN).map(text);
+    Some(match be32(attribute(value, VERDICT_CODE)?)? as i32 {
+        0 => Verdict::Drop,
+        1 => Verdict::Accept,
+        -3 => Verdict::Jump(chain()?),
+        -4 => Verdict::Goto(chain()?),
+        -5 => Verdict::Return,
+        _ => return None,
+    })
+}
+
+/// The value of the first attribute of a type.
+pub(super) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(bytes).find(|(k, _)| *k == kind).map(|(_, value)| value)
+}
+
+/// Reads the content of `NFTA_RULE_EXPRESSIONS`.
+pub(super) fn read_all(list: &[u8]) -> Vec<Expr> {
+    attributes(list)
+        .map(|(_, e)| {
+            let name = attribute(e, EXPR_NAME).map(text).unwrap_or_default();
+            let data = attribute(e, EXPR_DATA).unwrap_or_default();
+            read(&name, data).unwrap_or(Expr::Unknown(name))
+        })
+        .collect()
+}
+
+fn read(name: &str, d: &[u8]) -> Option<Expr> {
+    let number = |kind| attribute(d, kind).and_then(be32);
+    let value = |kind| Some(attribute(attribute(d, kind)?, DATA_VALUE)?.to_vec());
+    Some(match name {
+        "meta" => {
+            let key = number(2)?;
+            let (key, _) = META_KEYS.iter().find(|(_, n)| *n == key)?;
+            Expr::Meta { key: *key, dreg: number(1)? }
+        }
+        "payload" => Expr::Payload {
+            base: [PayloadBase::Link, PayloadBase::Network, PayloadBase::Transport]
+                .into_iter()
+                .find(|b| Some(base(*b)) == number(2))?,
+            offset: number(3)?,
+            len: number(4)?,
+            dreg: number(1)?,
+        },
+        "cmp" => Expr::Cmp {
+            sreg: number(1)?,
+            ne: match number(2)? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
+            data: value(3)?,
+        },
+        "bitwise" if number(6).unwrap_or(0) == 0 => {
+            Expr::Bitwise { sreg: number(1)?, dreg: number(2)?, mask: value(4)?, xor: value(5)? }
+        }
+        "lookup" => Expr::Lookup {
+            set: text(attribute(d, 1)?),
+            sreg: number(2)?,
+            verdict: match number(3) {
+                None => false,
+                Some(0) => true,
+                Some(_) => return None,
+            },
+            inverted: number(5).unwrap_or(0) & 1 != 0,
+        },
+        "immediate" if number(1)? == 0 => {
+            Expr::Immediate(verdict(attribute(attribute(d, 2)?, DATA_VERDICT)?)?)
+        }
+        "counter" => Expr::Counter,
+        "notrack" => Expr::Notrack,
+        // A range of ports would be registers in further attributes.
+        "masq" if number(2).is_none() => Expr::Masq { flags: number(1).unwrap_or(0) },
+        "fib" if number(2)? == FIB_ADDRTYPE && number(3)? == FIB_DADDR => {
+            Expr::FibDaddrType { dreg: number(1)? }
+        }
+        "ct" if number(2)? == CT_STATE => Expr::CtState { dreg: number(1)? },
+        _ => return None,
+    })
+}

@@ -1,0 +1,174 @@
+//! nftables over nfnetlink: transactions, and reading tables back.
+
+mod elements;
+mod encode;
+mod exprs;
+mod read;
+mod wire;
+
+use causeway_model::Key;
+use causeway_model::nft::{NftFamily, NftTable};
+use causeway_plan::{NftOp, TableId};
+
+use crate::netns::NetNs;
+use crate::sock::{ACK, Bus, Reply, Request, Socket};
+use crate::{Error, OpError, Refusal};
+use wire::{Body, msg};
+
+/// How often a transaction that met another one is sent again, and a table that changed while it
+/// was read is read again.
+const TRIES: u32 = 20;
+
+/// A socket for the nftables of one network namespace.
+#[derive(Debug)]
+pub struct Nft {
+    sock: Socket,
+}
+
+impl Nft {
+    /// For the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When the system refuses the socket.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self { sock: Socket::open(Bus::Netfilter)? })
+    }
+
+    /// For another namespace.
+    ///
+    /// # Errors
+    /// As [`Nft::open`], and when the namespace cannot be entered.
+    pub fn open_in(ns: &NetNs) -> Result<Self, Error> {
+        Ok(Self { sock: Socket::open_in(Bus::Netfilter, ns)? })
+    }
+
+    /// Does all steps on one table, or none of them.
+    ///
+    /// # Errors
+    /// Which step the kernel refused, and its words. Nothing has changed then.
+    pub fn apply(&mut self, table: &TableId, ops: &[NftOp]) -> Result<(), OpError> {
+        let key = || Key::Table { family: table.family, name: table.name.clone() };
+        if ops.is_empty() {
+            return Ok(());
+        }
+        for attempt in 0..TRIES {
+            match self.transaction(table, ops) {
+                Ok(()) => return Ok(()),
+                // Another writer's transaction came in between (the generation changed).
+                Err(Failure::Refused { refusal, .. })
+                    if refusal.errno == libc::EINTR && attempt + 1 < TRIES => {}
+                Err(Failure::Refused { step, refusal }) => {
+                    let attempted = match step {
+                        Some(step) => {
+                            format!("do step {} of {}: {}", step + 1, ops.len(), word(&ops[step]))
+                        }
+                        None => "commit the transaction".to_owned(),
+                    };
+                    return Err(OpError::refused(key(), attempted, &refusal));
+                }
+                Err(Failure::Socket(error)) => {
+                    return Err(OpError::other(key(), "send the transaction", &error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn transaction(&mut self, table: &TableId, ops: &[NftOp]) -> Result<(), Failure> {
+        let mut requests = vec![Request { kind: msg::BATCH_BEGIN, flags: 0, body: Body::batch() }];
+        // Which step each message belongs to.
+        let mut owner = vec![None];
+        for (number, op) in ops.iter().enumerate() {
+            let some = encode::step(table, op);
+            owner.extend(some.iter().map(|_| Some(number)));
+            requests.extend(some);
+        }
+        // The last one is answered in any case; the others only when they fail.
+        if let Some(last) = requests.last_mut() {
+            last.flags |= ACK;
+        }
+        let last = requests.len() - 1;
+        requests.push(Request { kind: msg::BATCH_END, flags: 0, body: Body::batch() });
+        let range = self.sock.send(&requests).map_err(Failure::Socket)?;
+        let first = *range.start();
+        let mut failed: Option<(usize, Refusal)> = None;
+        loop {
+            let datagram = self.sock.receive().map_err(Failure::Socket)?;
+            let mut over = false;
+            for reply in Reply::split(datagram).filter(|r| range.contains(&r.seq)) {
+                let number = (reply.seq - first) as usize;
+                match reply.outcome() {
+                    Some(Err(refusal)) if failed.as_ref().is_none_or(|(n, _)| number < *n) => {
+                        // A failed begin is the commit's failure, and nothing follows it.
+                        over |= number == 0;
+                        failed = Some((number, refusal));
+                    }
+                    _ => {}
+                }
+                over |= number == last;
+            }
+            if over {
+                break;
+            }
+        }
+        match failed {
+            None => Ok(()),
+            Some((number, refusal)) => {
+                Err(Failure::Refused { step: owner.get(number).copied().flatten(), refusal })
+            }
+        }
+    }
+
+    /// Reads a table whole; `None` when there is none of the name. The picture is of one moment:
+    /// when the rule set changed meanwhile it is taken again.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked, or never stands still.
+    pub fn read_table(&mut self, family: NftFamily, name: &str) -> Result<Option<NftTable>, Error> {
+        for _ in 0..TRIES {
+            let before = self.genid()?;
+            let table = read::table(&mut self.sock, family, name);
+            if self.genid()? == before {
+                return table;
+            }
+        }
+        Err(Error::Interrupted { what: "read an nftables table", tries: TRIES })
+    }
+
+    /// The number of the rule set's generation: it changes with every transaction of anybody.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn genid(&mut self) -> Result<u32, Error> {
+        let request = Request { kind: msg::GETGEN, flags: 0, body: Body::new(0).done() };
+        let read =
+            |reply: Reply<'_>| exprs::attribute(reply.body.get(4..)?, 1).and_then(wire::be32);
+        Ok(self.sock.get("read the generation of nftables", request, read)?.unwrap_or(0))
+    }
+}
+
+enum Failure {
+    Socket(Error),
+    Refused { step: Option<usize>, refusal: Refusal },
+}
+
+fn word(op: &NftOp) -> String {
+    match op {
+        NftOp::AddTable => "add the table".to_owned(),
+        NftOp::DelTable => "remove the table".to_owned(),
+        NftOp::AddSet { name, .. } => format!("add the set {name}"),
+        NftOp::DelSet { name } => format!("remove the set {name}"),
+        NftOp::AddChain { name, .. } => format!("add the chain {name}"),
+        NftOp::FlushChain { name } => format!("flush the chain {name}"),
+        NftOp::DelChain { name } => format!("remove the chain {name}"),
+        NftOp::AddRule { chain, rule } => {
+            format!("add to the chain {chain}: {}", causeway_model::nft::text::rule(rule))
+        }
+        NftOp::AddElements { set, elements, .. } => {
+            format!("add {} elements to the set {set}", elements.len())
+        }
+        NftOp::DelElements { set, elements, .. } => {
+            format!("remove {} elements from the set {set}", elements.len())
+        }
+    }
+}

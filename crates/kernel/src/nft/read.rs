@@ -1,0 +1,141 @@
+//! Tables read back.
+
+use std::collections::BTreeMap;
+
+use causeway_model::nft::{
+    Base, Chain, ChainType, Hook, NftFamily, NftTable, Policy, Rule, Set, raise,
+};
+use causeway_types::IfName;
+
+use super::elements;
+use super::encode::{SET_INTERVAL, SET_MAP, key_types, proto};
+use super::exprs::{attribute, read_all};
+use super::wire::{Body, be32, comment_of, msg, text};
+use crate::Error;
+use crate::sock::{Reply, Request, Socket, attributes};
+
+fn request(kind: u16, family: NftFamily, fill: impl FnOnce(&mut Body)) -> Request {
+    let mut body = Body::new(proto(family));
+    fill(&mut body);
+    Request { kind, flags: 0, body: body.done() }
+}
+
+/// The attributes behind `struct nfgenmsg`.
+fn body<'a>(reply: &Reply<'a>) -> &'a [u8] {
+    reply.body.get(4..).unwrap_or_default()
+}
+
+/// Reads one table with all that it holds.
+pub(super) fn table(
+    sock: &mut Socket,
+    family: NftFamily,
+    name: &str,
+) -> Result<Option<NftTable>, Error> {
+    let ask = request(msg::GETTABLE, family, |b| {
+        b.text(1, name);
+    });
+    if sock.get("look up an nftables table", ask, |_| Some(()))?.is_none() {
+        return Ok(None);
+    }
+    let mut table = NftTable::new(family, name, false);
+    chains(sock, &mut table)?;
+    rules(sock, &mut table)?;
+    sets(sock, &mut table)?;
+    Ok(Some(table))
+}
+
+fn ours<'a>(reply: &Reply<'a>, table: &str) -> Option<&'a [u8]> {
+    let body = body(reply);
+    (text(attribute(body, 1)?) == table).then_some(body)
+}
+
+fn chains(sock: &mut Socket, table: &mut NftTable) -> Result<(), Error> {
+    // Older kernels answer with the chains of all tables of the family.
+    let ask = request(msg::GETCHAIN, table.family, |_| {});
+    let read = |reply: Reply<'_>| {
+        let body = ours(&reply, &table.name)?;
+        let name = text(attribute(body, 3)?);
+        Some((name, Chain { base: base(table.family, body), rules: Vec::new() }))
+    };
+    let all = sock.dump("list nftables chains", ask, read)?;
+    table.chains = all.into_iter().collect();
+    Ok(())
+}
+
+fn base(family: NftFamily, body: &[u8]) -> Option<Base> {
+    let hook = attribute(body, 4)?;
+    let number = be32(attribute(hook, 1)?)?;
+    // NFTA_HOOK_DEV, or the first of NFTA_HOOK_DEVS, which newer kernels give.
+    let device =
+        attribute(hook, 3).or_else(|| attributes(attribute(hook, 4)?).next().map(|(_, name)| name));
+    Some(Base {
+        kind: match text(attribute(body, 7)?).as_str() {
+            "nat" => ChainType::Nat,
+            _ => ChainType::Filter,
+        },
+        hook: match (family, number) {
+            (NftFamily::Netdev, _) => Hook::Ingress,
+            (_, 0) => Hook::Prerouting,
+            (_, 1) => Hook::Input,
+            (_, 2) => Hook::Forward,
+            (_, 3) => Hook::Output,
+            _ => Hook::Postrouting,
+        },
+        priority: be32(attribute(hook, 2)?)? as i32,
+        device: device.and_then(|d| IfName::new(text(d)).ok()),
+        policy: match attribute(body, 5).and_then(be32) {
+            Some(0) => Policy::Drop,
+            _ => Policy::Accept,
+        },
+    })
+}
+
+fn rules(sock: &mut Socket, table: &mut NftTable) -> Result<(), Error> {
+    let name = table.name.clone();
+    let family = table.family;
+    let ask = request(msg::GETRULE, family, |b| {
+        b.text(1, &name);
+    });
+    let read = |reply: Reply<'_>| {
+        let body = ours(&reply, &name)?;
+        let exprs = read_all(attribute(body, 4).unwrap_or_default());
+        let mut rule: Rule = raise(family, &exprs);
+        rule.comment = attribute(body, 7).and_then(comment_of);
+        Some((text(attribute(body, 2)?), rule))
+    };
+    for (chain, rule) in sock.dump("list nftables rules", ask, read)? {
+        if let Some(chain) = table.chains.get_mut(&chain) {
+            chain.rules.push(rule);
+        }
+    }
+    Ok(())
+}
+
+fn sets(sock: &mut Socket, table: &mut NftTable) -> Result<(), Error> {
+    let name = table.name.clone();
+    let ask = request(msg::GETSET, table.family, |b| {
+        b.text(1, &name);
+    });
+    let read = |reply: Reply<'_>| {
+        let body = ours(&reply, &name)?;
+        let flags = attribute(body, 3).and_then(be32).unwrap_or(0);
+        let set = Set {
+            // An unknown type is no type: it equals nothing of ours.
+            key: key_types(be32(attribute(body, 4)?)?).unwrap_or_default(),
+            vmap: flags & SET_MAP != 0,
+            interval: flags & SET_INTERVAL != 0,
+            elements: BTreeMap::new(),
+        };
+        Some((text(attribute(body, 2)?), set))
+    };
+    for (set_name, mut set) in sock.dump("list nftables sets", ask, read)? {
+        let ask = request(msg::GETSETELEM, table.family, |b| {
+            b.text(1, &name).text(2, &set_name);
+        });
+        let read = |reply: Reply<'_>| attribute(body(&reply), 3).map(elements::read);
+        let raws = sock.dump("list nftables elements", ask, read)?;
+        set.elements = elements::meaning(&set, raws.into_iter().flatten().collect());
+        table.sets.insert(set_name, set);
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! The kernel's own form of a rule: expressions over registers (`linux/netfilter/nf_tables.h`).
+
+use super::Verdict;
+
+/// Register number of `nf_tables.h`: 1 is the first register of 16 bytes (NFT_REG_1), 8 and up
+/// are registers of 4 bytes (NFT_REG32_00 …). A concatenation fills consecutive ones from 1.
+pub type Reg = u32;
+
+/// Where a payload offset counts from (`NFT_PAYLOAD_*_HEADER`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PayloadBase {
+    /// Ethernet header.
+    Link,
+    /// IP or ARP header.
+    Network,
+    /// TCP, UDP, ICMP, … header.
+    Transport,
+}
+
+/// `NFT_META_*` keys that we use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaKey {
+    /// EtherType, 2 bytes, network order.
+    Protocol,
+    /// Name of the incoming interface, 16 bytes.
+    IifName,
+    /// Name of the outgoing interface, 16 bytes.
+    OifName,
+    /// Hardware type of the incoming interface, 2 bytes, host order (ARPHRD_ETHER is 1).
+    IifType,
+    /// Family of the packet, 1 byte (2 IPv4, 10 IPv6).
+    Nfproto,
+    /// Transport protocol, 1 byte.
+    L4Proto,
+}
+
+/// One expression.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expr {
+    /// Loads a circumstance of the packet.
+    Meta {
+        /// What.
+        key: MetaKey,
+        /// Where to.
+        dreg: Reg,
+    },
+    /// Loads bytes of the packet.
+    Payload {
+        /// Header.
+        base: PayloadBase,
+        /// Bytes from the header's start.
+        offset: u32,
+        /// Number of bytes.
+        len: u32,
+        /// Where to.
+        dreg: Reg,
+    },
+    /// Goes on when the register compares as asked.
+    Cmp {
+        /// Register.
+        sreg: Reg,
+        /// True: not equal.
+        ne: bool,
+        /// Bytes.
+        data: Vec<u8>,
+    },
+    /// `dreg = (sreg & mask) ^ xor`.
+    Bitwise {
+        /// From.
+        sreg: Reg,
+        /// To.
+        dreg: Reg,
+        /// Mask.
+        mask: Vec<u8>,
+        /// Flipped bits.
+        xor: Vec<u8>,
+    },
+    /// Looks the register up in a set.
+    Lookup {
+        /// Register.
+        sreg: Reg,
+        /// Set or map.
+        set: String,
+        /// Goes on when it is not found.
+        inverted: bool,
+        /// The set is a verdict map, and its verdict is followed.
+        verdict: bool,
+    },
+    /// A verdict.
+    Immediate(Verdict),
+    /// Counts.
+    Counter,
+    /// Keeps the packet untracked.
+    Notrack,
+    /// Masquerades with `NF_NAT_RANGE_*` flags.
+    Masq {
+        /// Flags; 16 is fully random.
+        flags: u32,
+    },
+    /// Looks the destination's route type up (`fib daddr type`).
+    FibDaddrType {
+        /// Where to, 4 bytes, host order.
+        dreg: Reg,
+    },
+    /// Loads `ct state`, 4 bytes, host order.
+    CtState {
+        /// Where to.
+        dreg: Reg,
+    },
+    /// Anything else, by its name.
+    Unknown(String),
+}

@@ -1,0 +1,222 @@
+//! From rules as people write them to the kernel's expressions.
+
+use std::net::IpAddr;
+
+use causeway_types::Family;
+
+use super::expr::{Expr, MetaKey, PayloadBase, Reg};
+use super::{Field, KeyPart, MatchOp, NftFamily, Rhs, Rule, Stmt};
+
+/// NFT_REG_1.
+const REG: Reg = 1;
+/// NFT_REG32_00: the same bytes as NFT_REG_1.
+const REG32: Reg = 8;
+/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`.
+pub(super) const RANDOM_FULLY: u32 = 16;
+pub(super) const ICMPV6: u8 = 58;
+const ARPHRD_ETHER: u16 = 1;
+
+/// A test that a field implies and that a rule makes once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Implied {
+    /// `meta nfproto` (inet) or `meta protocol` (netdev).
+    Family(Family),
+    /// `meta protocol arp`.
+    Arp,
+    /// `meta l4proto ipv6-icmp`.
+    Icmpv6,
+    /// `meta iiftype ether`.
+    Ether,
+}
+
+/// What a field implies, in order.
+pub(super) fn implied(family: NftFamily, field: Field) -> Vec<Implied> {
+    match field {
+        Field::Saddr(f) | Field::Daddr(f) => vec![Implied::Family(f)],
+        Field::ArpSaddrEther | Field::ArpSaddrIp => vec![Implied::Arp],
+        Field::Icmpv6Type => match family {
+            NftFamily::Inet => vec![Implied::Icmpv6],
+            NftFamily::Netdev => vec![Implied::Family(Family::V6), Implied::Icmpv6],
+        },
+        Field::EtherSaddr => vec![Implied::Ether],
+        _ => vec![],
+    }
+}
+
+/// The two expressions of an implied test.
+pub(super) fn test(family: NftFamily, implied: Implied) -> [Expr; 2] {
+    let (key, data) = match (implied, family) {
+        (Implied::Family(f), NftFamily::Inet) => (MetaKey::Nfproto, vec![nfproto(f)]),
+        (Implied::Family(f), NftFamily::Netdev) => {
+            (MetaKey::Protocol, ethertype(f).to_be_bytes().to_vec())
+        }
+        (Implied::Arp, _) => (MetaKey::Protocol, 0x0806u16.to_be_bytes().to_vec()),
+        (Implied::Icmpv6, _) => (MetaKey::L4Proto, vec![ICMPV6]),
+        (Implied::Ether, _) => (MetaKey::IifType, ARPHRD_ETHER.to_ne_bytes().to_vec()),
+    };
+    [Expr::Meta { key, dreg: REG }, Expr::Cmp { sreg: REG, ne: false, data }]
+}
+
+fn nfproto(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}
+
+fn ethertype(family: Family) -> u16 {
+    match family {
+        Family::V4 => 0x0800,
+        Family::V6 => 0x86dd,
+    }
+}
+
+/// Turns a rule into expressions.
+pub fn lower(family: NftFamily, rule: &Rule) -> Vec<Expr> {
+    let mut out = Vec::new();
+    let mut known: Vec<Implied> = Vec::new();
+    for stmt in &rule.stmts {
+        match stmt {
+            Stmt::Match { fields, op, rhs } => {
+                load(family, fields, &mut known, &mut out);
+                compare(*op, rhs, &mut out);
+            }
+            Stmt::Vmap { fields, map } => {
+                load(family, fields, &mut known, &mut out);
+                out.push(Expr::Lookup {
+                    sreg: REG,
+                    set: map.clone(),
+                    inverted: false,
+                    verdict: true,
+                });
+            }
+            Stmt::Counter => out.push(Expr::Counter),
+            Stmt::Notrack => out.push(Expr::Notrack),
+            Stmt::Masquerade { fully_random } => {
+                out.push(Expr::Masq { flags: if *fully_random { RANDOM_FULLY } else { 0 } });
+            }
+            Stmt::Verdict(verdict) => out.push(Expr::Immediate(verdict.clone())),
+            Stmt::Unknown(name) => out.push(Expr::Unknown(name.clone())),
+        }
+    }
+    out
+}
+
+fn load(family: NftFamily, fields: &[Field], known: &mut Vec<Implied>, out: &mut Vec<Expr>) {
+    for field in fields {
+        for what in implied(family, *field) {
+            if !known.contains(&what) {
+                out.extend(test(family, what));
+                known.push(what);
+            }
+        }
+    }
+    let mut at = 0;
+    for field in fields {
+        let dreg = if at == 0 { REG } else { REG32 + at };
+        out.push(source(*field, dreg));
+        at += width(*field).div_ceil(4);
+    }
+}
+
+/// Bytes of a field in a register.
+pub(super) fn width(field: Field) -> u32 {
+    match field {
+        Field::IifName | Field::OifName => 16,
+        Field::Protocol | Field::Sport | Field::Dport => 2,
+        Field::EtherSaddr | Field::ArpSaddrEther => 6,
+        Field::Saddr(Family::V4) | Field::Daddr(Family::V4) | Field::ArpSaddrIp => 4,
+        Field::Saddr(Family::V6) | Field::Daddr(Family::V6) | Field::NdTarget => 16,
+        Field::L4Proto | Field::Icmpv6Type => 1,
+        Field::FibDaddrType | Field::CtState => 4,
+    }
+}
+
+/// The expression that loads a field.
+pub(super) fn source(field: Field, dreg: Reg) -> Expr {
+    let payload = |base, offset| Expr::Payload { base, offset, len: width(field), dreg };
+    match field {
+        Field::IifName => Expr::Meta { key: MetaKey::IifName, dreg },
+        Field::OifName => Expr::Meta { key: MetaKey::OifName, dreg },
+        Field::Protocol => Expr::Meta { key: MetaKey::Protocol, dreg },
+        Field::L4Proto => Expr::Meta { key: MetaKey::L4Proto, dreg },
+        Field::EtherSaddr => payload(PayloadBase::Link, 6),
+        Field::Saddr(Family::V4) => payload(PayloadBase::Network, 12),
+        Field::Daddr(Family::V4) => payload(PayloadBase::Network, 16),
+        Field::Saddr(Family::V6) => payload(PayloadBase::Network, 8),
+        Field::Daddr(Family::V6) => payload(PayloadBase::Network, 24),
+        Field::ArpSaddrEther => payload(PayloadBase::Network, 8),
+        Field::ArpSaddrIp => payload(PayloadBase::Network, 14),
+        Field::Sport => payload(PayloadBase::Transport, 0),
+        Field::Dport => payload(PayloadBase::Transport, 2),
+        Field::Icmpv6Type => payload(PayloadBase::Transport, 0),
+        Field::NdTarget => payload(PayloadBase::Transport, 8),
+        Field::FibDaddrType => Expr::FibDaddrType { dreg },
+        Field::CtState => Expr::CtState { dreg },
+    }
+}
+
+fn compare(op: MatchOp, rhs: &Rhs, out: &mut Vec<Expr>) {
+    let ne = op == MatchOp::Ne;
+    match rhs {
+        Rhs::Set(set) => {
+            out.push(Expr::Lookup { sreg: REG, set: set.clone(), inverted: ne, verdict: false });
+        }
+        Rhs::Prefix(text) => {
+            out.push(Expr::Cmp { sreg: REG, ne, data: text.as_bytes().to_vec() });
+        }
+        Rhs::Value(KeyPart::CtState(bits)) => {
+            let (mask, zero) = (bits.to_ne_bytes().to_vec(), vec![0; 4]);
+            out.push(Expr::Bitwise { sreg: REG, dreg: REG, mask, xor: zero.clone() });
+            // Any of the bits: the rest is not zero.
+            out.push(Expr::Cmp { sreg: REG, ne: !ne, data: zero });
+        }
+        Rhs::Value(KeyPart::Net(net)) if net.prefix_len() < net.family().bits() => {
+            let mask = mask(net.family(), net.prefix_len());
+            let xor = vec![0; mask.len()];
+            out.push(Expr::Bitwise { sreg: REG, dreg: REG, mask, xor });
+            out.push(Expr::Cmp { sreg: REG, ne, data: octets(net.addr()) });
+        }
+        Rhs::Value(value) => {
+            let data = bytes(value);
+            out.push(Expr::Cmp { sreg: REG, ne, data });
+        }
+    }
+}
+
+/// A netmask.
+pub(super) fn mask(family: Family, prefix_len: u8) -> Vec<u8> {
+    let bytes = usize::from(family.bits() / 8);
+    let bits = usize::from(prefix_len);
+    (0..bytes)
+        .map(|i| match bits.saturating_sub(8 * i) {
+            n if n >= 8 => 0xff,
+            n => !(0xff_u16 >> n) as u8,
+        })
+        .collect()
+}
+
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// A value as the kernel compares it or keeps it in a set: network order, interface names padded
+/// to 16 bytes.
+pub fn bytes(value: &KeyPart) -> Vec<u8> {
+    match value {
+        KeyPart::Net(net) => octets(net.addr()),
+        KeyPart::Mac(mac) => mac.0.to_vec(),
+        KeyPart::IfName(name) => {
+            let mut bytes = name.as_str().as_bytes().to_vec();
+            bytes.resize(16, 0);
+            bytes
+        }
+        KeyPart::Proto(n) | KeyPart::Icmpv6(n) => vec![*n],
+        KeyPart::Port(n) | KeyPart::EtherType(n) => n.to_be_bytes().to_vec(),
+        KeyPart::AddrType(n) => u32::from(*n).to_ne_bytes().to_vec(),
+        KeyPart::CtState(bits) => bits.to_ne_bytes().to_vec(),
+    }
+}
