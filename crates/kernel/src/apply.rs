@@ -3,7 +3,7 @@
 //! Consecutive rtnetlink operations go out together: the kernel works on the messages of one
 //! `sendmsg` in order and goes on after a refusal, so each operation gets an outcome of its own.
 
-use causeway_model::{Key, Link, LinkKind, Object};
+use causeway_model::{Link, LinkKind, Object};
 use causeway_plan::Op;
 use causeway_types::IfName;
 
@@ -39,11 +39,6 @@ pub(crate) fn verb(op: &Op) -> &'static str {
         Op::Remove(_) => "remove",
         Op::Nft { .. } => "change",
     }
-}
-
-/// True for operations that are rtnetlink's to do.
-pub(crate) fn is_rtnl(op: &Op) -> bool {
-    !matches!(op.key(), Key::Sysctl(_) | Key::Table { .. })
 }
 
 /// Carries out a run of rtnetlink operations, and answers with one outcome for each.

@@ -1,5 +1,6 @@
 //! One network namespace: what is there, and what is to be done.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use causeway_model::{Key, Link, Object, Observed, Route};
@@ -10,9 +11,11 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use crate::apply::{self, Outcome, verb};
+use crate::conntrack::Conntrack;
 use crate::devices::Devices;
 use crate::error::{Error, OpError};
 use crate::netns::{Guard, NetNs};
+use crate::nft::Nft;
 use crate::rtnl::read::Names;
 use crate::rtnl::{addr, fdb, link, neigh, route};
 use crate::sock::{Bus, Reply, Request, Socket};
@@ -69,6 +72,7 @@ impl Default for Scope {
 pub struct Handle {
     ns: NetNs,
     pub(crate) route: Socket,
+    nft: Option<Nft>,
 }
 
 impl Handle {
@@ -77,7 +81,7 @@ impl Handle {
     /// # Errors
     /// When the system refuses the socket.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { ns: NetNs::current()?, route: Socket::open(Bus::Route)? })
+        Ok(Self { ns: NetNs::current()?, route: Socket::open(Bus::Route)?, nft: None })
     }
 
     /// Opens another namespace.
@@ -85,12 +89,24 @@ impl Handle {
     /// # Errors
     /// As [`Handle::open`], and when the namespace cannot be entered.
     pub fn open_in(ns: &NetNs) -> Result<Self, Error> {
-        Ok(Self { ns: ns.try_clone()?, route: Socket::open_in(Bus::Route, ns)? })
+        Ok(Self { ns: ns.try_clone()?, route: Socket::open_in(Bus::Route, ns)?, nft: None })
     }
 
     /// The namespace.
     pub fn netns(&self) -> &NetNs {
         &self.ns
+    }
+
+    /// The namespace's nftables, opened when first asked for.
+    ///
+    /// # Errors
+    /// When the system refuses the socket.
+    pub fn nft(&mut self) -> Result<&mut Nft, Error> {
+        let nft = match self.nft.take() {
+            Some(nft) => nft,
+            None => Nft::open_in(&self.ns)?,
+        };
+        Ok(self.nft.insert(nft))
     }
 
     /// The index of an interface; `None` when there is none of this name.
@@ -154,6 +170,11 @@ impl Handle {
         for route in self.routes(scope.routes, &names)? {
             keep_route(&mut observed, route);
         }
+        for table in &scope.tables {
+            if let Some(found) = self.nft()?.read_table(table.family, &table.name)? {
+                observed.insert(Object::Table(found));
+            }
+        }
         for sysctl in self.read_sysctls(&scope.sysctls)? {
             observed.insert(Object::Sysctl(sysctl));
         }
@@ -161,7 +182,7 @@ impl Handle {
     }
 
     /// The routes of a table, or of all but `local`, in the kernel's order.
-    fn routes(&mut self, which: Routes, names: &Names) -> Result<Vec<Route>, Error> {
+    pub(crate) fn routes(&mut self, which: Routes, names: &Names) -> Result<Vec<Route>, Error> {
         let table = match which {
             Routes::None => return Ok(Vec::new()),
             Routes::Table(table) => Some(table),
@@ -240,8 +261,16 @@ impl Handle {
             let e = Error::Invalid("a table is changed by an nftables transaction".to_owned());
             return Err(other(&e));
         };
-        let _ = (table, ops);
-        Err(other(&Error::Invalid("nftables is yet to come".to_owned())))
+        self.nft().map_err(|e| other(&e))?.apply(table, ops)
+    }
+
+    /// Deletes the tracked connections of which the address is an end, before or after
+    /// translation. Answers how many there were. See [`Conntrack::delete_for`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_connections(&mut self, addr: IpAddr) -> Result<usize, Error> {
+        Conntrack::open_in(&self.ns)?.delete_for(addr)
     }
 
     /// Waits until the interface of an index is gone, because somebody else removes it. Answers

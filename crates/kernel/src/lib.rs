@@ -7,14 +7,21 @@
 //! `causeway-model`.
 
 mod apply;
+pub mod conntrack;
 mod devices;
 pub mod error;
 pub mod handle;
+pub mod monitor;
 pub mod netns;
+pub mod nft;
+pub mod route_get;
 mod rtnl;
 pub mod sock;
 pub mod sysctl;
 
+pub use conntrack::Conntrack;
 pub use error::{Error, OpError, Refusal};
 pub use handle::{Handle, Routes, Scope};
+pub use monitor::Monitor;
 pub use netns::NetNs;
+pub use route_get::{Path, Without};

@@ -184,7 +184,7 @@ pub fn create_named(path: &Path) -> Result<NetNs, Error> {
         .read(true)
         .write(true)
         .create_new(true)
-        .mode(0)
+        .mode(0o000)
         .open(path)
         .map_err(fail("make"))?;
     let made = std::thread::scope(|scope| scope.spawn(|| mount_new(path)).join())

@@ -60,7 +60,7 @@ pub(crate) fn remove(route: &Route, index: Option<u32>) -> Request {
     request(&RouteNetlinkMessage::DelRoute(message), 0)
 }
 
-fn address(addr: IpAddr) -> RouteAddress {
+pub(crate) fn address(addr: IpAddr) -> RouteAddress {
     match addr {
         IpAddr::V4(a) => RouteAddress::Inet(a),
         IpAddr::V6(a) => RouteAddress::Inet6(a),
@@ -183,7 +183,8 @@ pub(crate) fn decode(reply: Reply<'_>, names: &Names) -> Option<Route> {
     Some(route)
 }
 
-fn decode_mtu(metrics: &[u8]) -> Option<Mtu> {
+/// The MTU among a route's metrics.
+pub(crate) fn decode_mtu(metrics: &[u8]) -> Option<Mtu> {
     attributes(metrics)
         .find(|(kind, _)| *kind == METRIC_MTU)
         .and_then(|(_, value)| read::number(value))

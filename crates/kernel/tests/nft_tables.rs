@@ -1,0 +1,237 @@
+//! Tables on the real kernel: what was written is what is read, and `nft` agrees.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use causeway_desired::input::{Config, Inputs, NodeFacts, NodeInfo, Path, Road};
+use causeway_desired::{node, pod};
+use causeway_kernel::netns;
+use causeway_kernel::nft::Nft;
+use causeway_model::nft::{KeyPart, KeyType, NftFamily, NftTable, Set, text};
+use causeway_model::{Key, Object};
+use causeway_plan::{NftOp, TableId, table_ops};
+use causeway_types::state::{Attach, AttachmentRecord};
+use causeway_types::{Cidr, Family, IfName, Mac, Mtu, NodeName};
+
+/// Runs a test in a thread with namespaces of its own.
+fn isolated(test: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            netns::unshare_for_test().expect("needs root");
+            test();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn run(command: &mut Command, input: &str) -> String {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("nft and ip are needed");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let out = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{command:?}: {err}\n{input}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn listing() -> String {
+    run(Command::new("nft").args(["list", "ruleset"]), "")
+}
+
+fn name(text: &str) -> IfName {
+    IfName::new(text).unwrap()
+}
+
+fn record(family: &[Family]) -> AttachmentRecord {
+    let addresses = family.iter().map(|f| match f {
+        Family::V4 => "10.244.1.5/24".parse().unwrap(),
+        Family::V6 => "fd00:10:244:1::5/64".parse().unwrap(),
+    });
+    AttachmentRecord {
+        container_id: "c1".into(),
+        ifname: name("eth0"),
+        pod: None,
+        netns: "/run/netns/x".into(),
+        network: "pod-network".into(),
+        attach: Attach::Routed,
+        pending: false,
+        host_ifname: name("cw1"),
+        mac: Mac::derived("pod"),
+        host_mac: Mac::derived("host"),
+        mtu: Mtu::new(1450).unwrap(),
+        addresses: addresses.collect(),
+        gateways: family.iter().map(|f| pod::routed_gateway(*f)).collect(),
+        bridge: None,
+        masquerade_except: Some(vec!["10.244.0.0/16".parse().unwrap()]),
+        boot_id: String::new(),
+    }
+}
+
+fn inputs(attach: Attach) -> Inputs {
+    let mut inputs = Inputs { me: Some(NodeName::new("node-1").unwrap()), ..Inputs::default() };
+    for i in 1..4u8 {
+        let cidr = |t: String| t.parse::<Cidr>().unwrap();
+        inputs.view.nodes.insert(
+            NodeName::new(format!("node-{i}")).unwrap(),
+            NodeInfo {
+                addresses: vec![format!("192.168.1.1{i}").parse().unwrap()],
+                pod_cidrs: vec![
+                    cidr(format!("10.244.{i}.0/24")),
+                    cidr(format!("fd00:10:244:{i}::/64")),
+                ],
+                problems: vec![],
+            },
+        );
+        let mtu = Mtu::new(1500).unwrap();
+        let path = Path { dev: name("eth0"), on_link: true, mtu };
+        inputs.facts.paths.insert(format!("192.168.1.1{i}").parse().unwrap(), path);
+    }
+    inputs.facts = NodeFacts {
+        addresses: vec![(name("eth0"), "192.168.1.11/24".parse().unwrap())],
+        mtus: [(name("eth0"), Mtu::new(1500).unwrap())].into(),
+        ..inputs.facts
+    };
+    inputs.config = Config { attach, road: Road::Vxlan, ..Config::default() };
+    inputs
+}
+
+fn agent_table(attach: Attach) -> NftTable {
+    let outcome = node::node_objects(&inputs(attach));
+    assert_eq!(outcome.problems, vec![]);
+    let key = Key::Table { family: NftFamily::Inet, name: "causeway".into() };
+    match &outcome.desired.get(&key).unwrap().object {
+        Object::Table(table) => table.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn pod_tables() -> Vec<NftTable> {
+    let record = record(&Family::BOTH);
+    let context = pod::PodContext { served: true, hairpin: false, route_protocol: 203 };
+    let desired = pod::host_objects(&record, &context);
+    let tables = desired.iter().filter_map(|(_, e)| match &e.object {
+        Object::Table(t) => Some(t.clone()),
+        _ => None,
+    });
+    tables.collect()
+}
+
+fn veth() {
+    run(Command::new("ip").args(["link", "add", "cw1", "type", "veth", "peer", "name", "cwp"]), "");
+}
+
+fn check(table: &NftTable) {
+    let mut by_us = String::new();
+    isolated(|| {
+        veth();
+        let mut nft = Nft::open().unwrap();
+        let id = TableId::of(table);
+        nft.apply(&id, &table_ops(table, None)).unwrap();
+        let have = nft.read_table(table.family, &table.name).unwrap().unwrap();
+        assert!(table.satisfied_by(&have), "wanted {table:#?}\nread {have:#?}");
+        assert_eq!(table_ops(table, Some(&have)), vec![]);
+        by_us = listing();
+    });
+    let mut by_nft = String::new();
+    isolated(|| {
+        veth();
+        run(Command::new("nft").args(["-f", "-"]), &text::table(table));
+        by_nft = listing();
+    });
+    assert_eq!(by_us, by_nft);
+}
+
+#[test]
+fn the_agents_table_is_as_nft_would_write_it() {
+    check(&agent_table(Attach::Bridge));
+    check(&agent_table(Attach::Routed));
+}
+
+#[test]
+fn the_plugins_tables_are_as_nft_would_write_them() {
+    let tables = pod_tables();
+    assert_eq!(tables.len(), 2);
+    for table in tables {
+        check(&table);
+    }
+}
+
+#[test]
+fn a_transaction_is_whole_or_nothing_and_names_the_step() {
+    isolated(|| {
+        let mut nft = Nft::open().unwrap();
+        let id = TableId { family: NftFamily::Inet, name: "t".into() };
+        let ops = vec![
+            NftOp::AddTable,
+            NftOp::AddChain { name: "c".into(), base: None },
+            NftOp::DelSet { name: "nowhere".into() },
+        ];
+        let error = nft.apply(&id, &ops).unwrap_err().to_string();
+        assert!(error.contains("step 3 of 3") && error.contains("nowhere"), "{error}");
+        assert_eq!(nft.read_table(id.family, "t").unwrap(), None);
+    });
+}
+
+#[test]
+fn a_foreign_rule_is_seen_and_taken_out() {
+    isolated(|| {
+        let table = agent_table(Attach::Routed);
+        let id = TableId::of(&table);
+        let mut nft = Nft::open().unwrap();
+        nft.apply(&id, &table_ops(&table, None)).unwrap();
+        for edit in [
+            "insert rule inet causeway tunnel accept",
+            "add rule inet causeway tunnel tcp dport 22 log accept",
+            "add chain inet causeway mine",
+            "delete element inet causeway pods4 { 10.244.1.0/24 }",
+            "add element inet causeway peers4 { 203.0.113.9 }",
+            "flush chain inet causeway masq",
+        ] {
+            if Command::new("nft").arg(edit).status().is_ok_and(|s| s.success()) {
+                let have = nft.read_table(id.family, &id.name).unwrap().unwrap();
+                let ops = table_ops(&table, Some(&have));
+                assert_ne!(ops, vec![], "{edit} was not seen");
+                nft.apply(&id, &ops).unwrap();
+                let have = nft.read_table(id.family, &id.name).unwrap().unwrap();
+                assert_eq!(table_ops(&table, Some(&have)), vec![], "{edit} was not repaired");
+            }
+        }
+    });
+}
+
+#[test]
+fn ten_thousand_elements_and_back() {
+    isolated(|| {
+        let mut table = NftTable::new(NftFamily::Inet, "causeway", true);
+        for (n, interval) in [("plain", false), ("ranges", true)] {
+            let mut set = Set::of(KeyType::Addr(Family::V4), interval);
+            for i in 0..10_000u32 {
+                let ip = std::net::Ipv4Addr::from_bits(0x0a00_0000 + 2 * i);
+                set.add(KeyPart::addr(ip.into()), Some(format!("number {i}")));
+            }
+            table.sets.insert(n.into(), set);
+        }
+        let id = TableId::of(&table);
+        let mut nft = Nft::open().unwrap();
+        nft.apply(&id, &table_ops(&table, None)).unwrap();
+        let have = nft.read_table(id.family, &id.name).unwrap().unwrap();
+        assert!(table.satisfied_by(&have));
+        assert_eq!(have.sets["plain"].elements.len(), 10_000);
+        // One element less is one step.
+        let key = vec![KeyPart::addr("10.0.0.2".parse().unwrap())];
+        for set in table.sets.values_mut() {
+            set.elements.remove(&key).unwrap();
+        }
+        let ops = table_ops(&table, Some(&have));
+        assert_eq!(ops.len(), 2, "{ops:?}");
+        nft.apply(&id, &ops).unwrap();
+        let have = nft.read_table(id.family, &id.name).unwrap().unwrap();
+        assert!(table.satisfied_by(&have));
+    });
+}
