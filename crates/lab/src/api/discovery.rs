@@ -33,12 +33,22 @@ fn group_body(name: &str, versions: &[String]) -> Value {
     json!({ "name": name, "versions": all, "preferredVersion": all.first() })
 }
 
-fn served<'a>(registry: &'a Registry, group: &'a str, version: &'a str) -> impl Iterator<Item = &'a Resource> {
-    registry.all().map(AsRef::as_ref).filter(move |r| r.group == group && r.version(version).is_some())
+fn served<'a>(
+    registry: &'a Registry,
+    group: &'a str,
+    version: &'a str,
+) -> impl Iterator<Item = &'a Resource> {
+    registry
+        .all()
+        .map(AsRef::as_ref)
+        .filter(move |r| r.group == group && r.version(version).is_some())
 }
 
 /// Subresources of a type in a version: name, kind and verbs.
-fn subresources(resource: &Resource, version: &str) -> Vec<(&'static str, String, &'static [&'static str])> {
+fn subresources(
+    resource: &Resource,
+    version: &str,
+) -> Vec<(&'static str, String, &'static [&'static str])> {
     let status = resource.version(version).is_some_and(|v| v.status);
     let own = resource.subresources.iter().copied().filter(|s| *s != "status");
     let one = |name: &'static str| -> (&'static str, String, &'static [&'static str]) {
@@ -72,7 +82,8 @@ pub(crate) fn resources(registry: &Registry, group: &str, version: &str) -> Opti
             }));
         }
     }
-    let api_version = if group.is_empty() { version.to_string() } else { format!("{group}/{version}") };
+    let api_version =
+        if group.is_empty() { version.to_string() } else { format!("{group}/{version}") };
     let list = json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": all });
     (!all.is_empty()).then_some(list)
 }
@@ -100,7 +111,8 @@ pub(crate) fn aggregated(registry: &Registry, core: bool) -> Value {
 }
 
 fn aggregated_version(registry: &Registry, group: &str, version: &str) -> Value {
-    let resources: Vec<Value> = served(registry, group, version).map(|r| aggregated_resource(r, version)).collect();
+    let resources: Vec<Value> =
+        served(registry, group, version).map(|r| aggregated_resource(r, version)).collect();
     json!({ "version": version, "freshness": "Current", "resources": resources })
 }
 
@@ -129,12 +141,24 @@ mod tests {
     fn both_forms_of_discovery_tell_the_same_types() {
         let registry = Registry::default();
         let old = resources(&registry, "", "v1").unwrap();
-        let names: Vec<&str> = old["resources"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();
-        assert!(names.contains(&"pods") && names.contains(&"pods/binding") && names.contains(&"nodes/status"));
+        let names: Vec<&str> = old["resources"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|r| r["name"].as_str())
+            .collect();
+        assert!(
+            names.contains(&"pods")
+                && names.contains(&"pods/binding")
+                && names.contains(&"nodes/status")
+        );
         let new = aggregated(&registry, true);
         let count = new["items"][0]["versions"][0]["resources"].as_array().unwrap().len();
         assert_eq!(count, names.iter().filter(|n| !n.contains('/')).count());
         assert!(resources(&registry, "apps", "v1").is_none() && group(&registry, "apps").is_none());
-        assert_eq!(group(&registry, "networking.k8s.io").unwrap()["preferredVersion"]["version"], "v1");
+        assert_eq!(
+            group(&registry, "networking.k8s.io").unwrap()["preferredVersion"]["version"],
+            "v1"
+        );
     }
 }

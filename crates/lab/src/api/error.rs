@@ -17,18 +17,41 @@ pub struct Cause {
 impl Cause {
     /// A field whose value cannot be accepted.
     pub fn invalid(field: &str, message: impl Into<String>) -> Self {
-        Cause { field: field.into(), reason: "FieldValueInvalid", message: format!("Invalid value: {}", message.into()) }
+        Cause {
+            field: field.into(),
+            reason: "FieldValueInvalid",
+            message: format!("Invalid value: {}", message.into()),
+        }
     }
 
     /// A field that has to be there.
     pub fn required(field: &str, message: impl Into<String>) -> Self {
-        Cause { field: field.into(), reason: "FieldValueRequired", message: format!("Required value: {}", message.into()) }
+        Cause {
+            field: field.into(),
+            reason: "FieldValueRequired",
+            message: format!("Required value: {}", message.into()),
+        }
     }
 
     /// A change that is not allowed.
     pub fn forbidden(field: &str, message: impl Into<String>) -> Self {
-        Cause { field: field.into(), reason: "FieldValueForbidden", message: format!("Forbidden: {}", message.into()) }
+        Cause {
+            field: field.into(),
+            reason: "FieldValueForbidden",
+            message: format!("Forbidden: {}", message.into()),
+        }
     }
+}
+
+/// The object that an error is about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// Its name.
+    pub name: String,
+    /// Its API group; empty for the core group.
+    pub group: String,
+    /// Its plural, or for refused objects its kind.
+    pub kind: String,
 }
 
 /// A refused or failed request; becomes a `Status` object on the wire.
@@ -41,12 +64,8 @@ pub struct ApiError {
     pub reason: &'static str,
     /// What a person reads.
     pub message: String,
-    /// Name of the object that the request named, or empty.
-    pub name: String,
-    /// API group of the object, or empty.
-    pub group: String,
-    /// Plural (or kind, for refused objects) of the object, or empty.
-    pub kind: String,
+    /// The object that the request named, if it named one.
+    pub subject: Option<Box<Subject>>,
     /// Fields that were refused.
     pub causes: Vec<Cause>,
     /// Seconds after which the client may try again.
@@ -60,18 +79,15 @@ impl ApiError {
             code,
             reason,
             message: message.into(),
-            name: String::new(),
-            group: String::new(),
-            kind: String::new(),
+            subject: None,
             causes: Vec::new(),
             retry_after: None,
         }
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
-        self.group = group.into();
-        self.kind = kind.into();
-        self.name = name.into();
+        let subject = Subject { name: name.into(), group: group.into(), kind: kind.into() };
+        self.subject = Some(Box::new(subject));
         self
     }
 
@@ -93,7 +109,8 @@ impl ApiError {
     /// 404 for an object; `resource` is the plural, with `.group` where there is one.
     pub fn not_found(resource: &str, name: &str) -> Self {
         let (plural, group) = split(resource);
-        Self::new(404, "NotFound", format!("{resource} \"{name}\" not found")).about(group, plural, name)
+        Self::new(404, "NotFound", format!("{resource} \"{name}\" not found"))
+            .about(group, plural, name)
     }
 
     /// 405: the resource does not do that.
@@ -104,14 +121,19 @@ impl ApiError {
     /// 409 on create: the name is taken.
     pub fn already_exists(resource: &str, name: &str) -> Self {
         let (plural, group) = split(resource);
-        Self::new(409, "AlreadyExists", format!("{resource} \"{name}\" already exists")).about(group, plural, name)
+        Self::new(409, "AlreadyExists", format!("{resource} \"{name}\" already exists"))
+            .about(group, plural, name)
     }
 
     /// 409 on update: somebody else was faster.
     pub fn conflict(resource: &str, name: &str, why: &str) -> Self {
         let (plural, group) = split(resource);
-        Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {resource} \"{name}\": {why}"))
-            .about(group, plural, name)
+        Self::new(
+            409,
+            "Conflict",
+            format!("Operation cannot be fulfilled on {resource} \"{name}\": {why}"),
+        )
+        .about(group, plural, name)
     }
 
     /// 410: the asked-for version has left the history window.
@@ -121,11 +143,12 @@ impl ApiError {
 
     /// 422: the object is understood and refused field by field.
     pub fn invalid(group: &str, kind: &str, name: &str, causes: Vec<Cause>) -> Self {
-        let list: Vec<String> = causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
+        let list: Vec<String> =
+            causes.iter().map(|c| format!("{}: {}", c.field, c.message)).collect();
         let all = if list.len() == 1 { list[0].clone() } else { format!("[{}]", list.join(", ")) };
         let title = if group.is_empty() { kind.to_string() } else { format!("{kind}.{group}") };
-        let mut error =
-            Self::new(422, "Invalid", format!("{title} \"{name}\" is invalid: {all}")).about(group, kind, name);
+        let mut error = Self::new(422, "Invalid", format!("{title} \"{name}\" is invalid: {all}"))
+            .about(group, kind, name);
         error.causes = causes;
         error
     }
@@ -134,16 +157,22 @@ impl ApiError {
     pub fn too_new(asked: u64, current: u64) -> Self {
         let message = format!("Too large resource version: {asked}, current: {current}");
         let mut error = Self::new(504, "Timeout", message.clone());
-        error.causes =
-            vec![Cause { field: String::new(), reason: "ResourceVersionTooLarge", message: "Too large resource version".into() }];
+        error.causes = vec![Cause {
+            field: String::new(),
+            reason: "ResourceVersionTooLarge",
+            message: "Too large resource version".into(),
+        }];
         error.retry_after = Some(1);
         error
     }
 
     /// 429 with the seconds to wait.
     pub fn too_many_requests(retry_after: u32) -> Self {
-        let mut error =
-            Self::new(429, "TooManyRequests", "the lab's API was told to answer that there are too many requests");
+        let mut error = Self::new(
+            429,
+            "TooManyRequests",
+            "the lab's API was told to answer that there are too many requests",
+        );
         error.retry_after = Some(retry_after);
         error
     }
@@ -151,9 +180,11 @@ impl ApiError {
     /// The `Status` object of this error.
     pub fn status(&self) -> Value {
         let mut details = json!({});
-        for (key, value) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind)] {
-            if !value.is_empty() {
-                details[key] = json!(value);
+        if let Some(Subject { name, group, kind }) = self.subject.as_deref() {
+            for (key, value) in [("name", name), ("group", group), ("kind", kind)] {
+                if !value.is_empty() {
+                    details[key] = json!(value);
+                }
             }
         }
         if !self.causes.is_empty() {
@@ -191,7 +222,12 @@ mod tests {
 
     #[test]
     fn an_invalid_object_names_each_field() {
-        let error = ApiError::invalid("", "Node", "cp", vec![Cause::forbidden("spec.podCIDRs", "set once")]);
+        let error = ApiError::invalid(
+            "",
+            "Node",
+            "cp",
+            vec![Cause::forbidden("spec.podCIDRs", "set once")],
+        );
         let status = error.status();
         assert_eq!(status["code"], 422);
         assert_eq!(status["details"]["kind"], "Node");

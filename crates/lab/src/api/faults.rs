@@ -197,21 +197,30 @@ mod tests {
     #[test]
     fn settings_count_down_and_can_be_taken_back() {
         let faults = Faults::default();
-        let set = FaultSettings { gone_seconds: 60.0, latency_ms: 5, retry_after_seconds: 7, ..Default::default() };
+        let set = FaultSettings {
+            gone_seconds: 60.0,
+            latency_ms: 5,
+            retry_after_seconds: 7,
+            ..Default::default()
+        };
         faults.set(&set);
         let read = faults.get();
         assert!(faults.gone() && !faults.refusing() && faults.throttled().is_none());
         assert!(read.gone_seconds > 59.0 && read.gone_seconds <= 60.0 && read.latency_ms == 5);
         faults.set(&FaultSettings::default());
         assert!(!faults.gone());
-        faults.set(&FaultSettings { too_many_requests_seconds: f64::INFINITY, ..Default::default() });
+        faults
+            .set(&FaultSettings { too_many_requests_seconds: f64::INFINITY, ..Default::default() });
         assert_eq!(faults.throttled(), Some(1));
     }
 
     #[test]
     fn unknown_settings_are_refused() {
         assert!(serde_json::from_str::<FaultSettings>(r#"{"stall":1}"#).is_err());
-        assert_eq!(serde_json::from_str::<FaultSettings>(r#"{"stallSeconds":1}"#).unwrap().stall_seconds, 1.0);
+        assert_eq!(
+            serde_json::from_str::<FaultSettings>(r#"{"stallSeconds":1}"#).unwrap().stall_seconds,
+            1.0
+        );
     }
 
     #[tokio::test]

@@ -31,7 +31,10 @@ pub(crate) fn metadata_mut(object: &mut Value) -> Option<&mut Map<String, Value>
 }
 
 /// A top-level section such as `spec`, made where it is missing or null.
-pub(crate) fn section_mut<'a>(object: &'a mut Value, section: &str) -> Option<&'a mut Map<String, Value>> {
+pub(crate) fn section_mut<'a>(
+    object: &'a mut Value,
+    section: &str,
+) -> Option<&'a mut Map<String, Value>> {
     let entry = object.as_object_mut()?.entry(section).or_insert(Value::Null);
     if entry.is_null() {
         *entry = Value::Object(Map::new());
@@ -55,7 +58,12 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn rfc3339(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days as i64);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
 }
 
 /// Now, as Kubernetes writes it.
@@ -69,7 +77,8 @@ pub(crate) fn parse_rfc3339(text: &str) -> Option<u64> {
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
     text.ends_with('Z').then_some(())?;
-    u64::try_from(days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second).ok()
+    u64::try_from(days_from_civil(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second)
+        .ok()
 }
 
 /// Days since 1970-01-01 to a date of the proleptic Gregorian calendar. The year starts in March so
@@ -165,7 +174,9 @@ mod tests {
 
     #[test]
     fn ages_are_short() {
-        for (seconds, text) in [(0, "0s"), (119, "119s"), (120, "2m"), (185, "3m5s"), (7_200, "120m"), (90_000, "25h")] {
+        for (seconds, text) in
+            [(0, "0s"), (119, "119s"), (120, "2m"), (185, "3m5s"), (7_200, "120m"), (90_000, "25h")]
+        {
             assert_eq!(human(Duration::from_secs(seconds)), text);
         }
     }

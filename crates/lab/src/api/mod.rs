@@ -26,7 +26,7 @@ mod table;
 mod tls;
 mod validate;
 
-pub use error::{ApiError, Cause};
+pub use error::{ApiError, Cause, Subject};
 pub use faults::{FaultSettings, Faults};
 pub use http::{Config, ServeError, serve};
 pub use meta::{random_token, random_uid, timestamp};
@@ -34,6 +34,7 @@ pub use patch::Patch;
 pub use registry::{Registry, Resource, Version};
 pub use selector::{FieldSelector, LabelSelector};
 pub use store::{
-    At, DeleteOptions, Deleted, Event, Key, List, ListOptions, Part, Store, StoreConfig, Watch, WatchOptions,
+    At, DeleteOptions, Deleted, Event, Key, List, ListOptions, Part, Store, StoreConfig, Watch,
+    WatchOptions,
 };
 pub use tls::{Identity, TlsError, kubeconfig};

@@ -77,21 +77,29 @@ impl Resource {
 
     /// Whether a field selector may name this field.
     pub fn selectable(&self, field: &str) -> bool {
-        field == "metadata.name" || field == "metadata.namespace" && self.namespaced || self.fields.contains(&field)
+        field == "metadata.name"
+            || field == "metadata.namespace" && self.namespaced
+            || self.fields.contains(&field)
     }
 
     /// What discovery says can be done with the type.
     pub fn verbs(&self) -> &'static [&'static str] {
         match self.review {
             true => &["create"],
-            false => &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"],
+            false => {
+                &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+            }
         }
     }
 }
 
 impl From<&Row> for Resource {
     fn from(row: &Row) -> Self {
-        let key = if row.group.is_empty() { row.plural.into() } else { format!("{}.{}", row.plural, row.group) };
+        let key = if row.group.is_empty() {
+            row.plural.into()
+        } else {
+            format!("{}.{}", row.plural, row.group)
+        };
         Resource {
             key,
             group: row.group.into(),
@@ -136,7 +144,11 @@ impl Registry {
 
     /// The type behind `/apis/GROUP/VERSION/PLURAL`.
     pub fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        let found = if group.is_empty() { self.get(plural) } else { self.get(&format!("{plural}.{group}")) };
+        let found = if group.is_empty() {
+            self.get(plural)
+        } else {
+            self.get(&format!("{plural}.{group}"))
+        };
         found.filter(|r| r.version(version).is_some())
     }
 
@@ -194,8 +206,11 @@ fn from_definition(definition: &Value) -> Resource {
         "" => otherwise,
         given => given.to_string(),
     };
-    let mut versions: Vec<(&Value, Version)> =
-        items(definition, "/spec/versions").iter().filter(|v| v["served"] == true).map(|v| (v, from_version(v))).collect();
+    let mut versions: Vec<(&Value, Version)> = items(definition, "/spec/versions")
+        .iter()
+        .filter(|v| v["served"] == true)
+        .map(|v| (v, from_version(v)))
+        .collect();
     versions.sort_by_key(|(v, _)| v["storage"] != true);
     Resource {
         key: format!("{plural}.{group}"),
@@ -216,7 +231,8 @@ fn from_definition(definition: &Value) -> Resource {
 }
 
 fn from_version(version: &Value) -> Version {
-    let columns = items(version, "/additionalPrinterColumns").iter().map(CustomColumn::new).collect();
+    let columns =
+        items(version, "/additionalPrinterColumns").iter().map(CustomColumn::new).collect();
     Version {
         name: text(version, "/name").into(),
         status: version.pointer("/subresources/status").is_some(),
@@ -233,7 +249,10 @@ mod tests {
     fn built_in_types_are_found_by_path_and_by_kind() {
         let registry = Registry::default();
         assert_eq!(registry.find("", "v1", "pods").unwrap().kind, "Pod");
-        assert_eq!(registry.by_kind("networking.k8s.io/v1", "NetworkPolicy").unwrap().plural, "networkpolicies");
+        assert_eq!(
+            registry.by_kind("networking.k8s.io/v1", "NetworkPolicy").unwrap().plural,
+            "networkpolicies"
+        );
         assert!(registry.find("apps", "v1", "deployments").is_none());
         assert!(registry.find("", "v2", "pods").is_none());
         let pods = registry.get("pods").unwrap();
@@ -249,7 +268,10 @@ mod tests {
                          { "name": "v1", "served": true, "storage": true, "subresources": { "status": {} } },
                          { "name": "v0", "served": false, "storage": false }] } }));
         let roads = registry.get("roads.example.dev").unwrap();
-        assert_eq!((roads.preferred().name.as_str(), roads.versions.len(), roads.namespaced), ("v1", 2, false));
+        assert_eq!(
+            (roads.preferred().name.as_str(), roads.versions.len(), roads.namespaced),
+            ("v1", 2, false)
+        );
         assert_eq!(registry.groups()["example.dev"], ["v1", "v1alpha1"]);
         registry.undefine("pods");
         registry.undefine("roads.example.dev");

@@ -18,7 +18,12 @@ pub(crate) struct Row {
     pub(crate) review: bool,
 }
 
-const fn row(group: &'static str, plural: &'static str, kind: &'static str, namespaced: bool) -> Row {
+const fn row(
+    group: &'static str,
+    plural: &'static str,
+    kind: &'static str,
+    namespaced: bool,
+) -> Row {
     Row {
         group,
         version: "v1",
@@ -91,7 +96,11 @@ pub(crate) const BUILT_IN: &[Row] = &[
         ..row("", "pods", "Pod", true)
     },
     Row { columns: c::SECRETS, fields: &["type"], ..row("", "secrets", "Secret", true) },
-    Row { short: &["sa"], columns: c::SERVICE_ACCOUNTS, ..row("", "serviceaccounts", "ServiceAccount", true) },
+    Row {
+        short: &["sa"],
+        columns: c::SERVICE_ACCOUNTS,
+        ..row("", "serviceaccounts", "ServiceAccount", true)
+    },
     Row {
         short: &["svc"],
         categories: &["all"],
@@ -105,13 +114,21 @@ pub(crate) const BUILT_IN: &[Row] = &[
         categories: &["api-extensions"],
         columns: c::DEFINITIONS,
         subresources: &["status"],
-        ..row("apiextensions.k8s.io", "customresourcedefinitions", "CustomResourceDefinition", false)
+        ..row(
+            "apiextensions.k8s.io",
+            "customresourcedefinitions",
+            "CustomResourceDefinition",
+            false,
+        )
     },
     review("authentication.k8s.io", "selfsubjectreviews", "SelfSubjectReview"),
     review("authorization.k8s.io", "selfsubjectaccessreviews", "SelfSubjectAccessReview"),
     review("authorization.k8s.io", "selfsubjectrulesreviews", "SelfSubjectRulesReview"),
     Row { columns: c::LEASES, ..row("coordination.k8s.io", "leases", "Lease", true) },
-    Row { columns: c::ENDPOINT_SLICES, ..row("discovery.k8s.io", "endpointslices", "EndpointSlice", true) },
+    Row {
+        columns: c::ENDPOINT_SLICES,
+        ..row("discovery.k8s.io", "endpointslices", "EndpointSlice", true)
+    },
     Row {
         short: &["netpol"],
         columns: c::NETWORK_POLICIES,

@@ -29,7 +29,8 @@ impl Requirement {
 
     fn matches(&self, value: Option<&str>) -> bool {
         let listed = |v: &str| self.values.iter().any(|x| x == v);
-        let number = |v: &str| Some((v.parse::<i64>().ok()?, self.values.first()?.parse::<i64>().ok()?));
+        let number =
+            |v: &str| Some((v.parse::<i64>().ok()?, self.values.first()?.parse::<i64>().ok()?));
         match self.operator {
             Operator::In => value.is_some_and(listed),
             Operator::NotIn => !value.is_some_and(listed),
@@ -50,7 +51,9 @@ impl LabelSelector {
     pub fn parse(text: &str) -> Result<Self, ApiError> {
         let parts = split_outside_parentheses(text);
         let parsed: Option<Vec<_>> = parts.iter().map(|part| requirement(part)).collect();
-        parsed.map(LabelSelector).ok_or_else(|| ApiError::bad_request(format!("unable to parse label selector {text:?}")))
+        parsed.map(LabelSelector).ok_or_else(|| {
+            ApiError::bad_request(format!("unable to parse label selector {text:?}"))
+        })
     }
 
     /// Reads `matchLabels` and `matchExpressions` of a selector object (also node selector terms).
@@ -58,7 +61,11 @@ impl LabelSelector {
     pub fn from_object(selector: &Value) -> Self {
         let mut all = Vec::new();
         for (key, value) in selector["matchLabels"].as_object().into_iter().flatten() {
-            all.push(Requirement::new(key, Operator::In, vec![value.as_str().unwrap_or("").into()]));
+            all.push(Requirement::new(
+                key,
+                Operator::In,
+                vec![value.as_str().unwrap_or("").into()],
+            ));
         }
         for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
             all.push(from_expression(expression));
@@ -78,8 +85,12 @@ impl LabelSelector {
 }
 
 fn from_expression(expression: &Value) -> Requirement {
-    let values: Vec<String> =
-        expression["values"].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(Into::into)).collect();
+    let values: Vec<String> = expression["values"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|v| v.as_str().map(Into::into))
+        .collect();
     let (operator, values) = match expression["operator"].as_str().unwrap_or("") {
         "In" => (Operator::In, values),
         "NotIn" => (Operator::NotIn, values),
@@ -171,7 +182,11 @@ struct FieldTerm {
 impl FieldSelector {
     /// Parses the query form.
     pub fn parse(text: &str) -> Result<Self, ApiError> {
-        text.split(',').filter(|p| !p.is_empty()).map(field_term).collect::<Result<_, _>>().map(FieldSelector)
+        text.split(',')
+            .filter(|p| !p.is_empty())
+            .map(field_term)
+            .collect::<Result<_, _>>()
+            .map(FieldSelector)
     }
 
     /// The condition that one field has one value.
@@ -183,7 +198,9 @@ impl FieldSelector {
     pub fn check(&self, allowed: impl Fn(&str) -> bool) -> Result<(), ApiError> {
         match self.0.iter().find(|term| !allowed(&term.path)) {
             None => Ok(()),
-            Some(term) => Err(ApiError::bad_request(format!("field label not supported: {}", term.path))),
+            Some(term) => {
+                Err(ApiError::bad_request(format!("field label not supported: {}", term.path)))
+            }
         }
     }
 
@@ -204,7 +221,9 @@ fn field_term(part: &str) -> Result<FieldTerm, ApiError> {
             return Ok(FieldTerm { path: path.trim().into(), value: value.trim().into(), equal });
         }
     }
-    Err(ApiError::bad_request(format!("invalid field selector {part:?}; can't understand it, write path=value")))
+    Err(ApiError::bad_request(format!(
+        "invalid field selector {part:?}; can't understand it, write path=value"
+    )))
 }
 
 /// The text of a field by its dotted path; numbers and booleans in their JSON form.
@@ -266,7 +285,9 @@ mod tests {
         ] {
             assert_eq!(FieldSelector::parse(text).unwrap().matches(&pod), expected, "{text}");
         }
-        assert!(FieldSelector::equals("spec.color", "red").check(|f| f == "metadata.name").is_err());
+        assert!(
+            FieldSelector::equals("spec.color", "red").check(|f| f == "metadata.name").is_err()
+        );
     }
 
     #[test]
@@ -277,7 +298,9 @@ mod tests {
         }));
         assert!(selector.matches(&json!({ "app": "web" })));
         assert!(!selector.matches(&json!({ "app": "web", "tier": "back" })));
-        let odd = LabelSelector::from_object(&json!({ "matchExpressions": [{ "key": "a", "operator": "Like" }] }));
+        let odd = LabelSelector::from_object(
+            &json!({ "matchExpressions": [{ "key": "a", "operator": "Like" }] }),
+        );
         assert!(!odd.matches(&json!({ "a": "b" })));
     }
 

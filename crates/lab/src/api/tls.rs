@@ -5,7 +5,8 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
 };
 use rustls::ServerConfig;
 use rustls::crypto::ring::default_provider;
@@ -15,7 +16,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A certificate cannot be made, for example because a name is not a DNS name.
-    #[error("cannot make the lab's certificate for {names}: {source}: use DNS names and IP addresses only")]
+    #[error(
+        "cannot make the lab's certificate for {names}: {source}: use DNS names and IP addresses only"
+    )]
     Certificate {
         /// The names asked for.
         names: String,
@@ -46,7 +49,8 @@ impl std::fmt::Debug for Identity {
 impl Identity {
     /// Makes an authority and a certificate for these names and addresses.
     pub fn new(lab: &str, names: &[String]) -> Result<Self, TlsError> {
-        Self::make(lab, names).map_err(|source| TlsError::Certificate { names: names.join(", "), source })
+        Self::make(lab, names)
+            .map_err(|source| TlsError::Certificate { names: names.join(", "), source })
     }
 
     fn make(lab: &str, names: &[String]) -> Result<Self, rcgen::Error> {
@@ -116,7 +120,8 @@ mod tests {
 
     #[test]
     fn an_identity_serves_and_a_bad_name_is_told() {
-        let identity = Identity::new("a", &["127.0.0.1".into(), "::1".into(), "localhost".into()]).unwrap();
+        let identity =
+            Identity::new("a", &["127.0.0.1".into(), "::1".into(), "localhost".into()]).unwrap();
         assert!(identity.ca_pem.starts_with("-----BEGIN CERTIFICATE"));
         assert_eq!(identity.server().unwrap().alpn_protocols[0], b"h2");
         assert!(!format!("{identity:?}").contains("key"));
@@ -130,7 +135,10 @@ mod tests {
         let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
         assert_eq!(value["current-context"], "causeway-demo");
         assert_eq!(value["contexts"][0]["context"]["namespace"], "default");
-        assert_eq!(value["clusters"][0]["cluster"]["certificate-authority-data"], STANDARD.encode("PEM"));
+        assert_eq!(
+            value["clusters"][0]["cluster"]["certificate-authority-data"],
+            STANDARD.encode("PEM")
+        );
         assert_eq!(value["users"][0]["user"]["token"], "secret");
     }
 }

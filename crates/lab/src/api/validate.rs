@@ -24,10 +24,16 @@ pub(crate) fn causes(resource: &Resource, object: &Value) -> Vec<Cause> {
         for (key, value) in object["metadata"][map].as_object().into_iter().flatten() {
             let field = format!("metadata.{map}");
             if !qualified(key) {
-                causes.push(Cause::invalid(&field, format!("\"{key}\": not a qualified name (prefix/name)")));
+                causes.push(Cause::invalid(
+                    &field,
+                    format!("\"{key}\": not a qualified name (prefix/name)"),
+                ));
             }
             match value.as_str() {
-                None => causes.push(Cause::invalid(&field, format!("{value}: the value of {key} has to be a string"))),
+                None => causes.push(Cause::invalid(
+                    &field,
+                    format!("{value}: the value of {key} has to be a string"),
+                )),
                 Some(text) if map == "labels" && !label_value(text) => {
                     let rule = "a label value has at most 63 letters, digits, '-', '_' and '.'";
                     causes.push(Cause::invalid(&field, format!("\"{text}\": {rule}")));
@@ -47,7 +53,11 @@ pub(crate) fn finalizer_causes(old: &Value, new: &Value) -> Vec<Cause> {
     let known = items(old, "/metadata/finalizers");
     let added = items(new, "/metadata/finalizers").iter().filter(|f| !known.contains(f));
     let message = "no new finalizers can be added if the object is being deleted";
-    added.map(|f| Cause::forbidden("metadata.finalizers", format!("{message}, found new finalizers: {f}"))).collect()
+    added
+        .map(|f| {
+            Cause::forbidden("metadata.finalizers", format!("{message}, found new finalizers: {f}"))
+        })
+        .collect()
 }
 
 fn alphanumeric_ends(text: &str) -> bool {
@@ -62,7 +72,8 @@ fn dns_label(text: &str) -> bool {
 
 fn dns_subdomain(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    text.len() <= 253 && text.split('.').all(|part| part.chars().all(allowed) && alphanumeric_ends(part))
+    text.len() <= 253
+        && text.split('.').all(|part| part.chars().all(allowed) && alphanumeric_ends(part))
 }
 
 fn label_value(text: &str) -> bool {
@@ -71,7 +82,8 @@ fn label_value(text: &str) -> bool {
 }
 
 fn qualified(key: &str) -> bool {
-    let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let (prefix, name) =
+        key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
     prefix.is_none_or(dns_subdomain) && !name.is_empty() && label_value(name)
 }
 
@@ -88,18 +100,27 @@ mod tests {
 
     #[test]
     fn names_and_labels_follow_the_rules() {
-        assert!(fields("pods", json!({ "metadata": { "name": "a.b-c", "labels": { "example.com/A_b": "x.Y" } } })).is_empty());
+        assert!(
+            fields(
+                "pods",
+                json!({ "metadata": { "name": "a.b-c", "labels": { "example.com/A_b": "x.Y" } } })
+            )
+            .is_empty()
+        );
         assert_eq!(fields("pods", json!({ "metadata": { "name": "A" } })), ["metadata.name"]);
         assert_eq!(fields("services", json!({ "metadata": { "name": "a.b" } })), ["metadata.name"]);
         assert_eq!(fields("pods", json!({})), ["metadata.name"]);
-        let odd = json!({ "metadata": { "name": "a", "labels": { "a b": "c", "d": 1, "e": "-" } } });
+        let odd =
+            json!({ "metadata": { "name": "a", "labels": { "a b": "c", "d": 1, "e": "-" } } });
         assert_eq!(fields("pods", odd), ["metadata.labels"; 3]);
     }
 
     #[test]
     fn a_deleted_object_takes_no_new_finalizer() {
         let old = json!({ "metadata": { "deletionTimestamp": "x", "finalizers": ["a", "b"] } });
-        let causes = |list: Value| finalizer_causes(&old, &json!({ "metadata": { "finalizers": list } })).len();
+        let causes = |list: Value| {
+            finalizer_causes(&old, &json!({ "metadata": { "finalizers": list } })).len()
+        };
         assert_eq!((causes(json!(["b"])), causes(json!(["a", "c"]))), (0, 1));
     }
 }

@@ -26,7 +26,9 @@ pub(super) async fn run(store: &Store, ranges: &[PodRange]) {
         let Some(mut watch) = watch_all(store, "nodes") else { return };
         while let Ok(event) = changed(watch.next().await) {
             match event {
-                Some((node, false)) if items(&node, "/spec/podCIDRs").is_empty() => allocate(store, ranges, &node),
+                Some((node, false)) if items(&node, "/spec/podCIDRs").is_empty() => {
+                    allocate(store, ranges, &node)
+                }
                 // The part of a node that is gone may help those that got none.
                 Some((_, true)) => retry(store, ranges),
                 _ => {}
@@ -46,9 +48,13 @@ fn retry(store: &Store, ranges: &[PodRange]) {
 }
 
 fn allocate(store: &Store, ranges: &[PodRange], node: &Value) {
-    let taken: Vec<IpNet> = nodes(store).iter().flat_map(|node| pod_cidrs(node).collect::<Vec<_>>()).collect();
+    let taken: Vec<IpNet> =
+        nodes(store).iter().flat_map(|node| pod_cidrs(node).collect::<Vec<_>>()).collect();
     let Some(parts) = next_free(ranges, &taken) else {
-        tracing::warn!("no pod CIDR is left for node {}: use a larger range or longer node prefixes", name(node));
+        tracing::warn!(
+            "no pod CIDR is left for node {}: use a larger range or longer node prefixes",
+            name(node)
+        );
         return;
     };
     let result = store.modify("nodes", &key_of(node), Part::Main, |node| {
@@ -59,7 +65,9 @@ fn allocate(store: &Store, ranges: &[PodRange], node: &Value) {
         }
     });
     match result {
-        Err(error) if error.code != 404 => tracing::warn!("cannot give node {} its pod CIDRs: {error}", name(node)),
+        Err(error) if error.code != 404 => {
+            tracing::warn!("cannot give node {} its pod CIDRs: {error}", name(node))
+        }
         _ => {}
     }
 }
@@ -79,7 +87,10 @@ mod tests {
         let nets = |list: &[&str]| list.iter().map(|n| n.parse().unwrap()).collect::<Vec<IpNet>>();
         assert_eq!(next_free(&ranges, &[]).unwrap(), nets(&["10.244.0.0/24", "fd00:10:244::/64"]));
         let taken = nets(&["10.244.0.0/24", "10.244.2.0/23", "fd00:10:244::/64"]);
-        assert_eq!(next_free(&ranges, &taken).unwrap(), nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]));
+        assert_eq!(
+            next_free(&ranges, &taken).unwrap(),
+            nets(&["10.244.1.0/24", "fd00:10:244:1::/64"])
+        );
         assert_eq!(next_free(&[range("10.0.0.0/24", 25)], &nets(&["10.0.0.0/8"])), None);
         assert_eq!(next_free(&[range("10.0.0.0/24", 16)], &[]), None);
     }

@@ -44,9 +44,14 @@ pub struct ControllersConfig {
 pub async fn run(store: Store, config: ControllersConfig, shutdown: impl Future<Output = ()>) {
     let idle = std::future::pending;
     let cidrs = async {
-        if config.pod_ranges.is_empty() { idle().await } else { cidr::run(&store, &config.pod_ranges).await }
+        if config.pod_ranges.is_empty() {
+            idle().await
+        } else {
+            cidr::run(&store, &config.pod_ranges).await
+        }
     };
-    let scheduler = async { if config.schedule { scheduler::run(&store).await } else { idle().await } };
+    let scheduler =
+        async { if config.schedule { scheduler::run(&store).await } else { idle().await } };
     tokio::select! {
         () = shutdown => {}
         () = cidrs => {}

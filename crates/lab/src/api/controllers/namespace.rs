@@ -15,7 +15,10 @@ pub(super) async fn run(store: &Store) {
 }
 
 fn list(store: &Store, resource: &str, namespace: &str) -> Vec<std::sync::Arc<Value>> {
-    store.list(resource, namespace, &ListOptions::default()).map(|list| list.items).unwrap_or_default()
+    store
+        .list(resource, namespace, &ListOptions::default())
+        .map(|list| list.items)
+        .unwrap_or_default()
 }
 
 /// Brings every namespace one step further.
@@ -57,7 +60,9 @@ fn end(store: &Store, namespace: &str) {
         namespace["spec"]["finalizers"] = json!([]);
     });
     match result {
-        Err(error) if error.code != 404 => tracing::warn!("cannot finish namespace {namespace}: {error}"),
+        Err(error) if error.code != 404 => {
+            tracing::warn!("cannot finish namespace {namespace}: {error}")
+        }
         _ => {}
     }
 }

@@ -23,7 +23,11 @@ struct Scheduler {
 
 pub(super) async fn run(store: &Store) {
     loop {
-        let (Some(mut nodes), Some(mut pods)) = (watch_all(store, "nodes"), watch_all(store, "pods")) else { return };
+        let (Some(mut nodes), Some(mut pods)) =
+            (watch_all(store, "nodes"), watch_all(store, "pods"))
+        else {
+            return;
+        };
         let mut scheduler = Scheduler::default();
         loop {
             let result = tokio::select! {
@@ -85,7 +89,9 @@ impl Scheduler {
             match bind(store, &key.namespace, &key.name, &node) {
                 Ok(()) => self.assume(key, node),
                 // Gone, or bound by somebody else: the watch tells.
-                Err(error) => tracing::debug!("pod {}/{} is not bound: {error}", key.namespace, key.name),
+                Err(error) => {
+                    tracing::debug!("pod {}/{} is not bound: {error}", key.namespace, key.name)
+                }
             }
         }
     }
@@ -103,7 +109,8 @@ impl Scheduler {
                 }
             }
         }
-        let list: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let list: Vec<String> =
+            reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         let why = || format!("0/{} nodes are available: {}.", self.nodes.len(), list.join(", "));
         best.map(|(_, name)| name.clone()).ok_or_else(why)
     }
@@ -111,32 +118,41 @@ impl Scheduler {
 
 /// Says in the pod's status why it waits; writes only what is new, as each write comes back as an event.
 fn mark(store: &Store, key: &Key, pod: &Value, why: &str) {
-    let told = items(pod, "/status/conditions").iter().any(|c| c["type"] == "PodScheduled" && c["message"] == why);
+    let told = items(pod, "/status/conditions")
+        .iter()
+        .any(|c| c["type"] == "PodScheduled" && c["message"] == why);
     if !told {
-        let change = |pod: &mut Value| set_condition(pod, "PodScheduled", "False", "Unschedulable", why);
+        let change =
+            |pod: &mut Value| set_condition(pod, "PodScheduled", "False", "Unschedulable", why);
         let _ = store.modify("pods", key, Part::Status, change);
     }
 }
 
 /// Why a node cannot take a pod.
 fn obstacle(pod: &Value, node: &Value) -> Option<&'static str> {
-    let ready = items(node, "/status/conditions").iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
+    let ready = items(node, "/status/conditions")
+        .iter()
+        .any(|c| c["type"] == "Ready" && c["status"] == "True");
     if !ready {
         return Some("node(s) were not ready");
     }
-    if node["spec"]["unschedulable"] == true && !tolerates(pod, "node.kubernetes.io/unschedulable", "", "NoSchedule") {
+    if node["spec"]["unschedulable"] == true
+        && !tolerates(pod, "node.kubernetes.io/unschedulable", "", "NoSchedule")
+    {
         return Some("node(s) were unschedulable");
     }
     let refuses = |taint: &&Value| {
         let effect = text(taint, "/effect");
-        effect != "PreferNoSchedule" && !tolerates(pod, text(taint, "/key"), text(taint, "/value"), effect)
+        effect != "PreferNoSchedule"
+            && !tolerates(pod, text(taint, "/key"), text(taint, "/value"), effect)
     };
     if items(node, "/spec/taints").iter().any(|taint| refuses(&taint)) {
         return Some("node(s) had untolerated taint(s)");
     }
     let labels = &node["metadata"]["labels"];
     let wanted = pod["spec"]["nodeSelector"].as_object().into_iter().flatten();
-    if wanted.into_iter().any(|(key, value)| labels.get(key) != Some(value)) || !affinity(pod, node) {
+    if wanted.into_iter().any(|(key, value)| labels.get(key) != Some(value)) || !affinity(pod, node)
+    {
         return Some("node(s) didn't match Pod's node affinity/selector");
     }
     None
@@ -154,7 +170,8 @@ fn affinity(pod: &Value, node: &Value) -> bool {
             }
             _ => false,
         });
-        let empty = items(term, "/matchFields").is_empty() && items(term, "/matchExpressions").is_empty();
+        let empty =
+            items(term, "/matchFields").is_empty() && items(term, "/matchExpressions").is_empty();
         !empty && fields && LabelSelector::from_object(term).matches(&node["metadata"]["labels"])
     };
     terms.is_empty() || terms.iter().any(holds)
@@ -165,6 +182,7 @@ fn tolerates(pod: &Value, key: &str, value: &str, effect: &str) -> bool {
         let (own_key, own_effect) = (text(t, "/key"), text(t, "/effect"));
         let exists = text(t, "/operator") == "Exists";
         (own_effect.is_empty() || own_effect == effect)
-            && (own_key == key && (exists || text(t, "/value") == value) || own_key.is_empty() && exists)
+            && (own_key == key && (exists || text(t, "/value") == value)
+                || own_key.is_empty() && exists)
     })
 }

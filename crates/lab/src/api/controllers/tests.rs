@@ -20,7 +20,8 @@ fn pod(name: &str, extra: Value) -> Value {
 
 fn start() -> (Store, tokio::task::JoinHandle<()>) {
     let store = Store::new(StoreConfig::default());
-    let ranges = ["10.244.0.0/16", "fd00:10:244::/56"].map(|cidr| PodRange::new(cidr.parse().unwrap()));
+    let ranges =
+        ["10.244.0.0/16", "fd00:10:244::/56"].map(|cidr| PodRange::new(cidr.parse().unwrap()));
     let config = ControllersConfig { pod_ranges: ranges.to_vec(), schedule: true };
     (store.clone(), tokio::spawn(run(store, config, std::future::pending())))
 }
@@ -33,36 +34,56 @@ async fn eventually(what: &str, store: &Store, test: impl Fn(&Store) -> bool) {
             seen = store.changed_after(seen).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(Duration::from_secs(10), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 fn node_of(store: &Store, pod: &str) -> String {
-    store.get("pods", "default", pod).map(|p| text(&p, "/spec/nodeName").to_string()).unwrap_or_default()
+    store
+        .get("pods", "default", pod)
+        .map(|p| text(&p, "/spec/nodeName").to_string())
+        .unwrap_or_default()
 }
 
 #[tokio::test]
 async fn nodes_get_pod_cidrs_in_the_order_of_their_creation() {
     let (store, _run) = start();
-    for (name, second) in [("cp", "fd00:10:244::/64"), ("node-1", "fd00:10:244:1::/64"), ("node-2", "fd00:10:244:2::/64")] {
+    for (name, second) in [
+        ("cp", "fd00:10:244::/64"),
+        ("node-1", "fd00:10:244:1::/64"),
+        ("node-2", "fd00:10:244:2::/64"),
+    ] {
         store.create("nodes", "", node(name, json!({}), json!({})), false).unwrap();
-        eventually(name, &store, |s| s.get("nodes", "", name).unwrap()["spec"]["podCIDRs"][1] == second).await;
+        eventually(name, &store, |s| {
+            s.get("nodes", "", name).unwrap()["spec"]["podCIDRs"][1] == second
+        })
+        .await;
     }
     store.delete("nodes", &Key::new("", "node-1"), &DeleteOptions::default()).unwrap();
     store.create("nodes", "", node("late", json!({}), json!({})), false).unwrap();
-    eventually("late", &store, |s| s.get("nodes", "", "late").unwrap()["spec"]["podCIDR"] == "10.244.1.0/24").await;
+    eventually("late", &store, |s| {
+        s.get("nodes", "", "late").unwrap()["spec"]["podCIDR"] == "10.244.1.0/24"
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn pods_spread_and_respect_selectors_and_taints() {
     let (store, _run) = start();
     let taint = json!({ "taints": [{ "key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule" }] });
-    for new in [node("cp", json!({}), taint), node("a", json!({ "disk": "ssd" }), json!({})), node("b", json!({}), json!({}))] {
+    for new in [
+        node("cp", json!({}), taint),
+        node("a", json!({ "disk": "ssd" }), json!({})),
+        node("b", json!({}), json!({})),
+    ] {
         store.create("nodes", "", new, false).unwrap();
     }
     for i in 0..6 {
         store.create("pods", "default", pod(&format!("p{i}"), json!({})), false).unwrap();
     }
-    eventually("all bound", &store, |s| (0..6).all(|i| !node_of(s, &format!("p{i}")).is_empty())).await;
+    eventually("all bound", &store, |s| (0..6).all(|i| !node_of(s, &format!("p{i}")).is_empty()))
+        .await;
     let on = |node: &str| (0..6).filter(|i| node_of(&store, &format!("p{i}")) == node).count();
     assert_eq!((on("a"), on("b"), on("cp")), (3, 3, 0));
 
@@ -76,10 +97,19 @@ async fn pods_spread_and_respect_selectors_and_taints() {
         store.create("pods", "default", pod(name, extra), false).unwrap();
         eventually(name, &store, |s| node_of(s, name) == expected).await;
     }
-    store.create("pods", "default", pod("hdd", json!({ "nodeSelector": { "disk": "hdd" } })), false).unwrap();
-    let reason = |s: &Store| s.get("pods", "default", "hdd").unwrap()["status"]["conditions"][0]["reason"] == "Unschedulable";
+    store
+        .create("pods", "default", pod("hdd", json!({ "nodeSelector": { "disk": "hdd" } })), false)
+        .unwrap();
+    let reason = |s: &Store| {
+        s.get("pods", "default", "hdd").unwrap()["status"]["conditions"][0]["reason"]
+            == "Unschedulable"
+    };
     eventually("unschedulable", &store, reason).await;
-    store.modify("nodes", &Key::new("", "b"), Part::Main, |n| n["metadata"]["labels"]["disk"] = json!("hdd")).unwrap();
+    store
+        .modify("nodes", &Key::new("", "b"), Part::Main, |n| {
+            n["metadata"]["labels"]["disk"] = json!("hdd")
+        })
+        .unwrap();
     eventually("schedulable", &store, |s| node_of(s, "hdd") == "b").await;
 }
 
@@ -99,10 +129,17 @@ async fn a_namespace_takes_its_objects_with_it() {
     eventually("account", &store, |s| s.get("serviceaccounts", "team", "default").is_ok()).await;
     store.create("configmaps", "team", json!({ "metadata": { "name": "c" } }), false).unwrap();
     store.create("pods", "team", pod("p", json!({ "nodeName": "a" })), false).unwrap();
-    let gone = store.delete("namespaces", &Key::new("", "team"), &DeleteOptions::default()).unwrap().gone;
+    let gone =
+        store.delete("namespaces", &Key::new("", "team"), &DeleteOptions::default()).unwrap().gone;
     assert!(!gone);
     eventually("map gone", &store, |s| s.get("configmaps", "team", "c").is_err()).await;
-    assert_eq!(store.create("configmaps", "team", json!({ "metadata": { "name": "d" } }), false).unwrap_err().code, 403);
+    assert_eq!(
+        store
+            .create("configmaps", "team", json!({ "metadata": { "name": "d" } }), false)
+            .unwrap_err()
+            .code,
+        403
+    );
     let held = store.get("pods", "team", "p").unwrap();
     assert_eq!(held["metadata"]["deletionGracePeriodSeconds"], 30);
     assert_eq!(store.get("namespaces", "", "team").unwrap()["status"]["phase"], "Terminating");

@@ -28,7 +28,9 @@ pub(super) fn check<B>(config: &Config, request: &Request<B>) -> Result<(), ApiE
         return Err(ApiError::forbidden("requests from web pages of another origin are refused"));
     }
     let path = request.uri().path();
-    let open = OPEN.iter().any(|o| path.strip_prefix(o).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+    let open = OPEN
+        .iter()
+        .any(|o| path.strip_prefix(o).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
     if open || authorized(request.headers(), &config.token) {
         return Ok(());
     }
@@ -39,7 +41,13 @@ pub(super) fn check<B>(config: &Config, request: &Request<B>) -> Result<(), ApiE
 /// The authority of HTTP/2, or the Host header of HTTP/1.1.
 fn authority<B>(request: &Request<B>) -> String {
     let header = || request.headers().get(HOST).and_then(|v| v.to_str().ok());
-    request.uri().authority().map(http::uri::Authority::as_str).or_else(header).unwrap_or("").to_string()
+    request
+        .uri()
+        .authority()
+        .map(http::uri::Authority::as_str)
+        .or_else(header)
+        .unwrap_or("")
+        .to_string()
 }
 
 /// The host without its port and without the brackets of an IPv6 address.
@@ -64,7 +72,8 @@ mod tests {
     use super::*;
 
     fn code(host: &str, headers: &[(&str, &str)], path: &str) -> u16 {
-        let mut config = Config::new("a", vec!["localhost".into(), "127.0.0.1".into(), "::1".into()]).unwrap();
+        let mut config =
+            Config::new("a", vec!["localhost".into(), "127.0.0.1".into(), "::1".into()]).unwrap();
         config.token = "secret".into();
         let mut request = Request::builder().uri(path).header(HOST, host);
         for (name, value) in headers {

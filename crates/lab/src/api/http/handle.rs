@@ -49,7 +49,10 @@ pub(super) async fn handle(context: Arc<Context>, request: Request<Incoming>) ->
     }
 }
 
-async fn answer(context: Arc<Context>, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+async fn answer(
+    context: Arc<Context>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
     let route = route(request.uri().path());
     if route != Route::Faults {
         context.config.faults.delay().await;
@@ -67,7 +70,9 @@ async fn answer(context: Arc<Context>, request: Request<Incoming>) -> Result<Res
         route if parts.method == Method::GET || parts.method == Method::HEAD => {
             document(&context, &route, &parts.headers)
         }
-        _ => Err(ApiError::not_allowed("the server does not allow this method on the requested resource")),
+        _ => Err(ApiError::not_allowed(
+            "the server does not allow this method on the requested resource",
+        )),
     }
 }
 
@@ -91,7 +96,9 @@ async fn objects(
     if !call.target.sub.is_empty() && call.target.sub != "status" {
         return sub::answer(&call, incoming).await;
     }
-    if call.target.sub == "status" && !call.resource.version(&call.target.version).is_some_and(|v| v.status) {
+    if call.target.sub == "status"
+        && !call.resource.version(&call.target.version).is_some_and(|v| v.status)
+    {
         return Err(ApiError::no_such_path());
     }
     match (&call.method, call.target.name.is_empty()) {
@@ -103,14 +110,21 @@ async fn objects(
         (&Method::PATCH, false) => write::patch(&call, incoming).await,
         (&Method::DELETE, false) => write::delete(&call, incoming).await,
         (&Method::DELETE, true) => write::delete_collection(&call, incoming).await,
-        _ => Err(ApiError::not_allowed("the server does not allow this method on the requested resource")),
+        _ => Err(ApiError::not_allowed(
+            "the server does not allow this method on the requested resource",
+        )),
     }
 }
 
 /// Everything that is the same for everybody: health, version, discovery, OpenAPI.
-fn document(context: &Context, route: &Route, headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
+fn document(
+    context: &Context,
+    route: &Route,
+    headers: &HeaderMap,
+) -> Result<Response<Body>, ApiError> {
     let registry = context.store.registry();
-    let aggregated = || negotiate::form(headers, &Query::default()).is_ok_and(|form| form == Form::Discovery);
+    let aggregated =
+        || negotiate::form(headers, &Query::default()).is_ok_and(|form| form == Form::Discovery);
     let found = match route {
         Route::Health => return Ok(body::bytes(200, "text/plain; charset=utf-8", "ok")),
         Route::OpenApi => return Ok(open_api(&context.config.version, headers)),
@@ -160,8 +174,8 @@ async fn faults(
     let faults = &context.config.faults;
     if *method == Method::PUT {
         let value = body::parse(headers, &body::read(incoming).await?)?;
-        let settings: FaultSettings =
-            serde_json::from_value(value).map_err(|e| ApiError::bad_request(format!("cannot read the faults: {e}")))?;
+        let settings: FaultSettings = serde_json::from_value(value)
+            .map_err(|e| ApiError::bad_request(format!("cannot read the faults: {e}")))?;
         faults.set(&settings);
     } else if *method != Method::GET {
         return Err(ApiError::not_allowed("faults are read by GET and set by PUT"));

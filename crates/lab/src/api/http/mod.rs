@@ -20,6 +20,7 @@ mod body;
 mod guard;
 mod handle;
 mod negotiate;
+mod protobuf;
 mod read;
 mod route;
 mod stream;
@@ -77,7 +78,9 @@ pub enum ServeError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// A listening socket cannot be used.
-    #[error("cannot listen on the lab's API socket: {0}: pass a socket that is bound and listening")]
+    #[error(
+        "cannot listen on the lab's API socket: {0}: pass a socket that is bound and listening"
+    )]
     Listen(#[from] io::Error),
 }
 

@@ -45,18 +45,24 @@ pub(super) fn form(headers: &HeaderMap, query: &Query) -> Result<Form, ApiError>
         match parameter(media, "as") {
             "" => return Ok(Form::Whole),
             "Table" if version == "v1" => return Ok(Form::Table(include)),
-            "PartialObjectMetadata" | "PartialObjectMetadataList" if version == "v1" => return Ok(Form::Partial),
+            "PartialObjectMetadata" | "PartialObjectMetadataList" if version == "v1" => {
+                return Ok(Form::Partial);
+            }
             "APIGroupDiscoveryList" if version == "v2" => return Ok(Form::Discovery),
             _ => {}
         }
     }
-    let message = format!("only application/json can be sent, and the client accepts only {accept:?}");
+    let message =
+        format!("only application/json can be sent, and the client accepts only {accept:?}");
     Err(ApiError::new(406, "NotAcceptable", message))
 }
 
 /// Whether a client wants protocol buffers (for the OpenAPI document).
 pub(super) fn wants_protobuf(headers: &HeaderMap) -> bool {
-    headers.get(ACCEPT).and_then(|v| v.to_str().ok()).is_some_and(|accept| accept.contains("protobuf"))
+    headers
+        .get(ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|accept| accept.contains("protobuf"))
 }
 
 /// An object in another version of its type: only `apiVersion` differs.
@@ -83,12 +89,22 @@ mod tests {
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
         assert_eq!(accepted(table, ""), Ok(Form::Table(Include::Metadata)));
         assert_eq!(accepted(table, "includeObject=Object"), Ok(Form::Table(Include::Object)));
-        assert_eq!(accepted("application/json;as=Table;v=v1beta1;g=meta.k8s.io, application/json", ""), Ok(Form::Whole));
-        assert_eq!(accepted("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", ""), Ok(Form::Partial));
-        assert_eq!(accepted("application/vnd.kubernetes.protobuf,application/json", ""), Ok(Form::Whole));
+        assert_eq!(
+            accepted("application/json;as=Table;v=v1beta1;g=meta.k8s.io, application/json", ""),
+            Ok(Form::Whole)
+        );
+        assert_eq!(
+            accepted("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", ""),
+            Ok(Form::Partial)
+        );
+        assert_eq!(
+            accepted("application/vnd.kubernetes.protobuf,application/json", ""),
+            Ok(Form::Whole)
+        );
         assert_eq!(accepted("application/vnd.kubernetes.protobuf", ""), Err(406));
         assert_eq!(accepted("*/*", ""), Ok(Form::Whole));
-        let discovery = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+        let discovery =
+            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
         assert_eq!(accepted(discovery, ""), Ok(Form::Discovery));
     }
 }

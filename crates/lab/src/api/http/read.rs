@@ -39,7 +39,8 @@ pub(super) fn shaped(call: &Call, object: &Value) -> Value {
         Form::Partial => partial(object),
         Form::Table(include) => {
             let version = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
-            let columns = call.resource.version(&call.target.version).unwrap_or(call.resource.preferred());
+            let columns =
+                call.resource.version(&call.target.version).unwrap_or(call.resource.preferred());
             table(&columns.columns, std::iter::once(object), include, version)
         }
     }
@@ -53,7 +54,9 @@ pub(super) fn list_or_watch(call: &Call) -> Result<Response<Body>, ApiError> {
     let options = list_options(call, fields)?;
     let old = options.page.is_some() || !matches!(options.at, At::Newest);
     if old && call.context.config.faults.gone() {
-        return Err(ApiError::expired("the lab's API was told to answer that this version is too old"));
+        return Err(ApiError::expired(
+            "the lab's API was told to answer that this version is too old",
+        ));
     }
     let list = call.context.store.list(&call.resource.key, &call.target.namespace, &options)?;
     Ok(list_answer(call, &list))
@@ -67,13 +70,21 @@ fn list_options(call: &Call, fields: FieldSelector) -> Result<ListOptions, ApiEr
     let limit = query.number("limit")?.unwrap_or(0);
     let page = query.given("continue").then(|| query.text("continue").to_string());
     if page.is_some() && version.is_some_and(|v| v > 0) {
-        return Err(ApiError::bad_request("specifying resource version is not allowed when using continue"));
+        return Err(ApiError::bad_request(
+            "specifying resource version is not allowed when using continue",
+        ));
     }
     let at = match (version, query.text("resourceVersionMatch")) {
         (None, "") => At::Newest,
-        (None, _) => return Err(ApiError::bad_request("resourceVersionMatch is forbidden unless resourceVersion is provided")),
+        (None, _) => {
+            return Err(ApiError::bad_request(
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ));
+        }
         (Some(0), "Exact") => {
-            return Err(ApiError::bad_request("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""));
+            return Err(ApiError::bad_request(
+                "resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"",
+            ));
         }
         (Some(0), "" | "NotOlderThan") => At::NotOlderThan(0),
         (Some(version), "Exact") => At::Exactly(version),
@@ -81,11 +92,21 @@ fn list_options(call: &Call, fields: FieldSelector) -> Result<ListOptions, ApiEr
         // Without a match, pages are of exactly this version, and whole lists at least of this one.
         (Some(version), "") if limit > 0 => At::Exactly(version),
         (Some(version), "") => At::NotOlderThan(version),
-        (_, other) => return Err(ApiError::bad_request(format!("resourceVersionMatch {other:?} is not supported"))),
+        (_, other) => {
+            return Err(ApiError::bad_request(format!(
+                "resourceVersionMatch {other:?} is not supported"
+            )));
+        }
     };
     // A list of any version comes from a cache, which knows no pages.
     let limit = if at == At::NotOlderThan(0) { 0 } else { limit };
-    Ok(ListOptions { labels: LabelSelector::parse(query.text("labelSelector"))?, fields, limit, page, at })
+    Ok(ListOptions {
+        labels: LabelSelector::parse(query.text("labelSelector"))?,
+        fields,
+        limit,
+        page,
+        at,
+    })
 }
 
 fn list_answer(call: &Call, list: &List) -> Response<Body> {
@@ -99,7 +120,8 @@ fn list_answer(call: &Call, list: &List) -> Response<Body> {
     let objects = list.items.iter().map(AsRef::as_ref);
     match call.form {
         Form::Table(include) => {
-            let version = call.resource.version(&call.target.version).unwrap_or(call.resource.preferred());
+            let version =
+                call.resource.version(&call.target.version).unwrap_or(call.resource.preferred());
             body::json(200, &table(&version.columns, objects, include, metadata))
         }
         Form::Partial => {
@@ -176,7 +198,8 @@ fn watch(call: &Call, fields: FieldSelector) -> Result<Response<Body>, ApiError>
             return Err(ApiError::new(422, "Invalid", message));
         }
         (None, _) => {
-            let message = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+            let message =
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
             return Err(ApiError::new(422, "Invalid", message));
         }
     }

@@ -64,7 +64,9 @@ fn target(group: &str, version: &str, rest: &[&str]) -> Route {
         // A namespace itself, and its own subresources.
         ["namespaces"] => ("", "namespaces", "", ""),
         ["namespaces", name] => ("", "namespaces", name, ""),
-        ["namespaces", name, sub @ ("status" | "finalize")] if group.is_empty() => ("", "namespaces", name, sub),
+        ["namespaces", name, sub @ ("status" | "finalize")] if group.is_empty() => {
+            ("", "namespaces", name, sub)
+        }
         ["namespaces", namespace, plural] => (namespace, plural, "", ""),
         ["namespaces", namespace, plural, name] => (namespace, plural, name, ""),
         ["namespaces", namespace, plural, name, sub] => (namespace, plural, name, sub),
@@ -122,7 +124,9 @@ impl Query {
         match text.parse() {
             _ if text.is_empty() => Ok(None),
             Ok(number) => Ok(Some(number)),
-            Err(_) => Err(ApiError::bad_request(format!("invalid {key} {text:?}: a number is needed"))),
+            Err(_) => {
+                Err(ApiError::bad_request(format!("invalid {key} {text:?}: a number is needed")))
+            }
         }
     }
 }
@@ -164,8 +168,14 @@ mod tests {
     fn paths_name_objects() {
         assert_eq!(parts("/api/v1/pods"), ["", "v1", "pods", "", "", ""]);
         assert_eq!(parts("/api/v1/namespaces/a"), ["", "v1", "namespaces", "", "a", ""]);
-        assert_eq!(parts("/api/v1/namespaces/a/finalize"), ["", "v1", "namespaces", "", "a", "finalize"]);
-        assert_eq!(parts("/api/v1/namespaces/a/pods/b/status"), ["", "v1", "pods", "a", "b", "status"]);
+        assert_eq!(
+            parts("/api/v1/namespaces/a/finalize"),
+            ["", "v1", "namespaces", "", "a", "finalize"]
+        );
+        assert_eq!(
+            parts("/api/v1/namespaces/a/pods/b/status"),
+            ["", "v1", "pods", "a", "b", "status"]
+        );
         assert_eq!(parts("/api/v1/nodes/n/status"), ["", "v1", "nodes", "", "n", "status"]);
         assert_eq!(
             parts("/apis/networking.k8s.io/v1/namespaces/a/networkpolicies/b"),
@@ -177,10 +187,16 @@ mod tests {
 
     #[test]
     fn queries_are_decoded() {
-        let query = Query::parse("labelSelector=a%3Db%2Cc+in+%28d%29&command=sh&command=-c&watch=1&limit=x");
+        let query = Query::parse(
+            "labelSelector=a%3Db%2Cc+in+%28d%29&command=sh&command=-c&watch=1&limit=x",
+        );
         assert_eq!(query.text("labelSelector"), "a=b,c in (d)");
         assert_eq!(query.all("command"), ["sh", "-c"]);
-        assert!(query.flag("watch") && !query.given("continue") && query.number::<u64>("limit").is_err());
+        assert!(
+            query.flag("watch")
+                && !query.given("continue")
+                && query.number::<u64>("limit").is_err()
+        );
     }
 
     proptest! {

@@ -38,18 +38,29 @@ struct Stream {
     ended: bool,
 }
 
-pub(super) fn answer(call: &Call, watch: Watch, bookmarks: bool, timeout: Option<u64>) -> Response<Body> {
+pub(super) fn answer(
+    call: &Call,
+    watch: Watch,
+    bookmarks: bool,
+    timeout: Option<u64>,
+) -> Response<Body> {
     let config = &call.context.config;
     let length = timeout.filter(|t| *t > 0).map_or(LONGEST, Duration::from_secs);
     let now = Instant::now();
-    let gone = config.faults.gone() && call.query.given("resourceVersion") && call.query.text("resourceVersion") != "0";
+    let gone = config.faults.gone()
+        && call.query.given("resourceVersion")
+        && call.query.text("resourceVersion") != "0";
     let mut interrupts = config.faults.interrupts();
     if gone {
         interrupts.interrupt();
     }
     let state = Stream {
         watch,
-        encoder: Encoder { resource: call.resource.clone(), version: call.target.version.clone(), form: call.form },
+        encoder: Encoder {
+            resource: call.resource.clone(),
+            version: call.target.version.clone(),
+            form: call.form,
+        },
         interrupts,
         faults: config.faults.clone(),
         bookmarks: bookmarks.then_some(config.bookmarks),
@@ -83,7 +94,8 @@ impl Stream {
     }
 
     async fn wait(&mut self) -> Option<Event> {
-        let pause = if self.bookmarks.is_some() { self.next_bookmark.min(self.end) } else { self.end };
+        let pause =
+            if self.bookmarks.is_some() { self.next_bookmark.min(self.end) } else { self.end };
         tokio::select! {
             biased;
             why = self.interrupts.watch() => {
@@ -128,7 +140,8 @@ impl Encoder {
 
     /// An empty object of the type, with the version and maybe the mark of the end of the list.
     fn bookmark(&self, version: u64, initial_end: bool) -> Value {
-        let mut metadata = json!({ "resourceVersion": version.to_string(), "creationTimestamp": null });
+        let mut metadata =
+            json!({ "resourceVersion": version.to_string(), "creationTimestamp": null });
         if initial_end {
             metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
         }
@@ -138,13 +151,16 @@ impl Encoder {
 
     fn object<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
         match self.form {
-            Form::Whole | Form::Discovery if self.resource.preferred().name == self.version => Cow::Borrowed(object),
+            Form::Whole | Form::Discovery if self.resource.preferred().name == self.version => {
+                Cow::Borrowed(object)
+            }
             Form::Whole | Form::Discovery => {
                 Cow::Owned(in_version(object, &self.resource.api_version(&self.version)))
             }
             Form::Partial => Cow::Owned(partial(object)),
             Form::Table(include) => {
-                let version = self.resource.version(&self.version).unwrap_or(self.resource.preferred());
+                let version =
+                    self.resource.version(&self.version).unwrap_or(self.resource.preferred());
                 let metadata = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
                 // A bookmark has no name and is no row.
                 let rows = Some(object).filter(|o| o["metadata"].get("name").is_some());

@@ -21,7 +21,9 @@ pub(super) async fn answer(call: &Call, incoming: Incoming) -> Result<Response<B
         ("binding", &Method::POST) => binding(call, incoming).await,
         ("finalize", &Method::PUT) => finalize(call, incoming).await,
         ("log" | "exec" | "attach" | "portforward", _) => Err(elsewhere(call)),
-        _ => Err(ApiError::not_allowed("the server does not allow this method on the requested resource")),
+        _ => Err(ApiError::not_allowed(
+            "the server does not allow this method on the requested resource",
+        )),
     }
 }
 
@@ -35,7 +37,10 @@ async fn binding(call: &Call, incoming: Incoming) -> Result<Response<Body>, ApiE
     if !call.dry_run() {
         bind(&call.context.store, &call.target.namespace, &call.target.name, node)?;
     }
-    Ok(body::json(201, &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 })))
+    Ok(body::json(
+        201,
+        &json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 }),
+    ))
 }
 
 /// Writes `spec.finalizers` of a namespace: what a namespace controller does last.
@@ -51,16 +56,19 @@ async fn finalize(call: &Call, incoming: Incoming) -> Result<Response<Body>, Api
 
 /// The API has no containers behind it: the command line of the lab reaches them.
 fn elsewhere(call: &Call) -> ApiError {
-    let name = &call.target.name;
-    if let Err(missing) = call.context.store.get("pods", &call.target.namespace, name) {
+    let (namespace, name) = (call.target.namespace.as_str(), call.target.name.as_str());
+    if let Err(missing) = call.context.store.get("pods", namespace, name) {
         return missing;
     }
+    let pod = if namespace == "default" { name.to_string() } else { format!("{namespace}/{name}") };
     let command = match call.query.all("command") {
         [] => "sh".to_string(),
         words => words.join(" "),
     };
     let what = call.target.sub.as_str();
-    ApiError::bad_request(format!("the lab's API has no {what}: run: causeway lab exec {name} -- {command}"))
+    ApiError::bad_request(format!(
+        "the lab's API has no {what}: run: causeway lab exec {pod} -- {command}"
+    ))
 }
 
 /// Answers an access review: who has the token may do everything.
@@ -76,12 +84,16 @@ pub(super) async fn review(call: &Call, incoming: Incoming) -> Result<Response<B
     review["apiVersion"] = json!(call.api_version());
     let all = json!(["*"]);
     review["status"] = match call.resource.kind.as_str() {
-        "SelfSubjectReview" => json!({ "userInfo": { "username": "causeway-lab", "groups": ["system:masters", "system:authenticated"] } }),
+        "SelfSubjectReview" => {
+            json!({ "userInfo": { "username": "causeway-lab", "groups": ["system:masters", "system:authenticated"] } })
+        }
         "SelfSubjectRulesReview" => json!({
             "resourceRules": [{ "verbs": all, "apiGroups": all, "resources": all }],
             "nonResourceRules": [{ "verbs": all, "nonResourceURLs": all }], "incomplete": false,
         }),
-        _ => json!({ "allowed": true, "reason": "the lab has no roles: its token may do everything" }),
+        _ => {
+            json!({ "allowed": true, "reason": "the lab has no roles: its token may do everything" })
+        }
     };
     Ok(body::json(201, &review))
 }

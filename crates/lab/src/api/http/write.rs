@@ -35,10 +35,13 @@ fn written(call: &Call, code: u16, object: &Value) -> Response<Body> {
 pub(super) async fn create(call: &Call, incoming: Incoming) -> Result<Response<Body>, ApiError> {
     let object = body::parse(&call.headers, &body::read(incoming).await?)?;
     if call.resource.namespaced && call.target.namespace.is_empty() {
-        return Err(ApiError::not_allowed("objects of this type are created in a namespace: name it in the path"));
+        return Err(ApiError::not_allowed(
+            "objects of this type are created in a namespace: name it in the path",
+        ));
     }
     let store = &call.context.store;
-    let object = store.create(&call.resource.key, &call.target.namespace, object, call.dry_run())?;
+    let object =
+        store.create(&call.resource.key, &call.target.namespace, object, call.dry_run())?;
     Ok(written(call, 201, &object))
 }
 
@@ -48,7 +51,8 @@ pub(super) async fn update(call: &Call, incoming: Incoming) -> Result<Response<B
         return Err(ApiError::bad_request("the object has no metadata.name"));
     }
     let store = &call.context.store;
-    let object = store.update(&call.resource.key, &key(call), part(call), object, call.dry_run())?;
+    let object =
+        store.update(&call.resource.key, &key(call), part(call), object, call.dry_run())?;
     Ok(written(call, 200, &object))
 }
 
@@ -70,7 +74,8 @@ pub(super) async fn patch(call: &Call, incoming: Incoming) -> Result<Response<Bo
         }
     };
     let store = &call.context.store;
-    let (object, created) = store.patch(&call.resource.key, &key(call), part(call), &patch, call.dry_run())?;
+    let (object, created) =
+        store.patch(&call.resource.key, &key(call), part(call), &patch, call.dry_run())?;
     Ok(written(call, if created { 201 } else { 200 }, &object))
 }
 
@@ -89,10 +94,10 @@ async fn delete_options(call: &Call, incoming: Incoming) -> Result<DeleteOptions
     })
 }
 
-
 pub(super) async fn delete(call: &Call, incoming: Incoming) -> Result<Response<Body>, ApiError> {
     let options = delete_options(call, incoming).await?;
-    let Deleted { object, gone } = call.context.store.delete(&call.resource.key, &key(call), &options)?;
+    let Deleted { object, gone } =
+        call.context.store.delete(&call.resource.key, &key(call), &options)?;
     if gone && call.resource.key != "pods" {
         return Ok(body::json(200, &success(call, &object)));
     }
@@ -109,9 +114,14 @@ fn success(call: &Call, object: &Value) -> Value {
     json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details })
 }
 
-pub(super) async fn delete_collection(call: &Call, incoming: Incoming) -> Result<Response<Body>, ApiError> {
+pub(super) async fn delete_collection(
+    call: &Call,
+    incoming: Incoming,
+) -> Result<Response<Body>, ApiError> {
     if call.resource.namespaced && call.target.namespace.is_empty() {
-        return Err(ApiError::not_allowed("collections of this type are deleted in a namespace: name it in the path"));
+        return Err(ApiError::not_allowed(
+            "collections of this type are deleted in a namespace: name it in the path",
+        ));
     }
     let selection = ListOptions {
         labels: LabelSelector::parse(call.query.text("labelSelector"))?,
@@ -133,5 +143,8 @@ pub(super) async fn delete_collection(call: &Call, incoming: Incoming) -> Result
     }
     let version = json!({ "resourceVersion": store.version().to_string() });
     let kind = &call.resource.list_kind;
-    Ok(body::json(200, &json!({ "kind": kind, "apiVersion": call.api_version(), "metadata": version, "items": items })))
+    Ok(body::json(
+        200,
+        &json!({ "kind": kind, "apiVersion": call.api_version(), "metadata": version, "items": items }),
+    ))
 }

@@ -36,32 +36,41 @@ fn check(definition: &mut Value) -> Vec<Cause> {
             causes.push(Cause::required(&field[1..].replace('/', "."), "must be given"));
         }
     }
-    let expected = format!("{}.{}", text(definition, "/spec/names/plural"), text(definition, "/spec/group"));
+    let expected =
+        format!("{}.{}", text(definition, "/spec/names/plural"), text(definition, "/spec/group"));
     if causes.is_empty() && text(definition, "/metadata/name") != expected {
-        causes.push(Cause::invalid("metadata.name", format!("must be spec.names.plural+\".\"+spec.group ({expected})")));
+        causes.push(Cause::invalid(
+            "metadata.name",
+            format!("must be spec.names.plural+\".\"+spec.group ({expected})"),
+        ));
     }
     if !["Cluster", "Namespaced"].contains(&text(definition, "/spec/scope")) {
         causes.push(Cause::invalid("spec.scope", "must be Cluster or Namespaced"));
     }
-    let stored = items(definition, "/spec/versions").iter().filter(|v| v["storage"] == true).count();
+    let stored =
+        items(definition, "/spec/versions").iter().filter(|v| v["storage"] == true).count();
     if stored != 1 {
-        causes.push(Cause::invalid("spec.versions", "must have exactly one version marked as storage version"));
+        causes.push(Cause::invalid(
+            "spec.versions",
+            "must have exactly one version marked as storage version",
+        ));
     }
     causes
 }
 
 fn accept(definition: &mut Value) {
     let kind = text(definition, "/spec/names/kind").to_string();
-    if let Some(names) = section_mut(definition, "spec").and_then(|s| s.get_mut("names")).and_then(Value::as_object_mut) {
+    if let Some(names) = section_mut(definition, "spec")
+        .and_then(|s| s.get_mut("names"))
+        .and_then(Value::as_object_mut)
+    {
         default(names, "singular", kind.to_lowercase());
         default(names, "listKind", format!("{kind}List"));
     }
     if let Some(spec) = section_mut(definition, "spec") {
         default(spec, "conversion", json!({ "strategy": "None" }));
     }
-    let condition = |kind: &str, reason: &str, message: &str| {
-        json!({ "type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": timestamp() })
-    };
+    let condition = |kind: &str, reason: &str, message: &str| json!({ "type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": timestamp() });
     let stored: Vec<&str> = items(definition, "/spec/versions")
         .iter()
         .filter(|v| v["storage"] == true)
@@ -85,8 +94,11 @@ pub(super) fn committed(state: &mut State, definition: &Value, removed: bool) {
     }
     let key = text(definition, "/metadata/name");
     let Some(resource) = state.registry.get(key).filter(|r| r.custom).cloned() else { return };
-    let all: Vec<(Key, Value)> =
-        state.objects(key).iter().map(|(key, object)| (key.clone(), Value::clone(object))).collect();
+    let all: Vec<(Key, Value)> = state
+        .objects(key)
+        .iter()
+        .map(|(key, object)| (key.clone(), Value::clone(object)))
+        .collect();
     for (key, object) in all {
         state.commit(&resource, &key, object, true);
     }

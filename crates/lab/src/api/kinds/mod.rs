@@ -1,5 +1,7 @@
 //! What an API server does for single types: defaults, checks, side effects.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Cause};
@@ -25,6 +27,10 @@ pub(crate) fn on_create(state: &State, resource: &Resource, object: &mut Value) 
             namespace_defaults(object);
             Vec::new()
         }
+        "secrets" => {
+            secret_defaults(object);
+            Vec::new()
+        }
         "networkpolicies.networking.k8s.io" => policy_defaults(object),
         "customresourcedefinitions.apiextensions.k8s.io" => definition::on_create(object),
         _ => {
@@ -35,7 +41,13 @@ pub(crate) fn on_create(state: &State, resource: &Resource, object: &mut Value) 
 }
 
 /// Writes defaults into a changed object and says what may not be changed so.
-pub(crate) fn on_update(state: &State, resource: &Resource, old: &Value, new: &mut Value, part: Part) -> Vec<Cause> {
+pub(crate) fn on_update(
+    state: &State,
+    resource: &Resource,
+    old: &Value,
+    new: &mut Value,
+    part: Part,
+) -> Vec<Cause> {
     if part == Part::Status {
         return Vec::new();
     }
@@ -45,6 +57,10 @@ pub(crate) fn on_update(state: &State, resource: &Resource, old: &Value, new: &m
         "services" => service::on_update(state, old, new),
         "namespaces" => {
             namespace_keep(old, new, part);
+            Vec::new()
+        }
+        "secrets" => {
+            secret_defaults(new);
             Vec::new()
         }
         "networkpolicies.networking.k8s.io" => policy_defaults(new),
@@ -63,7 +79,10 @@ pub(crate) fn committed(state: &mut State, resource: &Resource, object: &Value, 
 /// Refuses the removal of what has to stay.
 pub(crate) fn may_delete(resource: &Resource, key: &Key) -> Result<(), ApiError> {
     match resource.key == "namespaces" && PERMANENT.contains(&key.name.as_str()) {
-        true => Err(ApiError::forbidden(format!("namespaces \"{}\" is forbidden: this namespace may not be deleted", key.name))),
+        true => Err(ApiError::forbidden(format!(
+            "namespaces \"{}\" is forbidden: this namespace may not be deleted",
+            key.name
+        ))),
         false => Ok(()),
     }
 }
@@ -111,13 +130,29 @@ fn namespace_keep(old: &Value, new: &mut Value, part: Part) {
     }
 }
 
+/// `stringData` is for writing only: it becomes `data`.
+fn secret_defaults(object: &mut Value) {
+    let plain = object.as_object_mut().and_then(|map| map.remove("stringData"));
+    for (key, value) in plain.iter().filter_map(Value::as_object).flatten() {
+        object["data"][key] = json!(STANDARD.encode(value.as_str().unwrap_or("")));
+    }
+    if let Some(map) = object.as_object_mut() {
+        default(map, "type", "Opaque");
+    }
+}
+
 fn policy_defaults(object: &mut Value) -> Vec<Cause> {
     let Some(spec) = section_mut(object, "spec") else {
         return vec![Cause::invalid("spec", "has to be an object")];
     };
     default(spec, "podSelector", json!({}));
-    let egress = spec.get("egress").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty());
-    default(spec, "policyTypes", if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) });
+    let egress =
+        spec.get("egress").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty());
+    default(
+        spec,
+        "policyTypes",
+        if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) },
+    );
     for direction in ["ingress", "egress"] {
         for rule in spec.get_mut(direction).and_then(Value::as_array_mut).into_iter().flatten() {
             for port in rule.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {

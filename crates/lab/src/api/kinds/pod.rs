@@ -13,7 +13,8 @@ pub(super) fn on_create(pod: &mut Value) -> Vec<Cause> {
     }
     for (i, container) in items(pod, "/spec/containers").iter().enumerate() {
         if text(container, "/name").is_empty() {
-            causes.push(Cause::required(&format!("spec.containers[{i}].name"), "name the container"));
+            causes
+                .push(Cause::required(&format!("spec.containers[{i}].name"), "name the container"));
         }
     }
     defaults(pod);
@@ -32,21 +33,28 @@ fn defaults(pod: &mut Value) {
     default(spec, "enableServiceLinks", true);
     default(spec, "preemptionPolicy", "PreemptLowerPriority");
     default(spec, "priority", 0);
-    let account = spec.get("serviceAccountName").or(spec.get("serviceAccount")).cloned().unwrap_or(json!("default"));
+    let account = spec
+        .get("serviceAccountName")
+        .or(spec.get("serviceAccount"))
+        .cloned()
+        .unwrap_or(json!("default"));
     default(spec, "serviceAccountName", account.clone());
     default(spec, "serviceAccount", account);
     default_tolerations(spec);
     let host = spec.get("hostNetwork") == Some(&Value::Bool(true));
     for list in ["containers", "initContainers"] {
         let all = spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
-        all.filter_map(Value::as_object_mut).for_each(|container| container_defaults(container, host));
+        all.filter_map(Value::as_object_mut)
+            .for_each(|container| container_defaults(container, host));
     }
 }
 
 /// Pods stay for five minutes on a node that is not ready or cannot be reached.
 fn default_tolerations(spec: &mut Map<String, Value>) {
     default(spec, "tolerations", json!([]));
-    let Some(tolerations) = spec.get_mut("tolerations").and_then(Value::as_array_mut) else { return };
+    let Some(tolerations) = spec.get_mut("tolerations").and_then(Value::as_array_mut) else {
+        return;
+    };
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let covers = |t: &Value| {
             let (own, effect) = (text(t, "/key"), text(t, "/effect"));
@@ -78,7 +86,9 @@ fn container_defaults(container: &mut Map<String, Value>, host_network: bool) {
 /// The quality of service class: what the resources of all containers amount to.
 fn qos(pod: &Value) -> &'static str {
     let all = || items(pod, "/spec/containers").iter().map(|c| &c["resources"]);
-    let none = |r: &Value| ["requests", "limits"].iter().all(|k| r[*k].as_object().is_none_or(Map::is_empty));
+    let none = |r: &Value| {
+        ["requests", "limits"].iter().all(|k| r[*k].as_object().is_none_or(Map::is_empty))
+    };
     let full = |r: &Value| {
         ["cpu", "memory"].iter().all(|k| {
             let (limit, request) = (&r["limits"][*k], &r["requests"][*k]);
@@ -142,7 +152,10 @@ mod tests {
         assert!(on_create(&mut pod).is_empty());
         assert_eq!(pod["status"], json!({ "phase": "Pending", "qosClass": "BestEffort" }));
         assert_eq!(pod["spec"]["containers"][0]["imagePullPolicy"], "Always");
-        assert_eq!(pod["spec"]["containers"][0]["ports"][0], json!({ "containerPort": 80, "protocol": "TCP" }));
+        assert_eq!(
+            pod["spec"]["containers"][0]["ports"][0],
+            json!({ "containerPort": 80, "protocol": "TCP" })
+        );
         assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), 2);
         let once = pod.clone();
         defaults(&mut pod);

@@ -30,7 +30,10 @@ pub(super) fn on_update(state: &State, old: &Value, new: &mut Value) -> Vec<Caus
         }
         let (before, after) = (text(old, "/spec/clusterIP"), text(new, "/spec/clusterIP"));
         if !before.is_empty() && before != after {
-            return vec![Cause::invalid("spec.clusterIP", format!("\"{after}\": field is immutable"))];
+            return vec![Cause::invalid(
+                "spec.clusterIP",
+                format!("\"{after}\": field is immutable"),
+            )];
         }
     }
     complete(state, new)
@@ -47,12 +50,17 @@ fn complete(state: &State, service: &mut Value) -> Vec<Cause> {
     let kind = spec["type"].as_str().unwrap_or("").to_string();
     let external = kind == "ExternalName";
     let headless = spec.get("clusterIP").and_then(Value::as_str) == Some("None");
-    if !external && !headless && spec.get("ports").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+    if !external
+        && !headless
+        && spec.get("ports").and_then(Value::as_array).is_none_or(Vec::is_empty)
+    {
         return vec![Cause::required("spec.ports", "a service has at least one port")];
     }
     complete_ports(spec, &kind, taken_ports);
     if external {
-        ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"].iter().for_each(|f| drop(spec.remove(*f)));
+        ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"]
+            .iter()
+            .for_each(|f| drop(spec.remove(*f)));
         return Vec::new();
     }
     default(spec, "internalTrafficPolicy", "Cluster");
@@ -67,7 +75,11 @@ fn complete(state: &State, service: &mut Value) -> Vec<Cause> {
 
 fn others<'a>(state: &'a State, service: &Value) -> impl Iterator<Item = &'a Value> {
     let uid = text(service, "/metadata/uid").to_string();
-    state.objects("services").values().map(AsRef::as_ref).filter(move |s| text(s, "/metadata/uid") != uid)
+    state
+        .objects("services")
+        .values()
+        .map(AsRef::as_ref)
+        .filter(move |s| text(s, "/metadata/uid") != uid)
 }
 
 fn used_addresses(state: &State, service: &Value) -> HashSet<IpAddr> {
@@ -105,18 +117,29 @@ fn complete_ports(spec: &mut Map<String, Value>, kind: &str, mut taken: HashSet<
 fn wanted(cidrs: &[IpNet], spec: &Map<String, Value>) -> Result<Vec<IpNet>, Cause> {
     let named = |family: &str| {
         let range = cidrs.iter().find(|net| family_name(&net.addr()) == family);
-        range.copied().ok_or_else(|| Cause::invalid("spec.ipFamilies", format!("\"{family}\": not configured on cluster")))
+        range.copied().ok_or_else(|| {
+            Cause::invalid("spec.ipFamilies", format!("\"{family}\": not configured on cluster"))
+        })
     };
-    let families: Vec<&str> =
-        spec.get("ipFamilies").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    let families: Vec<&str> = spec
+        .get("ipFamilies")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let mut chosen = families.into_iter().map(named).collect::<Result<Vec<_>, _>>()?;
-    let given = spec.get("clusterIP").and_then(Value::as_str).and_then(|ip| ip.parse::<IpAddr>().ok());
+    let given =
+        spec.get("clusterIP").and_then(Value::as_str).and_then(|ip| ip.parse::<IpAddr>().ok());
     if let (true, Some(ip)) = (chosen.is_empty(), given) {
         chosen.push(named(family_name(&ip))?);
     }
     let policy = spec.get("ipFamilyPolicy").and_then(Value::as_str).unwrap_or("SingleStack");
     if policy == "RequireDualStack" && cidrs.len() < 2 {
-        return Err(Cause::invalid("spec.ipFamilyPolicy", "RequireDualStack: this cluster is not configured for dual-stack services"));
+        return Err(Cause::invalid(
+            "spec.ipFamilyPolicy",
+            "RequireDualStack: this cluster is not configured for dual-stack services",
+        ));
     }
     let count = if policy == "SingleStack" { chosen.len().max(1) } else { 2 };
     let rest: Vec<IpNet> = cidrs.iter().filter(|net| !chosen.contains(net)).copied().collect();
@@ -137,7 +160,12 @@ fn addresses(
     let ranges = wanted(cidrs, spec)?;
     let given: Vec<Value> = match spec.get("clusterIPs").and_then(Value::as_array) {
         Some(list) => list.clone(),
-        None => spec.get("clusterIP").filter(|ip| ip.as_str() != Some("")).cloned().into_iter().collect(),
+        None => spec
+            .get("clusterIP")
+            .filter(|ip| ip.as_str() != Some(""))
+            .cloned()
+            .into_iter()
+            .collect(),
     };
     let families: Vec<&str> = ranges.iter().map(|net| family_name(&net.addr())).collect();
     spec.insert("ipFamilies".into(), json!(families));
@@ -160,12 +188,18 @@ fn addresses(
 }
 
 fn reserve(range: &IpNet, ip: &str, taken: &HashSet<IpAddr>) -> Result<IpAddr, Cause> {
-    let refuse = |why: &str| Cause::invalid("spec.clusterIPs", format!("[\"{ip}\"]: failed to allocate IP {ip}: {why}"));
+    let refuse = |why: &str| {
+        Cause::invalid("spec.clusterIPs", format!("[\"{ip}\"]: failed to allocate IP {ip}: {why}"))
+    };
     let address: IpAddr = ip.parse().map_err(|_| refuse("not an IP address"))?;
     if !range.contains(&address) {
         return Err(refuse(&format!("the provided IP is not in the valid range {range}")));
     }
-    if taken.contains(&address) { Err(refuse("provided IP is already allocated")) } else { Ok(address) }
+    if taken.contains(&address) {
+        Err(refuse("provided IP is already allocated"))
+    } else {
+        Ok(address)
+    }
 }
 
 /// The first free address; network and broadcast address are left out.
@@ -173,7 +207,12 @@ fn allocate(range: &IpNet, taken: &HashSet<IpAddr>) -> Result<IpAddr, Cause> {
     let (base, last) = (number(range.network()), number(range.broadcast()));
     let mut candidates = (base + 1..last).take(taken.len() + 1).map(|n| address(range, n));
     let free = candidates.find(|ip| !taken.contains(ip));
-    free.ok_or_else(|| Cause::invalid("spec.clusterIPs", format!("range {range} is full: delete a service or configure a larger range")))
+    free.ok_or_else(|| {
+        Cause::invalid(
+            "spec.clusterIPs",
+            format!("range {range} is full: delete a service or configure a larger range"),
+        )
+    })
 }
 
 fn number(address: IpAddr) -> u128 {

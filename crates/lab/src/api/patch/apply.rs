@@ -6,7 +6,12 @@ use serde_json::{Map, Value};
 use super::keys::{self, Merge, Rules};
 use crate::api::registry::Resource;
 
-pub(super) fn apply(resource: &Resource, old: &Value, object: &Value, last: Option<&Value>) -> Value {
+pub(super) fn apply(
+    resource: &Resource,
+    old: &Value,
+    object: &Value,
+    last: Option<&Value>,
+) -> Value {
     let mut new = old.clone();
     if let Some(last) = last {
         prune(resource, &mut new, last, Some(object), &mut Vec::new());
@@ -22,17 +27,29 @@ fn merge<'a>(resource: &Resource, target: &mut Value, applied: &'a Value, path: 
                 path.push(key);
                 match value {
                     Value::Null => drop(target.remove(key)),
-                    value => merge(resource, target.entry(key.clone()).or_insert(Value::Null), value, path),
+                    value => merge(
+                        resource,
+                        target.entry(key.clone()).or_insert(Value::Null),
+                        value,
+                        path,
+                    ),
                 }
                 path.pop();
             }
         }
-        (Value::Array(target), Value::Array(applied)) => merge_list(resource, target, applied, path),
+        (Value::Array(target), Value::Array(applied)) => {
+            merge_list(resource, target, applied, path)
+        }
         (target, applied) => *target = applied.clone(),
     }
 }
 
-fn merge_list<'a>(resource: &Resource, target: &mut Vec<Value>, applied: &'a [Value], path: &mut Vec<&'a str>) {
+fn merge_list<'a>(
+    resource: &Resource,
+    target: &mut Vec<Value>,
+    applied: &'a [Value],
+    path: &mut Vec<&'a str>,
+) {
     match keys::list(resource, path, Rules::Apply) {
         Merge::Atomic => *target = applied.to_vec(),
         Merge::Set => {
@@ -51,7 +68,13 @@ fn merge_list<'a>(resource: &Resource, target: &mut Vec<Value>, applied: &'a [Va
 }
 
 /// Takes out of `target` what `last` has and `applied` has not.
-fn prune<'a>(resource: &Resource, target: &mut Value, last: &'a Value, applied: Option<&Value>, path: &mut Vec<&'a str>) {
+fn prune<'a>(
+    resource: &Resource,
+    target: &mut Value,
+    last: &'a Value,
+    applied: Option<&Value>,
+    path: &mut Vec<&'a str>,
+) {
     match (target, last) {
         (Value::Object(target), Value::Object(last)) => {
             for (key, was) in last {
@@ -92,17 +115,26 @@ fn prune_field<'a>(
         return now.is_none();
     }
     prune(resource, field, was, now, path);
-    let empty = field.as_object().is_some_and(Map::is_empty) || field.as_array().is_some_and(Vec::is_empty);
+    let empty =
+        field.as_object().is_some_and(Map::is_empty) || field.as_array().is_some_and(Vec::is_empty);
     now.is_none() && empty
 }
 
-fn prune_list<'a>(resource: &Resource, target: &mut Vec<Value>, last: &'a [Value], now: &[Value], path: &mut Vec<&'a str>) {
+fn prune_list<'a>(
+    resource: &Resource,
+    target: &mut Vec<Value>,
+    last: &'a [Value],
+    now: &[Value],
+    path: &mut Vec<&'a str>,
+) {
     match keys::list(resource, path, Rules::Apply) {
         Merge::Atomic => {}
         Merge::Set => target.retain(|element| !last.contains(element) || now.contains(element)),
         Merge::By(keys) => {
             for was in last {
-                let Some(at) = target.iter().position(|known| keys::same(keys, known, was)) else { continue };
+                let Some(at) = target.iter().position(|known| keys::same(keys, known, was)) else {
+                    continue;
+                };
                 let kept = now.iter().find(|element| keys::same(keys, element, was));
                 prune(resource, &mut target[at], was, kept, path);
                 // The server's defaults do not keep an element that nobody applies any more.

@@ -6,11 +6,17 @@ use crate::api::error::ApiError;
 use crate::api::meta::text;
 
 pub(super) fn apply(old: &Value, operations: &Value) -> Result<Value, ApiError> {
-    let list = operations.as_array().ok_or_else(|| ApiError::bad_request("a JSON patch is a list of operations"))?;
+    let list = operations
+        .as_array()
+        .ok_or_else(|| ApiError::bad_request("a JSON patch is a list of operations"))?;
     let mut new = old.clone();
     for operation in list {
         step(&mut new, operation).map_err(|why| {
-            ApiError::new(422, "Invalid", format!("the server rejected our request: {operation}: {why}"))
+            ApiError::new(
+                422,
+                "Invalid",
+                format!("the server rejected our request: {operation}: {why}"),
+            )
         })?;
     }
     Ok(new)
@@ -61,7 +67,8 @@ fn add(document: &mut Value, path: &str, value: Value) -> Result<(), String> {
         (Value::Object(map), key) => drop(map.insert(key, value)),
         (Value::Array(list), key) if key == "-" => list.push(value),
         (Value::Array(list), key) => {
-            let index = index(&key).filter(|i| *i <= list.len()).ok_or("the index is out of range")?;
+            let index =
+                index(&key).filter(|i| *i <= list.len()).ok_or("the index is out of range")?;
             list.insert(index, value);
         }
         _ => return Err("the path leads into a value that is no object and no list".into()),
@@ -72,7 +79,9 @@ fn add(document: &mut Value, path: &str, value: Value) -> Result<(), String> {
 fn remove(document: &mut Value, path: &str) -> Result<Value, String> {
     let found = match parent(document, path)? {
         (Value::Object(map), key) => map.remove(&key),
-        (Value::Array(list), key) => index(&key).filter(|i| *i < list.len()).map(|i| list.remove(i)),
+        (Value::Array(list), key) => {
+            index(&key).filter(|i| *i < list.len()).map(|i| list.remove(i))
+        }
         _ => None,
     };
     found.ok_or_else(|| format!("nothing is at {path:?}"))

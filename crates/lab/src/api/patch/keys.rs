@@ -49,8 +49,12 @@ pub(super) fn list(resource: &Resource, path: &[&str], rules: Rules) -> Merge {
 fn pod(path: &[&str], rules: Rules) -> Merge {
     match path {
         ["spec", "containers" | "initContainers" | "ephemeralContainers"] => Merge::By(&["name"]),
-        ["spec", "containers" | "initContainers" | "ephemeralContainers", list] => container(list, rules),
-        ["spec", "volumes" | "imagePullSecrets" | "resourceClaims" | "schedulingGates"] => Merge::By(&["name"]),
+        ["spec", "containers" | "initContainers" | "ephemeralContainers", list] => {
+            container(list, rules)
+        }
+        ["spec", "volumes" | "imagePullSecrets" | "resourceClaims" | "schedulingGates"] => {
+            Merge::By(&["name"])
+        }
         ["spec", "hostAliases"] => Merge::By(&["ip"]),
         ["spec", "topologySpreadConstraints"] => match rules {
             Rules::Strategic => Merge::By(&["topologyKey"]),
@@ -77,7 +81,8 @@ pub(super) fn atomic_map(resource: &Resource, path: &[&str]) -> bool {
     let last = path.last().copied().unwrap_or("");
     !resource.custom
         && path.first() == Some(&"spec")
-        && ["selector", "nodeSelector", "podSelector", "namespaceSelector", "labelSelector"].contains(&last)
+        && ["selector", "nodeSelector", "podSelector", "namespaceSelector", "labelSelector"]
+            .contains(&last)
 }
 
 /// Whether two elements are the same one. A protocol that is left out is TCP.

@@ -56,7 +56,9 @@ impl Patch {
                  application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
             )),
             Patch::Strategic(patch) => strategic::apply(resource, old, patch),
-            Patch::Apply { object, last, .. } => Ok(apply::apply(resource, old, object, last.as_ref())),
+            Patch::Apply { object, last, .. } => {
+                Ok(apply::apply(resource, old, object, last.as_ref()))
+            }
         }
     }
 }

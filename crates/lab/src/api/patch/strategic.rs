@@ -20,7 +20,12 @@ pub(super) fn apply(resource: &Resource, old: &Value, patch: &Value) -> Result<V
     Ok(Value::Object(new))
 }
 
-fn merge<'a>(resource: &Resource, target: &mut Map<String, Value>, patch: &'a Map<String, Value>, path: &mut Vec<&'a str>) {
+fn merge<'a>(
+    resource: &Resource,
+    target: &mut Map<String, Value>,
+    patch: &'a Map<String, Value>,
+    path: &mut Vec<&'a str>,
+) {
     match patch.get(PATCH).and_then(Value::as_str) {
         Some("replace") => target.clear(),
         Some("delete") => return target.clear(),
@@ -36,7 +41,9 @@ fn merge<'a>(resource: &Resource, target: &mut Map<String, Value>, patch: &'a Ma
     }
     for (key, value) in patch {
         let values = value.as_array().map_or(&[][..], Vec::as_slice);
-        if let Some(list) = key.strip_prefix(DELETE).and_then(|k| target.get_mut(k)).and_then(Value::as_array_mut) {
+        if let Some(list) =
+            key.strip_prefix(DELETE).and_then(|k| target.get_mut(k)).and_then(Value::as_array_mut)
+        {
             list.retain(|element| !values.contains(element));
         }
         if let Some(name) = key.strip_prefix(ORDER) {
@@ -50,7 +57,13 @@ fn merge<'a>(resource: &Resource, target: &mut Map<String, Value>, patch: &'a Ma
     }
 }
 
-fn field<'a>(resource: &Resource, target: &mut Map<String, Value>, key: &str, value: &'a Value, path: &mut Vec<&'a str>) {
+fn field<'a>(
+    resource: &Resource,
+    target: &mut Map<String, Value>,
+    key: &str,
+    value: &'a Value,
+    path: &mut Vec<&'a str>,
+) {
     match value {
         Value::Null => drop(target.remove(key)),
         Value::Object(patch) => {
@@ -77,7 +90,12 @@ fn directive(element: &Value) -> &str {
     element.get(PATCH).and_then(Value::as_str).unwrap_or("")
 }
 
-fn merge_list<'a>(resource: &Resource, list: &mut Vec<Value>, patch: &'a [Value], path: &mut Vec<&'a str>) {
+fn merge_list<'a>(
+    resource: &Resource,
+    list: &mut Vec<Value>,
+    patch: &'a [Value],
+    path: &mut Vec<&'a str>,
+) {
     let how = keys::list(resource, path, Rules::Strategic);
     let keys = match how {
         Merge::By(keys) => keys,
@@ -97,7 +115,9 @@ fn merge_list<'a>(resource: &Resource, list: &mut Vec<Value>, patch: &'a [Value]
         let found = list.iter_mut().find(|known| keys::same(keys, known, element));
         match (directive(element), element, found) {
             ("delete", ..) => list.retain(|known| !keys::same(keys, known, element)),
-            (_, Value::Object(patch), Some(Value::Object(known))) => merge(resource, known, patch, path),
+            (_, Value::Object(patch), Some(Value::Object(known))) => {
+                merge(resource, known, patch, path)
+            }
             ("replace", Value::Object(patch), _) if patch.len() == 1 => {}
             (_, Value::Object(patch), _) => {
                 let mut new = Map::new();

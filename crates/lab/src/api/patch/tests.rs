@@ -23,7 +23,7 @@ fn merge_patch_follows_its_standard() {
         (json!({"a":"b","b":"c"}), json!({"a":null}), json!({"b":"c"})),
         (json!({"a":[{"b":"c"}]}), json!({"a":[1]}), json!({"a":[1]})),
         (json!({"e":null}), json!({"a":1}), json!({"e":null,"a":1})),
-        (json!([1,2]), json!({"a":"b","c":null}), json!({"a":"b"})),
+        (json!([1, 2]), json!({"a":"b","c":null}), json!({"a":"b"})),
         (json!({}), json!({"a":{"bb":{"ccc":null}}}), json!({"a":{"bb":{}}})),
     ] {
         assert_eq!(patched(&pods(), Patch::Merge(patch), old), new);
@@ -34,12 +34,32 @@ fn merge_patch_follows_its_standard() {
 #[test]
 fn json_patch_follows_its_standard() {
     for (old, patch, new) in [
-        (json!({"foo":["bar","baz"]}), json!([{"op":"add","path":"/foo/1","value":"qux"}]), json!({"foo":["bar","qux","baz"]})),
-        (json!({"foo":["a"]}), json!([{"op":"add","path":"/foo/-","value":["b"]}]), json!({"foo":["a",["b"]]})),
+        (
+            json!({"foo":["bar","baz"]}),
+            json!([{"op":"add","path":"/foo/1","value":"qux"}]),
+            json!({"foo":["bar","qux","baz"]}),
+        ),
+        (
+            json!({"foo":["a"]}),
+            json!([{"op":"add","path":"/foo/-","value":["b"]}]),
+            json!({"foo":["a",["b"]]}),
+        ),
         (json!({"a":1,"b":2}), json!([{"op":"remove","path":"/a"}]), json!({"b":2})),
-        (json!({"a":{"b":1},"c":{}}), json!([{"op":"move","from":"/a/b","path":"/c/d"}]), json!({"a":{},"c":{"d":1}})),
-        (json!({"a":1}), json!([{"op":"copy","from":"/a","path":"/b"},{"op":"replace","path":"/a","value":2}]), json!({"a":2,"b":1})),
-        (json!({"a/b":1,"m~n":2}), json!([{"op":"test","path":"/a~1b","value":1},{"op":"remove","path":"/m~0n"}]), json!({"a/b":1})),
+        (
+            json!({"a":{"b":1},"c":{}}),
+            json!([{"op":"move","from":"/a/b","path":"/c/d"}]),
+            json!({"a":{},"c":{"d":1}}),
+        ),
+        (
+            json!({"a":1}),
+            json!([{"op":"copy","from":"/a","path":"/b"},{"op":"replace","path":"/a","value":2}]),
+            json!({"a":2,"b":1}),
+        ),
+        (
+            json!({"a/b":1,"m~n":2}),
+            json!([{"op":"test","path":"/a~1b","value":1},{"op":"remove","path":"/m~0n"}]),
+            json!({"a/b":1}),
+        ),
     ] {
         assert_eq!(patched(&pods(), Patch::Json(patch), old), new);
     }
@@ -53,7 +73,10 @@ fn json_patch_follows_its_standard() {
         json!([{"op":"jump","path":"/a"}]),
         json!({"a":1}),
     ] {
-        assert!(Patch::Json(wrong.clone()).apply(&pods(), &json!({"a":1,"l":[1,2]})).is_err(), "{wrong}");
+        assert!(
+            Patch::Json(wrong.clone()).apply(&pods(), &json!({"a":1,"l":[1,2]})).is_err(),
+            "{wrong}"
+        );
     }
 }
 
@@ -98,7 +121,10 @@ fn strategic_directives_delete_replace_and_retain() {
     let patch = json!({"spec":{"volumes":[{"name":"v","$retainKeys":["name","hostPath"],"hostPath":{"path":"/x"}}]},
                        "metadata":{"annotations":{"$patch":"replace","c":"d"}}});
     let new = patched(&pods(), Patch::Strategic(patch), old);
-    assert_eq!(new, json!({"spec":{"volumes":[{"name":"v","hostPath":{"path":"/x"}}]},"metadata":{"annotations":{"c":"d"}}}));
+    assert_eq!(
+        new,
+        json!({"spec":{"volumes":[{"name":"v","hostPath":{"path":"/x"}}]},"metadata":{"annotations":{"c":"d"}}})
+    );
 }
 
 #[test]
@@ -106,7 +132,10 @@ fn owner_references_merge_by_uid_and_taints_are_replaced() {
     let old = json!({"metadata":{"ownerReferences":[{"uid":"1","name":"a"}]},"spec":{"taints":[{"key":"a"}]}});
     let patch = json!({"metadata":{"ownerReferences":[{"uid":"2","name":"b"},{"uid":"1","name":"c"}]},"spec":{"taints":[{"key":"b"}]}});
     let new = patched(&resource("nodes"), Patch::Strategic(patch), old);
-    assert_eq!(new["metadata"]["ownerReferences"], json!([{"uid":"1","name":"c"},{"uid":"2","name":"b"}]));
+    assert_eq!(
+        new["metadata"]["ownerReferences"],
+        json!([{"uid":"1","name":"c"},{"uid":"2","name":"b"}])
+    );
     assert_eq!(new["spec"]["taints"], json!([{"key":"b"}]));
 }
 

@@ -70,8 +70,9 @@ pub(super) fn list(
 /// The version to show and the key after which the page starts.
 fn start(state: &State, options: &ListOptions) -> Result<(u64, Option<Key>), ApiError> {
     if let Some(token) = &options.page {
-        let (version, key) =
-            read_token(token).ok_or_else(|| ApiError::bad_request("continue key is not valid: start the list again"))?;
+        let (version, key) = read_token(token).ok_or_else(|| {
+            ApiError::bad_request("continue key is not valid: start the list again")
+        })?;
         return Ok((version, Some(key)));
     }
     match options.at {
@@ -86,7 +87,9 @@ fn start(state: &State, options: &ListOptions) -> Result<(u64, Option<Key>), Api
 /// The objects as they were, by undoing the changes since then.
 fn past(state: &State, resource: &Resource, version: u64) -> Result<Objects, ApiError> {
     let changes = state.changes_after(version).ok_or_else(|| {
-        ApiError::expired("The provided continue parameter or resource version is too old: start the list again")
+        ApiError::expired(
+            "The provided continue parameter or resource version is too old: start the list again",
+        )
     })?;
     let mut objects = state.objects(&resource.key).clone();
     for (_, change) in changes.rev().filter(|(_, c)| *c.resource == *resource.key) {
@@ -98,7 +101,13 @@ fn past(state: &State, resource: &Resource, version: u64) -> Result<Objects, Api
     Ok(objects)
 }
 
-fn page(objects: &Objects, namespace: &str, options: &ListOptions, version: u64, after: Option<Key>) -> List {
+fn page(
+    objects: &Objects,
+    namespace: &str,
+    options: &ListOptions,
+    version: u64,
+    after: Option<Key>,
+) -> List {
     use std::ops::Bound::{Excluded, Included, Unbounded};
     let from = match (after, namespace) {
         (Some(key), _) => Excluded(key),
@@ -110,7 +119,12 @@ fn page(objects: &Objects, namespace: &str, options: &ListOptions, version: u64,
         .take_while(|(key, _)| namespace.is_empty() || key.namespace == namespace)
         .filter(|(_, object)| selected(&options.labels, &options.fields, object));
     if options.limit == 0 {
-        return List { items: found.map(|(_, o)| o.clone()).collect(), version, next: None, remaining: None };
+        return List {
+            items: found.map(|(_, o)| o.clone()).collect(),
+            version,
+            next: None,
+            remaining: None,
+        };
     }
     let page: Vec<_> = found.by_ref().take(options.limit).collect();
     let remaining = found.count();

@@ -106,14 +106,23 @@ impl State {
 
     /// The changes after a version, with their versions; `None` once it has left the window or
     /// if it never was.
-    pub(crate) fn changes_after(&self, version: u64) -> Option<impl DoubleEndedIterator<Item = (u64, &Change)>> {
+    pub(crate) fn changes_after(
+        &self,
+        version: u64,
+    ) -> Option<impl DoubleEndedIterator<Item = (u64, &Change)>> {
         let skip = version.checked_sub(self.oldest()).filter(|_| version <= self.version)?;
         let range = self.history.range(usize::try_from(skip).ok()?..);
         Some(range.enumerate().map(move |(i, change)| (version + 1 + i as u64, change)))
     }
 
     /// Writes one change and gives it its version.
-    pub(crate) fn commit(&mut self, resource: &Resource, key: &Key, mut object: Value, removed: bool) -> Arc<Value> {
+    pub(crate) fn commit(
+        &mut self,
+        resource: &Resource,
+        key: &Key,
+        mut object: Value,
+        removed: bool,
+    ) -> Arc<Value> {
         self.version += 1;
         object["metadata"]["resourceVersion"] = json!(self.version.to_string());
         let object = Arc::new(object);
@@ -128,8 +137,13 @@ impl State {
         if self.history.len() >= self.config.history.max(1) {
             self.history.pop_front();
         }
-        let change =
-            Change { resource: resource.key.as_str().into(), key: key.clone(), old, object: object.clone(), removed };
+        let change = Change {
+            resource: resource.key.as_str().into(),
+            key: key.clone(),
+            old,
+            object: object.clone(),
+            removed,
+        };
         self.history.push_back(change);
         object
     }
@@ -177,12 +191,17 @@ impl Store {
     }
 
     /// Runs a change and wakes those who wait for one.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T, ApiError>) -> Result<T, ApiError> {
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
         let mut state = self.lock();
         let result = change(&mut state);
         let version = state.version;
         drop(state);
-        self.0.newest.send_if_modified(|newest| std::mem::replace(newest, (*newest).max(version)) < version);
+        self.0
+            .newest
+            .send_if_modified(|newest| std::mem::replace(newest, (*newest).max(version)) < version);
         result
     }
 
@@ -219,7 +238,12 @@ impl Store {
     /// Objects of a type; an empty namespace means all namespaces. Errors: 400 (a field that cannot
     /// be selected by, a broken page token), 404, 410 (version has left the window), 504 (version
     /// does not exist yet).
-    pub fn list(&self, resource: &str, namespace: &str, options: &ListOptions) -> Result<List, ApiError> {
+    pub fn list(
+        &self,
+        resource: &str,
+        namespace: &str,
+        options: &ListOptions,
+    ) -> Result<List, ApiError> {
         let state = self.lock();
         let resource = state.resource(resource)?;
         list::list(&state, &resource, namespace, options)
@@ -308,7 +332,12 @@ impl Store {
 
     /// Deletes an object, or marks it as deleted where finalizers or a pod's grace period hold it.
     /// Errors: 403 (a namespace that has to stay), 404, 409 (a precondition does not hold).
-    pub fn delete(&self, resource: &str, key: &Key, options: &DeleteOptions) -> Result<Deleted, ApiError> {
+    pub fn delete(
+        &self,
+        resource: &str,
+        key: &Key,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, ApiError> {
         self.change(|state| {
             let resource = state.resource(resource)?;
             state.delete(&resource, key, options)
@@ -317,7 +346,12 @@ impl Store {
 
     /// Watches a type; an empty namespace means all namespaces. A version that has left the window
     /// is told by an event, as the API does. Errors: 400, 404, 504.
-    pub fn watch(&self, resource: &str, namespace: &str, options: WatchOptions) -> Result<Watch, ApiError> {
+    pub fn watch(
+        &self,
+        resource: &str,
+        namespace: &str,
+        options: WatchOptions,
+    ) -> Result<Watch, ApiError> {
         Watch::start(self, resource, namespace, options)
     }
 }

@@ -34,13 +34,26 @@ fn creation_fills_metadata_and_refuses_what_is_taken() {
     assert_eq!((one["kind"].as_str(), one["apiVersion"].as_str()), (Some("ConfigMap"), Some("v1")));
     assert_eq!(version(&one), store.version());
     assert_eq!(one["metadata"]["uid"].as_str().unwrap().len(), 36);
-    assert_eq!(store.create("configmaps", "default", map("one", json!({})), false).unwrap_err().reason, "AlreadyExists");
-    assert_eq!(store.create("configmaps", "nowhere", map("one", json!({})), false).unwrap_err().code, 404);
-    assert_eq!(store.create("configmaps", "default", json!({ "metadata": {} }), false).unwrap_err().code, 422);
-    assert_eq!(store.create("configmaps", "default", json!({ "kind": "Pod" }), false).unwrap_err().code, 400);
+    assert_eq!(
+        store.create("configmaps", "default", map("one", json!({})), false).unwrap_err().reason,
+        "AlreadyExists"
+    );
+    assert_eq!(
+        store.create("configmaps", "nowhere", map("one", json!({})), false).unwrap_err().code,
+        404
+    );
+    assert_eq!(
+        store.create("configmaps", "default", json!({ "metadata": {} }), false).unwrap_err().code,
+        422
+    );
+    assert_eq!(
+        store.create("configmaps", "default", json!({ "kind": "Pod" }), false).unwrap_err().code,
+        400
+    );
     assert_eq!(store.create("widgets", "default", json!({}), false).unwrap_err().code, 404);
     let generated = json!({ "metadata": { "generateName": "web-" } });
-    let name = store.create("configmaps", "default", generated, false).unwrap()["metadata"]["name"].clone();
+    let name = store.create("configmaps", "default", generated, false).unwrap()["metadata"]["name"]
+        .clone();
     assert!(name.as_str().unwrap().starts_with("web-") && name.as_str().unwrap().len() == 9);
 }
 
@@ -50,8 +63,12 @@ fn a_dry_run_changes_nothing() {
     let before = store.version();
     store.create("configmaps", "default", map("one", json!({})), true).unwrap();
     put(&store, "two", json!({}));
-    store.update("configmaps", &key("two"), Part::Main, map("two", json!({ "a": "b" })), true).unwrap();
-    store.delete("configmaps", &key("two"), &DeleteOptions { dry_run: true, ..Default::default() }).unwrap();
+    store
+        .update("configmaps", &key("two"), Part::Main, map("two", json!({ "a": "b" })), true)
+        .unwrap();
+    store
+        .delete("configmaps", &key("two"), &DeleteOptions { dry_run: true, ..Default::default() })
+        .unwrap();
     assert_eq!(store.version(), before + 1);
 }
 
@@ -64,13 +81,20 @@ fn updates_conflict_count_generations_and_skip_what_is_equal() {
     assert_eq!(first["spec"]["policyTypes"], json!(["Ingress"]));
     let same = store.update(resource, &key("p"), Part::Main, Value::clone(&first), false).unwrap();
     assert_eq!(version(&same), version(&first));
-    let labelled = store.modify(resource, &key("p"), Part::Main, |p| p["metadata"]["labels"] = json!({ "a": "b" })).unwrap();
+    let labelled = store
+        .modify(resource, &key("p"), Part::Main, |p| p["metadata"]["labels"] = json!({ "a": "b" }))
+        .unwrap();
     assert_eq!(labelled["metadata"]["generation"], 1);
-    let changed = store.modify(resource, &key("p"), Part::Main, |p| p["spec"]["egress"] = json!([{}])).unwrap();
+    let changed = store
+        .modify(resource, &key("p"), Part::Main, |p| p["spec"]["egress"] = json!([{}]))
+        .unwrap();
     assert_eq!(changed["metadata"]["generation"], 2);
     let mut stale = Value::clone(&first);
     stale["spec"]["egress"] = json!([]);
-    assert_eq!(store.update(resource, &key("p"), Part::Main, stale.clone(), false).unwrap_err().reason, "Conflict");
+    assert_eq!(
+        store.update(resource, &key("p"), Part::Main, stale.clone(), false).unwrap_err().reason,
+        "Conflict"
+    );
     stale["metadata"]["resourceVersion"] = json!("");
     stale["metadata"]["uid"] = json!("other");
     assert_eq!(store.update(resource, &key("p"), Part::Main, stale, false).unwrap_err().code, 409);
@@ -95,13 +119,20 @@ fn pod_cidrs_are_set_once() {
     let store = store(100);
     let key = Key::new("", "a");
     store.create("nodes", "", json!({ "metadata": { "name": "a" } }), false).unwrap();
-    let set = |cidrs: Value| store.modify("nodes", &key, Part::Main, |n| n["spec"]["podCIDRs"] = cidrs);
-    assert_eq!(set(json!(["10.0.0.0/24", "10.0.1.0/24"])).unwrap_err().causes[0].field, "spec.podCIDRs");
+    let set =
+        |cidrs: Value| store.modify("nodes", &key, Part::Main, |n| n["spec"]["podCIDRs"] = cidrs);
+    assert_eq!(
+        set(json!(["10.0.0.0/24", "10.0.1.0/24"])).unwrap_err().causes[0].field,
+        "spec.podCIDRs"
+    );
     assert_eq!(set(json!(["nonsense"])).unwrap_err().code, 422);
     assert_eq!(set(json!(["10.0.0.0/24", "fd00::/64"])).unwrap()["spec"]["podCIDR"], "10.0.0.0/24");
     let error = set(json!(["10.0.9.0/24"])).unwrap_err();
     assert_eq!((error.code, error.causes[0].reason), (422, "FieldValueForbidden"));
-    assert_eq!(store.modify("nodes", &key, Part::Main, |n| n["spec"] = json!({})).unwrap_err().code, 422);
+    assert_eq!(
+        store.modify("nodes", &key, Part::Main, |n| n["spec"] = json!({})).unwrap_err().code,
+        422
+    );
 }
 
 #[test]
@@ -109,7 +140,8 @@ fn finalizers_hold_an_object_until_they_are_gone() {
     let store = store(100);
     let mut object = map("one", json!({}));
     object["metadata"]["finalizers"] = json!(["example.com/hold"]);
-    object["metadata"]["ownerReferences"] = json!([{ "apiVersion": "v1", "kind": "Pod", "name": "a", "uid": "u" }]);
+    object["metadata"]["ownerReferences"] =
+        json!([{ "apiVersion": "v1", "kind": "Pod", "name": "a", "uid": "u" }]);
     store.create("configmaps", "default", object, false).unwrap();
     let deleted = store.delete("configmaps", &key("one"), &DeleteOptions::default()).unwrap();
     assert!(!deleted.gone && deleted.object["metadata"]["deletionTimestamp"].is_string());
@@ -117,7 +149,9 @@ fn finalizers_hold_an_object_until_they_are_gone() {
     let at = store.version();
     assert!(!store.delete("configmaps", &key("one"), &DeleteOptions::default()).unwrap().gone);
     assert_eq!(store.version(), at);
-    store.modify("configmaps", &key("one"), Part::Main, |o| o["metadata"]["finalizers"] = json!([])).unwrap();
+    store
+        .modify("configmaps", &key("one"), Part::Main, |o| o["metadata"]["finalizers"] = json!([]))
+        .unwrap();
     assert_eq!(store.get("configmaps", "default", "one").unwrap_err().code, 404);
 }
 
@@ -127,12 +161,24 @@ fn pods_on_a_node_leave_in_two_steps() {
     let pod = json!({ "metadata": { "name": "p" }, "spec": { "nodeName": "a", "containers": [{ "name": "c" }] } });
     store.create("pods", "default", pod, false).unwrap();
     let asked = store.delete("pods", &key("p"), &DeleteOptions::default()).unwrap();
-    assert_eq!((asked.gone, &asked.object["metadata"]["deletionGracePeriodSeconds"]), (false, &json!(30)));
+    assert_eq!(
+        (asked.gone, &asked.object["metadata"]["deletionGracePeriodSeconds"]),
+        (false, &json!(30))
+    );
     let sooner = DeleteOptions { grace_period_seconds: Some(5), ..Default::default() };
-    assert_eq!(store.delete("pods", &key("p"), &sooner).unwrap().object["metadata"]["deletionGracePeriodSeconds"], 5);
-    let status = store.modify("pods", &key("p"), Part::Status, |p| p["status"]["phase"] = json!("Running")).unwrap();
+    assert_eq!(
+        store.delete("pods", &key("p"), &sooner).unwrap().object["metadata"]["deletionGracePeriodSeconds"],
+        5
+    );
+    let status = store
+        .modify("pods", &key("p"), Part::Status, |p| p["status"]["phase"] = json!("Running"))
+        .unwrap();
     assert_eq!(status["metadata"]["deletionGracePeriodSeconds"], 5);
-    let other = DeleteOptions { grace_period_seconds: Some(0), uid: Some("other".into()), ..Default::default() };
+    let other = DeleteOptions {
+        grace_period_seconds: Some(0),
+        uid: Some("other".into()),
+        ..Default::default()
+    };
     assert_eq!(store.delete("pods", &key("p"), &other).unwrap_err().code, 409);
     let now = DeleteOptions { grace_period_seconds: Some(0), ..Default::default() };
     assert!(store.delete("pods", &key("p"), &now).unwrap().gone);
@@ -146,7 +192,8 @@ fn services_get_addresses_that_come_back() {
     };
     let store = Store::new(config);
     let service = |name: &str, extra: Value| {
-        let mut service = json!({ "metadata": { "name": name }, "spec": { "ports": [{ "port": 80 }] } });
+        let mut service =
+            json!({ "metadata": { "name": name }, "spec": { "ports": [{ "port": 80 }] } });
         extra.as_object().unwrap().iter().for_each(|(k, v)| service["spec"][k] = v.clone());
         store.create("services", "default", service, false)
     };
@@ -159,17 +206,28 @@ fn services_get_addresses_that_come_back() {
     store.delete("services", &key("a"), &DeleteOptions::default()).unwrap();
     assert_eq!(service("c", json!({})).unwrap()["spec"]["clusterIP"], "10.96.0.1");
     assert_eq!(service("d", json!({ "clusterIP": "10.96.0.2" })).unwrap_err().code, 422);
-    assert_eq!(service("e", json!({ "clusterIP": "None" })).unwrap()["spec"]["clusterIPs"], json!(["None"]));
+    assert_eq!(
+        service("e", json!({ "clusterIP": "None" })).unwrap()["spec"]["clusterIPs"],
+        json!(["None"])
+    );
     let f = service("f", json!({ "ipFamilies": ["IPv6"], "type": "NodePort" })).unwrap();
-    assert_eq!((&f["spec"]["clusterIP"], &f["spec"]["ports"][0]["nodePort"]), (&json!("fd00::2"), &json!(30000)));
+    assert_eq!(
+        (&f["spec"]["clusterIP"], &f["spec"]["ports"][0]["nodePort"]),
+        (&json!("fd00::2"), &json!(30000))
+    );
     let patched = Patch::Merge(json!({ "spec": { "clusterIP": "10.96.0.9" } }));
-    assert_eq!(store.patch("services", &key("b"), Part::Main, &patched, false).unwrap_err().code, 422);
+    assert_eq!(
+        store.patch("services", &key("b"), Part::Main, &patched, false).unwrap_err().code,
+        422
+    );
 }
 
 #[test]
 fn pages_show_one_version_and_expire() {
     let store = store(10);
-    (0..5).for_each(|i| drop(put(&store, &format!("m{i}"), json!({ "even": (i % 2 == 0).to_string() }))));
+    (0..5).for_each(|i| {
+        drop(put(&store, &format!("m{i}"), json!({ "even": (i % 2 == 0).to_string() })))
+    });
     let first = ListOptions { limit: 2, ..Default::default() };
     let page = store.list("configmaps", "default", &first).unwrap();
     assert_eq!((names(&page), page.remaining), (vec!["m0", "m1"], Some(3)));
@@ -177,8 +235,15 @@ fn pages_show_one_version_and_expire() {
     store.delete("configmaps", &key("m3"), &DeleteOptions::default()).unwrap();
     let second = ListOptions { page: page.next.clone(), ..Default::default() };
     let rest = store.list("configmaps", "default", &second).unwrap();
-    assert_eq!((names(&rest), rest.version, rest.next.is_none()), (vec!["m2", "m3", "m4"], page.version, true));
-    let even = ListOptions { limit: 2, labels: LabelSelector::parse("even=true").unwrap(), ..Default::default() };
+    assert_eq!(
+        (names(&rest), rest.version, rest.next.is_none()),
+        (vec!["m2", "m3", "m4"], page.version, true)
+    );
+    let even = ListOptions {
+        limit: 2,
+        labels: LabelSelector::parse("even=true").unwrap(),
+        ..Default::default()
+    };
     let even = store.list("configmaps", "", &even).unwrap();
     assert_eq!((names(&even), even.remaining), (vec!["m0", "m2"], None));
     (0..10).for_each(|i| drop(put(&store, &format!("n{i}"), json!({}))));
@@ -209,7 +274,9 @@ async fn watches_follow_objects_in_and_out_of_the_selection() {
     let options = WatchOptions { labels, after: Some(version(&start) - 1), ..Default::default() };
     let mut watch = store.watch("configmaps", "default", options).unwrap();
     let label = |name: &str, on: Value| {
-        store.modify("configmaps", &key(name), Part::Main, |o| o["metadata"]["labels"] = on).unwrap();
+        store
+            .modify("configmaps", &key(name), Part::Main, |o| o["metadata"]["labels"] = on)
+            .unwrap();
     };
     label("b", json!({ "on": "1" }));
     label("b", json!({ "on": "1", "x": "y" }));
@@ -219,7 +286,9 @@ async fn watches_follow_objects_in_and_out_of_the_selection() {
     for expected in ["+a", "+b", "~b", "-a", "-b"] {
         assert_eq!(told(&mut watch).await, expected);
     }
-    assert!(matches!(watch.bookmark(), Some(Event::Bookmark { version, .. }) if version == store.version()));
+    assert!(
+        matches!(watch.bookmark(), Some(Event::Bookmark { version, .. }) if version == store.version())
+    );
     let later = tokio::spawn(async move { told(&mut watch).await });
     tokio::task::yield_now().await;
     put(&store, "c", json!({ "on": "1" }));
@@ -238,14 +307,21 @@ async fn streaming_lists_end_with_a_bookmark_and_old_versions_with_an_error() {
     }
     let one = WatchOptions { fields: FieldSelector::equals("metadata.name", "b"), ..options };
     let mut watch = store.watch("configmaps", "", one).unwrap();
-    assert_eq!((told(&mut watch).await.as_str(), told(&mut watch).await.as_str()), ("+b", "mark true"));
+    assert_eq!(
+        (told(&mut watch).await.as_str(), told(&mut watch).await.as_str()),
+        ("+b", "mark true")
+    );
     (0..5).for_each(|i| drop(put(&store, &format!("n{i}"), json!({}))));
     for after in [version(&start), store.version() + 1] {
         let options = WatchOptions { after: Some(after), ..Default::default() };
         let mut old = store.watch("configmaps", "", options).unwrap();
-        assert_eq!((told(&mut old).await.as_str(), told(&mut old).await.as_str()), ("error 410", "end"));
+        assert_eq!(
+            (told(&mut old).await.as_str(), told(&mut old).await.as_str()),
+            ("error 410", "end")
+        );
     }
-    let odd = WatchOptions { fields: FieldSelector::equals("spec.color", "red"), ..Default::default() };
+    let odd =
+        WatchOptions { fields: FieldSelector::equals("spec.color", "red"), ..Default::default() };
     assert_eq!(store.watch("configmaps", "", odd).unwrap_err().code, 400);
 }
 
@@ -269,7 +345,9 @@ fn definitions_bring_and_take_their_types() {
     let road = json!({ "apiVersion": "example.dev/v1", "kind": "Road", "metadata": { "name": "r" }, "spec": {}, "status": { "a": 1 } });
     let road = store.create("roads.example.dev", "", road, false).unwrap();
     assert!(road.get("status").is_none() && road["metadata"]["generation"] == 1);
-    store.delete(definitions, &Key::new("", "roads.example.dev"), &DeleteOptions::default()).unwrap();
+    store
+        .delete(definitions, &Key::new("", "roads.example.dev"), &DeleteOptions::default())
+        .unwrap();
     assert_eq!(store.get("roads.example.dev", "", "r").unwrap_err().code, 404);
 }
 
@@ -278,7 +356,9 @@ fn an_apply_creates_and_then_remembers_what_it_applied() {
     let store = store(100);
     let apply = |manager: &str, labels: Value| {
         let object = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "a", "labels": labels } });
-        store.patch("configmaps", &key("a"), Part::Main, &Patch::apply_as(manager, object), false).unwrap()
+        store
+            .patch("configmaps", &key("a"), Part::Main, &Patch::apply_as(manager, object), false)
+            .unwrap()
     };
     assert!(apply("one", json!({ "x": "1", "y": "1" })).1);
     assert!(!apply("two", json!({ "z": "1" })).1);
@@ -306,12 +386,19 @@ mod laws {
             Step::Put(name, value) => {
                 let object = map(&format!("m{name}"), json!({ "v": value.to_string() }));
                 let patch = Patch::Merge(object.clone());
-                if store.patch("configmaps", &key(&format!("m{name}")), Part::Main, &patch, false).is_err() {
+                if store
+                    .patch("configmaps", &key(&format!("m{name}")), Part::Main, &patch, false)
+                    .is_err()
+                {
                     store.create("configmaps", "default", object, false).unwrap();
                 }
             }
             Step::Delete(name) => {
-                let _ = store.delete("configmaps", &key(&format!("m{name}")), &DeleteOptions::default());
+                let _ = store.delete(
+                    "configmaps",
+                    &key(&format!("m{name}")),
+                    &DeleteOptions::default(),
+                );
             }
         }
     }

@@ -72,7 +72,9 @@ impl Watch {
         options.fields.check(|field| resource.selectable(field))?;
         let after = options.after.unwrap_or(0);
         let (initial, position) = match options.initial_events {
-            Some(true) if after > state.version => return Err(ApiError::too_new(after, state.version)),
+            Some(true) if after > state.version => {
+                return Err(ApiError::too_new(after, state.version));
+            }
             Some(true) => (true, state.version),
             None if after == 0 => (true, state.version),
             _ if after == 0 => (false, state.version),
@@ -91,7 +93,9 @@ impl Watch {
         };
         if initial {
             let all = state.objects(&watch.resource.key).iter();
-            let chosen = all.filter(|(key, object)| watch.in_namespace(&key.namespace) && watch.selects(object));
+            let chosen = all.filter(|(key, object)| {
+                watch.in_namespace(&key.namespace) && watch.selects(object)
+            });
             watch.queue = chosen.map(|(_, object)| Event::Added(object.clone())).collect();
         }
         if options.initial_events == Some(true) {
@@ -108,7 +112,9 @@ impl Watch {
     /// A bookmark for what has been told so far; `None` while events wait to be told.
     pub fn bookmark(&mut self) -> Option<Event> {
         self.fill();
-        self.queue.is_empty().then_some(Event::Bookmark { version: self.position, initial_end: false })
+        self.queue
+            .is_empty()
+            .then_some(Event::Bookmark { version: self.position, initial_end: false })
     }
 
     /// The next event; waits for one. After an error, and when the store is gone, there is none.
@@ -145,13 +151,16 @@ impl Watch {
         let store = self.store.clone();
         let state = store.lock();
         let Some(changes) = state.changes_after(self.position) else {
-            let message = format!("too old resource version: {} ({})", self.position, state.oldest());
+            let message =
+                format!("too old resource version: {} ({})", self.position, state.oldest());
             self.queue.push_back(Event::Error(ApiError::expired(message)));
             self.ended = true;
             return;
         };
         let events: Vec<Event> = changes
-            .filter(|(_, c)| *c.resource == *self.resource.key && self.in_namespace(&c.key.namespace))
+            .filter(|(_, c)| {
+                *c.resource == *self.resource.key && self.in_namespace(&c.key.namespace)
+            })
             .filter_map(|(version, change)| self.event(version, change))
             .collect();
         self.queue.extend(events);

@@ -72,23 +72,37 @@ impl State {
     }
 
     /// Fills the metadata of a new object and says where it goes.
-    fn name_new(&self, resource: &Resource, namespace: &str, object: &mut Value) -> Result<Key, ApiError> {
+    fn name_new(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        object: &mut Value,
+    ) -> Result<Key, ApiError> {
         if !text(object, "/metadata/resourceVersion").is_empty() {
-            return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(ApiError::bad_request(
+                "resourceVersion should not be set on objects to be created",
+            ));
         }
         let namespace = place(resource, namespace, object)?;
         let has_spec = object.get("spec").is_some();
         let generate = text(object, "/metadata/generateName").to_string();
         let mut name = meta::name(object).to_string();
         while name.is_empty() && !generate.is_empty() {
-            let candidate = format!("{}{}", &generate[..generate.len().min(58)], meta::random_suffix());
+            let candidate =
+                format!("{}{}", &generate[..generate.len().min(58)], meta::random_suffix());
             let free = !self.objects(&resource.key).contains_key(&Key::new(&namespace, &candidate));
             name = if free { candidate } else { name };
         }
         let Some(metadata) = metadata_mut(object) else {
             return Err(ApiError::bad_request("metadata has to be an object"));
         };
-        for key in ["selfLink", "managedFields", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+        for key in [
+            "selfLink",
+            "managedFields",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generation",
+        ] {
             metadata.remove(key);
         }
         metadata.insert("name".into(), json!(name));
@@ -114,9 +128,14 @@ impl State {
         if text(found, "/metadata/deletionTimestamp").is_empty() {
             return Ok(());
         }
-        let why = format!("namespace {namespace} is being terminated: nothing new can be created in it");
+        let why =
+            format!("namespace {namespace} is being terminated: nothing new can be created in it");
         let mut error = ApiError::forbidden(why.clone());
-        error.causes = vec![Cause { field: "metadata.namespace".into(), reason: "NamespaceTerminating", message: why }];
+        error.causes = vec![Cause {
+            field: "metadata.namespace".into(),
+            reason: "NamespaceTerminating",
+            message: why,
+        }];
         Err(error)
     }
 
@@ -144,7 +163,8 @@ impl State {
             return Ok(old);
         }
         if content(&new) != content(&old) && old["metadata"].get("generation").is_some() {
-            new["metadata"]["generation"] = json!(old["metadata"]["generation"].as_u64().unwrap_or(0) + 1);
+            new["metadata"]["generation"] =
+                json!(old["metadata"]["generation"].as_u64().unwrap_or(0) + 1);
         }
         if dry_run {
             return Ok(Arc::new(new));
@@ -166,9 +186,13 @@ impl State {
         dry_run: bool,
     ) -> Result<(Arc<Value>, bool), ApiError> {
         let Patch::Apply { object, manager, .. } = patch else {
-            return Ok((self.update(resource, key, part, dry_run, |old| patch.apply(resource, old))?, false));
+            return Ok((
+                self.update(resource, key, part, dry_run, |old| patch.apply(resource, old))?,
+                false,
+            ));
         };
-        let present = self.objects(&resource.key).get(key).map(|old| text(old, "/metadata/uid").to_string());
+        let present =
+            self.objects(&resource.key).get(key).map(|old| text(old, "/metadata/uid").to_string());
         let owner = (manager.clone(), part);
         let (result, uid) = match present {
             None if part != Part::Status => {
@@ -180,7 +204,15 @@ impl State {
                 let uid = uid.unwrap_or_default();
                 let last = self.applied.get(&uid).and_then(|by| by.get(&owner)).cloned();
                 let patch = Patch::Apply { object: object.clone(), manager: manager.clone(), last };
-                ((self.update(resource, key, part, dry_run, |old| patch.apply(resource, old))?, false), uid)
+                (
+                    (
+                        self.update(resource, key, part, dry_run, |old| {
+                            patch.apply(resource, old)
+                        })?,
+                        false,
+                    ),
+                    uid,
+                )
             }
         };
         if !dry_run {
@@ -198,7 +230,8 @@ impl State {
     ) -> Result<Arc<Value>, ApiError> {
         check_identity(resource, key, &Value::Null, &object)?;
         let metadata = metadata_mut(&mut object);
-        let metadata = metadata.ok_or_else(|| ApiError::bad_request("metadata has to be an object"))?;
+        let metadata =
+            metadata.ok_or_else(|| ApiError::bad_request("metadata has to be an object"))?;
         metadata.insert("name".into(), json!(key.name));
         self.create(resource, &key.namespace, object, dry_run)
     }
@@ -231,7 +264,8 @@ impl State {
         let at = meta::now().saturating_add(u64::try_from(grace).unwrap_or(0));
         object["metadata"]["deletionTimestamp"] = json!(meta::rfc3339(at));
         object["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
-        if let Some(generation) = old["metadata"]["generation"].as_u64().filter(|_| known.is_none()) {
+        if let Some(generation) = old["metadata"]["generation"].as_u64().filter(|_| known.is_none())
+        {
             object["metadata"]["generation"] = json!(generation + 1);
         }
         kinds::deleting(resource, &mut object);
@@ -288,7 +322,12 @@ fn place(resource: &Resource, namespace: &str, object: &Value) -> Result<String,
     }
 }
 
-fn check_identity(resource: &Resource, key: &Key, old: &Value, new: &Value) -> Result<(), ApiError> {
+fn check_identity(
+    resource: &Resource,
+    key: &Key,
+    old: &Value,
+    new: &Value,
+) -> Result<(), ApiError> {
     for (what, want) in [("name", &key.name), ("namespace", &key.namespace)] {
         let given = new["metadata"][what].as_str().unwrap_or("");
         if !given.is_empty() && given != want && (what == "name" || resource.namespaced) {
@@ -320,10 +359,14 @@ fn check_preconditions(
     options: &DeleteOptions,
 ) -> Result<(), ApiError> {
     let wanted = [("uid", &options.uid), ("resourceVersion", &options.resource_version)];
-    for (field, want) in wanted.into_iter().filter_map(|(field, want)| Some((field, want.as_deref()?))) {
+    for (field, want) in
+        wanted.into_iter().filter_map(|(field, want)| Some((field, want.as_deref()?)))
+    {
         let have = old["metadata"][field].as_str().unwrap_or("");
         if want != have {
-            let why = format!("the {field} in the precondition ({want}) does not match the {field} in record ({have})");
+            let why = format!(
+                "the {field} in the precondition ({want}) does not match the {field} in record ({have})"
+            );
             return Err(ApiError::conflict(&resource.key, &key.name, &why));
         }
     }
@@ -365,8 +408,8 @@ fn keep_metadata(old: &Value, new: &mut Value) -> Result<(), ApiError> {
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
     ];
-    let metadata =
-        section_mut(new, "metadata").ok_or_else(|| ApiError::bad_request("metadata has to be an object"))?;
+    let metadata = section_mut(new, "metadata")
+        .ok_or_else(|| ApiError::bad_request("metadata has to be an object"))?;
     for field in KEPT {
         match old["metadata"].get(field) {
             Some(value) => drop(metadata.insert(field.into(), value.clone())),

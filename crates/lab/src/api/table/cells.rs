@@ -51,7 +51,11 @@ fn shortened(parts: Vec<String>) -> Value {
 /// `a=b,c=d` of a map of labels.
 pub(crate) fn labels(object: &Value, pointer: &str) -> Value {
     let map = object.pointer(pointer).and_then(Value::as_object);
-    let parts = map.into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or(""))).collect();
+    let parts = map
+        .into_iter()
+        .flatten()
+        .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or("")))
+        .collect();
     joined_or_none(parts)
 }
 
@@ -103,7 +107,8 @@ pub(crate) fn node_address(node: &Value, kind: &str) -> Value {
 }
 
 pub(crate) fn pod_ready(pod: &Value) -> Value {
-    let ready = items(pod, "/status/containerStatuses").iter().filter(|s| s["ready"] == true).count();
+    let ready =
+        items(pod, "/status/containerStatuses").iter().filter(|s| s["ready"] == true).count();
     json!(format!("{ready}/{}", items(pod, "/spec/containers").len()))
 }
 
@@ -112,7 +117,10 @@ pub(crate) fn pod_status(pod: &Value) -> Value {
         return json!("Terminating");
     }
     let why = items(pod, "/status/containerStatuses").iter().find_map(|status| {
-        ["/state/waiting/reason", "/state/terminated/reason"].iter().map(|p| text(status, p)).find(|r| !r.is_empty())
+        ["/state/waiting/reason", "/state/terminated/reason"]
+            .iter()
+            .map(|p| text(status, p))
+            .find(|r| !r.is_empty())
     });
     match (why, text(pod, "/status/reason")) {
         (Some(reason), _) => json!(reason),
@@ -122,13 +130,16 @@ pub(crate) fn pod_status(pod: &Value) -> Value {
 }
 
 pub(crate) fn pod_restarts(pod: &Value) -> Value {
-    let counts = items(pod, "/status/containerStatuses").iter().filter_map(|s| s["restartCount"].as_u64());
+    let counts =
+        items(pod, "/status/containerStatuses").iter().filter_map(|s| s["restartCount"].as_u64());
     json!(counts.sum::<u64>().to_string())
 }
 
 pub(crate) fn readiness_gates(pod: &Value) -> Value {
     let gates = items(pod, "/spec/readinessGates");
-    let met = |gate: &&Value| condition(pod, text(gate, "/conditionType")).is_some_and(|c| c["status"] == "True");
+    let met = |gate: &&Value| {
+        condition(pod, text(gate, "/conditionType")).is_some_and(|c| c["status"] == "True")
+    };
     match gates.len() {
         0 => json!("<none>"),
         all => json!(format!("{}/{all}", gates.iter().filter(met).count())),
@@ -136,8 +147,13 @@ pub(crate) fn readiness_gates(pod: &Value) -> Value {
 }
 
 pub(crate) fn service_external(service: &Value) -> Value {
-    let mut all: Vec<String> = items(service, "/spec/externalIPs").iter().filter_map(|v| v.as_str().map(Into::into)).collect();
-    all.extend(items(service, "/status/loadBalancer/ingress").iter().map(|i| text(i, "/ip").to_string()));
+    let mut all: Vec<String> = items(service, "/spec/externalIPs")
+        .iter()
+        .filter_map(|v| v.as_str().map(Into::into))
+        .collect();
+    all.extend(
+        items(service, "/status/loadBalancer/ingress").iter().map(|i| text(i, "/ip").to_string()),
+    );
     match text(service, "/spec/type") {
         "ExternalName" => at(service, "/spec/externalName"),
         "LoadBalancer" if all.is_empty() => json!("<pending>"),
@@ -172,7 +188,9 @@ fn bracketed(ip: &str) -> String {
 }
 
 pub(crate) fn slice_ports(slice: &Value) -> Value {
-    let port = |p: &Value| p["port"].as_u64().map_or_else(|| text(p, "/name").to_string(), |n| n.to_string());
+    let port = |p: &Value| {
+        p["port"].as_u64().map_or_else(|| text(p, "/name").to_string(), |n| n.to_string())
+    };
     match items(slice, "/ports") {
         [] => json!("<unset>"),
         ports => shortened(ports.iter().map(port).collect()),
@@ -193,7 +211,8 @@ pub(crate) fn pod_selector(policy: &Value) -> Value {
         parts.extend(map.iter().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or(""))));
     }
     for e in items(policy, "/spec/podSelector/matchExpressions") {
-        let (key, values) = (text(e, "/key"), joined(items(e, "/values").iter().filter_map(Value::as_str)));
+        let (key, values) =
+            (text(e, "/key"), joined(items(e, "/values").iter().filter_map(Value::as_str)));
         parts.push(match text(e, "/operator") {
             "In" => format!("{key} in ({values})"),
             "NotIn" => format!("{key} notin ({values})"),
@@ -205,7 +224,8 @@ pub(crate) fn pod_selector(policy: &Value) -> Value {
 }
 
 pub(crate) fn event_seen(event: &Value) -> Value {
-    let times = ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
+    let times =
+        ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
     let seen = times.iter().map(|p| text(event, p)).find(|t| !t.is_empty());
     json!(meta::age(seen.unwrap_or("")))
 }
@@ -250,8 +270,12 @@ mod tests {
     fn a_pod_shows_what_its_containers_do() {
         let mut pod = json!({ "metadata": {}, "spec": { "containers": [{}, {}] },
             "status": { "phase": "Running", "containerStatuses": [{ "ready": true, "restartCount": 2 }] } });
-        assert_eq!((pod_ready(&pod), pod_status(&pod), pod_restarts(&pod)), (json!("1/2"), json!("Running"), json!("2")));
-        pod["status"]["containerStatuses"][0]["state"] = json!({ "waiting": { "reason": "ContainerCreating" } });
+        assert_eq!(
+            (pod_ready(&pod), pod_status(&pod), pod_restarts(&pod)),
+            (json!("1/2"), json!("Running"), json!("2"))
+        );
+        pod["status"]["containerStatuses"][0]["state"] =
+            json!({ "waiting": { "reason": "ContainerCreating" } });
         assert_eq!(pod_status(&pod), "ContainerCreating");
         pod["metadata"]["deletionTimestamp"] = json!("2024-01-01T00:00:00Z");
         assert_eq!(pod_status(&pod), "Terminating");

@@ -26,9 +26,11 @@ pub(crate) const CONFIG_MAPS: &[Column] = &[NAME, column("Data", "integer", cell
 pub(crate) const SECRETS: &[Column] =
     &[NAME, text("Type", cell::secret_type), column("Data", "integer", cell::data_count), AGE];
 
-pub(crate) const SERVICE_ACCOUNTS: &[Column] = &[NAME, column("Secrets", "integer", cell::secret_count), AGE];
+pub(crate) const SERVICE_ACCOUNTS: &[Column] =
+    &[NAME, column("Secrets", "integer", cell::secret_count), AGE];
 
-pub(crate) const NAMESPACES: &[Column] = &[NAME, text("Status", |o| cell::at(o, "/status/phase")), AGE];
+pub(crate) const NAMESPACES: &[Column] =
+    &[NAME, text("Status", |o| cell::at(o, "/status/phase")), AGE];
 
 pub(crate) const NODES: &[Column] = &[
     NAME,
@@ -75,11 +77,14 @@ pub(crate) const ENDPOINT_SLICES: &[Column] = &[
     AGE,
 ];
 
-pub(crate) const NETWORK_POLICIES: &[Column] = &[NAME, text("Pod-Selector", cell::pod_selector), AGE];
+pub(crate) const NETWORK_POLICIES: &[Column] =
+    &[NAME, text("Pod-Selector", cell::pod_selector), AGE];
 
-pub(crate) const LEASES: &[Column] = &[NAME, text("Holder", |o| cell::at(o, "/spec/holderIdentity")), AGE];
+pub(crate) const LEASES: &[Column] =
+    &[NAME, text("Holder", |o| cell::at(o, "/spec/holderIdentity")), AGE];
 
-pub(crate) const DEFINITIONS: &[Column] = &[NAME, text("Created At", |o| cell::at(o, "/metadata/creationTimestamp"))];
+pub(crate) const DEFINITIONS: &[Column] =
+    &[NAME, text("Created At", |o| cell::at(o, "/metadata/creationTimestamp"))];
 
 pub(crate) const EVENTS: &[Column] = &[
     text("Last Seen", cell::event_seen),

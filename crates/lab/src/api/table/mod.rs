@@ -37,7 +37,11 @@ impl CustomColumn {
                 definition[key] = value.clone();
             }
         }
-        CustomColumn { path: split_path(text(column, "/jsonPath")), date: column["type"] == "date", definition }
+        CustomColumn {
+            path: split_path(text(column, "/jsonPath")),
+            date: column["type"] == "date",
+            definition,
+        }
     }
 
     fn cell(&self, object: &Value) -> Value {
@@ -117,7 +121,7 @@ fn definition(name: &str, kind: &str, priority: u8) -> Value {
 
 /// How much of each object a row carries (`includeObject`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Include {
+pub(crate) enum Include {
     /// The metadata (the default).
     #[default]
     Metadata,
@@ -128,7 +132,7 @@ pub enum Include {
 }
 
 /// A table of objects with the list's metadata.
-pub fn table<'a>(
+pub(crate) fn table<'a>(
     columns: &Columns,
     objects: impl Iterator<Item = &'a Value>,
     include: Include,
@@ -152,7 +156,7 @@ fn row(columns: &Columns, object: &Value, include: Include) -> Value {
 }
 
 /// Only the metadata of an object, as `PartialObjectMetadata`.
-pub fn partial(object: &Value) -> Value {
+pub(crate) fn partial(object: &Value) -> Value {
     json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"] })
 }
 
@@ -162,8 +166,11 @@ mod tests {
 
     #[test]
     fn custom_columns_follow_their_path() {
-        let column = CustomColumn::new(&json!({ "name": "Peer", "type": "string", "jsonPath": ".spec.peers[1].name" }));
-        let object = json!({ "metadata": { "name": "a" }, "spec": { "peers": [{}, { "name": "north" }] } });
+        let column = CustomColumn::new(
+            &json!({ "name": "Peer", "type": "string", "jsonPath": ".spec.peers[1].name" }),
+        );
+        let object =
+            json!({ "metadata": { "name": "a" }, "spec": { "peers": [{}, { "name": "north" }] } });
         let columns = Columns::Custom(vec![column]);
         let table = table(&columns, [&object].into_iter(), Include::None, json!({}));
         assert_eq!(table["rows"][0]["cells"], json!(["a", "north"]));
