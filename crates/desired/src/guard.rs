@@ -11,7 +11,6 @@ use causeway_types::{Cidr, Family, Mac, names};
 
 use crate::cidrs;
 
-const ARP: u16 = 0x0806;
 /// ICMPv6 types of RFC 4861: router advertisement, neighbour solicitation, neighbour
 /// advertisement, redirect.
 const RA: u8 = 134;
@@ -66,11 +65,7 @@ pub(crate) fn table(record: &AttachmentRecord) -> NftTable {
 
 fn ipv4(mac: Mac, addresses: &[IpAddr]) -> Vec<Rule> {
     let arp = |sender: KeyPart| {
-        vec![
-            Stmt::is(Field::Protocol, KeyPart::EtherType(ARP)),
-            Stmt::is(Field::ArpSaddrEther, KeyPart::Mac(mac)),
-            Stmt::is(Field::ArpSaddrIp, sender),
-        ]
+        vec![Stmt::is(Field::ArpSaddrEther, KeyPart::Mac(mac)), Stmt::is(Field::ArpSaddrIp, sender)]
     };
     let mut rules = Vec::new();
     for ip in addresses {

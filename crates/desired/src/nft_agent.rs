@@ -107,7 +107,7 @@ pub(crate) fn table(ground: &Ground<'_>) -> NftTable {
         ];
         let why = "pods are not told to talk past the node: their ports are isolated";
         let rules = vec![drop(why, stmts)];
-        table.chains.insert("output".into(), base(ChainType::Filter, Hook::Output, 0, rules));
+        table.chains.insert("redirects".into(), base(ChainType::Filter, Hook::Output, 0, rules));
     }
     if ground.config.masquerade {
         let mut rules = Vec::new();
@@ -120,7 +120,7 @@ pub(crate) fn table(ground: &Ground<'_>) -> NftTable {
             rules.push(Rule::new("outside, pods are seen by the node's address", stmts));
         }
         let chain = base(ChainType::Nat, Hook::Postrouting, 100, rules);
-        table.chains.insert("masquerade".into(), chain);
+        table.chains.insert("masq".into(), chain);
     }
     table
 }
