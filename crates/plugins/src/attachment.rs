@@ -141,10 +141,7 @@ pub(crate) fn remove(
     addresses: &[IpAddr],
 ) -> Result<(), CniError> {
     let removed = node.unmake(host);
-    for address in addresses {
-        node.forget_connections(*address)?;
-    }
-    removed
+    removed.and(node.forget_connections(addresses))
 }
 
 /// Removes an attachment with everything that is kept of it: interfaces, rules, connections,

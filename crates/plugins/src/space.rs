@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use causeway_cni_spec::CniError;
+use causeway_kernel::conntrack::Conntrack;
 use causeway_kernel::{Handle, NetNs, OpError, Routes, Scope, sysctl};
 use causeway_model::{Desired, Key, Link, Object, Observed, Route, Sysctl};
 use causeway_plan::{NftOp, Op, Ownership, TableId, plan, withdraw};
@@ -13,6 +14,9 @@ use ipnet::IpNet;
 
 /// `RTPROT_RA` (`linux/rtnetlink.h`): made from a router advertisement.
 const PROTO_RA: u8 = 9;
+
+/// What nfnetlink answers to a request for a subsystem that is not there.
+const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 
 /// Interfaces alone.
 const NOTHING: Scope = Scope {
@@ -178,12 +182,25 @@ impl Space {
         Ok(())
     }
 
-    /// Removes an address's entries of connection tracking, so that its next holder does not
+    /// Removes the entries of connection tracking of addresses, so that their next holders do not
     /// inherit them.
     ///
     /// # Errors
     /// Code 999 when the kernel refuses.
-    pub(crate) fn forget_connections(&mut self, _: IpAddr) -> Result<(), CniError> {
+    pub(crate) fn forget_connections(&mut self, addresses: &[IpAddr]) -> Result<(), CniError> {
+        if addresses.is_empty() {
+            return Ok(());
+        }
+        let mut tracked =
+            Conntrack::open_in(self.handle.netns()).map_err(|e| self.unreadable(&e))?;
+        for address in addresses {
+            match tracked.delete_for(*address) {
+                // A kernel without connection tracking has nothing to forget.
+                Err(causeway_kernel::Error::Refused { refusal, .. }) if refusal.errno == EINVAL => {
+                }
+                other => drop(other.map_err(|e| self.unreadable(&e))?),
+            }
+        }
         Ok(())
     }
 

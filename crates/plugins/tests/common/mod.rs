@@ -2,6 +2,8 @@
 //! `/run` and `/var/lib`, the plugins under all their names, and pods.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod served;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;

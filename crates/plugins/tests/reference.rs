@@ -1,0 +1,138 @@
+//! Side by side with the reference plugins, where they are installed.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Node, in_pod, pings, tutorial};
+use serde_json::Value;
+
+const REFERENCE: &str = "/usr/lib/cni";
+
+fn installed() -> bool {
+    let there = Path::new(REFERENCE).join("bridge").is_file();
+    if !there {
+        println!(
+            "skipped: the reference plugins are not in {REFERENCE} (containernetworking-plugins)"
+        );
+    }
+    there
+}
+
+/// A value with its leaves replaced by their kinds, except those that must be equal.
+fn shape(value: &Value, key: &str) -> Value {
+    match value {
+        Value::Object(map) => map.iter().map(|(k, v)| (k.clone(), shape(v, k))).collect(),
+        Value::Array(list) => list.iter().map(|v| shape(v, key)).collect(),
+        Value::String(text) if key == "mac" => Value::from(text.len()),
+        Value::String(text) if key == "name" && text != "cni0" && text != "eth0" => {
+            Value::from("host end")
+        }
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn results_have_the_same_shape() {
+    if !installed() {
+        return;
+    }
+    for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
+        let run = move |bin: &'static str| {
+            let done = std::thread::spawn(move || {
+                let node = Node::new();
+                let conf = tutorial(version);
+                node.pod("p1");
+                let mut call = node.call("ADD", "p1", &conf);
+                call.bin_dir = bin;
+                let mut result = call.run().ok();
+                if version == "1.0.0" && result["dns"] == serde_json::json!({}) {
+                    // From 1.0.0 it is left out when empty; older reference plugins print it.
+                    result.as_object_mut().unwrap().remove("dns");
+                }
+                (shape(&result, ""), in_pod("p1", "ip route"))
+            });
+            done.join().unwrap()
+        };
+        assert_eq!(run(common::BIN_DIR), run(REFERENCE), "{version}");
+    }
+}
+
+#[test]
+fn each_reads_the_others_leases() {
+    if !installed() {
+        return;
+    }
+    let node = Node::new();
+    // Each masquerades in its own way, which the other does not take down.
+    let mut conf = tutorial("1.0.0");
+    conf["ipMasq"] = false.into();
+    let mut taken = Vec::new();
+    for (pod, bin) in
+        [("p1", REFERENCE), ("p2", common::BIN_DIR), ("p3", REFERENCE), ("p4", common::BIN_DIR)]
+    {
+        node.pod(pod);
+        let mut call = node.call("ADD", pod, &conf);
+        call.bin_dir = bin;
+        taken.push(call.run().ok()["ips"][0]["address"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(taken, ["10.244.0.2/16", "10.244.0.3/16", "10.244.0.4/16", "10.244.0.5/16"]);
+    assert!(pings("p1", "10.244.0.3") && pings("p2", "10.244.0.4") && pings("p4", "10.244.0.2"));
+
+    // Ours takes down what the reference made, and the other way round.
+    for (pod, bin) in [("p1", common::BIN_DIR), ("p2", REFERENCE)] {
+        let mut call = node.call("DEL", pod, &conf);
+        call.bin_dir = bin;
+        call.run().ok();
+        assert!(!in_pod(pod, "ip link").contains("eth0"), "{pod}");
+    }
+    let left: Vec<String> = fs::read_dir("/var/lib/cni/networks/pod-network")
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .filter(|n| n.starts_with("10."))
+        .collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn a_foreign_ipam_plugin_is_called() {
+    if !installed() {
+        return;
+    }
+    let node = Node::new();
+    std::os::unix::fs::symlink(format!("{REFERENCE}/static"), format!("{}/static", node.bin_dir))
+        .unwrap();
+    let mut conf = tutorial("1.0.0");
+    conf["ipam"] = serde_json::json!({
+        "type": "static",
+        "addresses": [{"address": "10.7.0.5/24", "gateway": "10.7.0.1"}],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    });
+    node.pod("p1");
+    let result = node.add("p1", &conf);
+    assert_eq!(result["ips"][0]["address"], "10.7.0.5/24");
+    assert!(pings("p1", "10.7.0.1"));
+    conf["prevResult"] = result;
+    assert_eq!(node.call("CHECK", "p1", &conf).run().code, 0);
+    node.del("p1", &conf);
+    assert_eq!(node.residue(), "");
+}
+
+#[test]
+fn our_host_local_serves_a_foreign_main_plugin() {
+    if !installed() {
+        return;
+    }
+    let node = Node::new();
+    std::os::unix::fs::symlink(format!("{REFERENCE}/ptp"), format!("{}/ptp", node.bin_dir))
+        .unwrap();
+    let mut conf = tutorial("1.0.0");
+    conf["type"] = "ptp".into();
+    conf["ipMasq"] = false.into();
+    node.pod("p1");
+    let result = node.add("p1", &conf);
+    assert_eq!(result["ips"][0]["address"], "10.244.0.2/16");
+    node.del("p1", &conf);
+    assert_eq!(node.residue(), "");
+}

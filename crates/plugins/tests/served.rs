@@ -1,0 +1,320 @@
+//! Attachments that an agent serves, for both plugin types, both ways to attach and all families.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+
+use common::served::{Families, Mode, addresses, conf, host_end, serve, write_node_file};
+use common::{Node, in_pod, pings, sh};
+use serde_json::{Value, json};
+
+/// Runs a test for every way to attach and all families, each in a node of its own.
+fn everywhere(test: impl Fn(&Node, Mode, Families) + Copy + Send + Sync + 'static) {
+    for mode in Mode::ALL {
+        for families in Families::ALL {
+            let run = move || test(&serve(mode, families), mode, families);
+            let done =
+                std::thread::Builder::new().name(format!("{mode:?} {families:?}")).spawn(run);
+            assert!(done.unwrap().join().is_ok(), "{mode:?} {families:?}");
+        }
+    }
+}
+
+fn record(pod: &str) -> Value {
+    let path = format!("/var/lib/causeway/attachments/{pod}-eth0.json");
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn pods_reach_pods_and_node_and_leave_nothing() {
+    everywhere(|node, mode, families| {
+        let conf = conf(mode, families);
+        let mut all = Vec::new();
+        for pod in ["p1", "p2"] {
+            node.pod(pod);
+            let mut call = node.call("ADD", pod, &conf);
+            call.args = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod};IgnoreUnknown=1");
+            let result = call.run().ok();
+            let noted = record(pod);
+            assert_eq!(noted["pending"], false);
+            assert_eq!(noted["pod"]["name"], pod);
+            assert_eq!(noted["mtu"], 1450);
+            assert!(in_pod(pod, "ip link show eth0").contains("mtu 1450"));
+            all.push(addresses(&result));
+        }
+        assert_eq!(all[0].len(), families.cidrs().len());
+        for (own, other) in [("p1", &all[1]), ("p2", &all[0])] {
+            for ip in other {
+                assert!(pings(own, ip), "{own} -> {ip}");
+                let node_ip = if ip.contains(':') { "fd77::1" } else { "192.168.77.1" };
+                assert!(pings(own, node_ip), "{own} -> node");
+                sh(&format!("ping -c1 -W1 -n {ip}"));
+            }
+        }
+        for ip in &all[0] {
+            let lease = fs::read_to_string(format!("/var/lib/cni/networks/pod-network/{ip}"));
+            assert_eq!(lease.unwrap(), "p1\r\neth0");
+            let beside = format!("/var/lib/causeway/leases/pod-network/{ip}.json");
+            let beside: Value = serde_json::from_slice(&fs::read(beside).unwrap()).unwrap();
+            assert_eq!(beside["containerId"], "p1");
+            assert_eq!(beside["pod"]["namespace"], "default");
+        }
+        node.del("p1", &conf);
+        for ip in &all[1] {
+            sh(&format!("ping -c1 -W1 -n {ip}"));
+        }
+        node.del("p2", &conf);
+        node.del("p2", &conf);
+        assert_eq!(node.residue(), "");
+    });
+}
+
+#[test]
+fn same_node_packets_pass_the_forward_hook() {
+    everywhere(|node, mode, families| {
+        let conf = conf(mode, families);
+        for pod in ["p1", "p2"] {
+            node.pod(pod);
+        }
+        node.add("p1", &conf);
+        let second = node.add("p2", &conf);
+        sh("nft 'table inet seen { chain f { type filter hook forward priority 0; \
+            meta l4proto { icmp, ipv6-icmp } counter; }; }'");
+        for ip in addresses(&second) {
+            assert!(pings("p1", &ip));
+        }
+        let seen = sh("nft list table inet seen");
+        let packets = 2 * families.cidrs().len();
+        assert!(seen.contains(&format!("packets {packets} ")), "{seen}");
+    });
+}
+
+#[test]
+fn full_size_packets_pass() {
+    everywhere(|node, mode, families| {
+        let conf = conf(mode, families);
+        for pod in ["p1", "p2"] {
+            node.pod(pod);
+        }
+        node.add("p1", &conf);
+        for ip in addresses(&node.add("p2", &conf)) {
+            let size = if ip.contains(':') { 1450 - 48 } else { 1450 - 28 };
+            in_pod("p1", &format!("ping -c1 -W1 -M do -s {size} -n {ip}"));
+        }
+    });
+}
+
+#[test]
+fn del_without_namespace_record_or_node_file() {
+    everywhere(|node, mode, families| {
+        let conf = conf(mode, families);
+        node.pod("p1");
+        node.add("p1", &conf);
+        node.remove_pod("p1");
+        fs::remove_dir_all("/var/lib/causeway/attachments").unwrap();
+        let mut call = node.call("DEL", "p1", &conf);
+        call.netns = None;
+        call.run().ok();
+        assert_eq!(node.residue(), "");
+
+        node.pod("p2");
+        node.add("p2", &conf);
+        fs::remove_file("/run/causeway/node.json").unwrap();
+        node.del("p2", &conf);
+        assert_eq!(node.residue(), "");
+    });
+}
+
+#[test]
+fn check_finds_each_damage() {
+    everywhere(|node, mode, families| {
+        let mut conf = conf(mode, families);
+        node.pod("p1");
+        let result = node.add("p1", &conf);
+        let host = host_end(&result);
+        let ip = addresses(&result)[0].clone();
+        conf["prevResult"] = result;
+        let check = || node.call("CHECK", "p1", &conf).run();
+        assert_eq!(check().code, 0, "{:?}", check());
+        let v = if ip.contains(':') { "-6" } else { "-4" };
+        let gateway = record("p1")["gateways"][0].as_str().unwrap().to_owned();
+        let default = format!("ip {v} -n p1 route replace default via {gateway} dev eth0");
+        let mac = in_pod("p1", "cat /sys/class/net/eth0/address").trim().to_owned();
+        let dev = if mode == Mode::Routed { &host } else { "cni0" };
+        let lease = format!("/var/lib/cni/networks/pod-network/{ip}");
+        let damages = [
+            (format!("ip {v} -n p1 route del default"), default),
+            (
+                format!("ip {v} neigh del {ip} dev {dev}"),
+                format!("ip {v} neigh replace {ip} lladdr {mac} nud permanent dev {dev}"),
+            ),
+            (format!("mv {lease} /run/lease"), format!("mv /run/lease {lease}")),
+        ];
+        for (damage, repair) in damages {
+            sh(&damage);
+            let (code, message) = check().err();
+            assert_eq!(code, 999, "{damage}: {message}");
+            sh(&repair);
+            assert_eq!(check().code, 0, "{repair}: {:?}", check());
+        }
+        sh(&format!("nft flush chain netdev causeway_cni {host}"));
+        assert_eq!(check().err().0, 999);
+    });
+}
+
+#[test]
+fn gc_and_status() {
+    everywhere(|node, mode, families| {
+        let mut conf = conf(mode, families);
+        conf["cniVersion"] = json!("1.1.0");
+        assert_eq!(node.call("STATUS", "", &conf).run().code, 0);
+        for pod in ["p1", "p2", "p3"] {
+            node.pod(pod);
+            node.add(pod, &conf);
+        }
+        node.remove_pod("p3");
+        conf["cni.dev/valid-attachments"] = json!([{"containerID": "p2", "ifname": "eth0"}]);
+        node.call("GC", "", &conf).run().ok();
+        assert!(record("p2")["pending"] == false);
+        let to = if mode == Mode::Routed { "fd77::1" } else { "fd00:10:244:1::1" };
+        let to = if families == Families::V6 { to } else { "192.168.77.1" };
+        assert!(pings("p2", to));
+        node.del("p2", &conf);
+        assert_eq!(node.residue(), "");
+    });
+}
+
+#[test]
+fn a_killed_add_is_put_right_by_the_next() {
+    everywhere(|node, mode, families| {
+        let conf = conf(mode, families);
+        node.pod("p1");
+        node.add("p1", &conf);
+        // As a kill before the last step leaves it.
+        let path = "/var/lib/causeway/attachments/p1-eth0.json";
+        let pending =
+            fs::read_to_string(path).unwrap().replace("\"pending\": false", "\"pending\": true");
+        fs::write(path, pending).unwrap();
+        let result = node.add("p1", &conf);
+        for ip in addresses(&result) {
+            sh(&format!("ping -c1 -W1 -n {ip}"));
+        }
+        let (code, message) = node.call("ADD", "p1", &conf).run().err();
+        assert_eq!(code, 999);
+        assert!(message.contains("duplicate allocation is not allowed"), "{message}");
+        node.del("p1", &conf);
+        assert_eq!(node.residue(), "");
+    });
+}
+
+#[test]
+fn without_the_node_file() {
+    let node = Node::new();
+    node.pod("p1");
+    let mut conf = conf(Mode::Routed, Families::V4);
+    let (code, message) = node.call("ADD", "p1", &conf).run().err();
+    assert_eq!(code, 11);
+    assert!(message.contains("/run/causeway/node.json") && message.contains("agent"), "{message}");
+    conf["cniVersion"] = json!("1.1.0");
+    let (code, message) = node.call("STATUS", "p1", &conf).run().err();
+    assert_eq!(code, 50);
+    assert!(message.contains("agent"), "{message}");
+    node.del("p1", &conf);
+    assert_eq!(node.residue(), "");
+    fs::write("/run/causeway/node.json", "{").unwrap();
+    assert_eq!(node.call("STATUS", "p1", &conf).run().err().0, 50);
+}
+
+#[test]
+fn what_type_causeway_does_not_take() {
+    let node = serve(Mode::Routed, Families::V4);
+    node.pod("p1");
+    let base = conf(Mode::Routed, Families::V4);
+    for (key, value, code) in [
+        ("ipam", json!({"type": "host-local", "subnet": "10.0.0.0/24"}), 7),
+        ("runtimeConfig", json!({"portMappings": [{"hostPort": 80, "containerPort": 80}]}), 2),
+        ("runtimeConfig", json!({"bandwidth": {"ingressRate": 1000, "ingressBurst": 1000}}), 2),
+        ("runtimeConfig", json!({"ips": ["10.99.0.1"]}), 7),
+    ] {
+        let mut conf = base.clone();
+        conf[key] = value;
+        let (got, message) = node.call("ADD", "p1", &conf).run().err();
+        assert_eq!(got, code, "{message}");
+        assert_eq!(node.residue(), "");
+    }
+    let mut conf = base.clone();
+    conf["runtimeConfig"] = json!({
+        "portMappings": [{"hostPort": 0, "containerPort": 80}],
+        "ips": ["10.244.1.77/24"], "mac": "02:aa:bb:cc:dd:ee",
+    });
+    let result = node.add("p1", &conf);
+    assert_eq!(addresses(&result), ["10.244.1.77"]);
+    assert!(in_pod("p1", "ip link show eth0").contains("02:aa:bb:cc:dd:ee"));
+    assert!(pings("p1", "192.168.77.1"));
+}
+
+#[test]
+fn the_agents_word_counts_where_policies_are() {
+    let node = serve(Mode::Routed, Families::V4);
+    let conf = conf(Mode::Routed, Families::V4);
+    write_node_file(Mode::Routed, Families::V4, json!({"policyNamespaces": ["guarded"]}));
+    let add = |pod: &str, namespace: &str| {
+        let mut call = node.call("ADD", pod, &conf);
+        call.args = format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={pod}");
+        call.run()
+    };
+    for pod in ["p1", "p2", "p3"] {
+        node.pod(pod);
+    }
+    // No agent: only the namespace without policies gets its pod.
+    add("p1", "free").ok();
+    let (code, message) = add("p2", "guarded").err();
+    assert_eq!(code, 11);
+    assert!(message.contains("guarded") && message.contains("agent"), "{message}");
+    assert!(!node.residue().contains("p2-eth0"));
+    assert!(!sh("ip -n p2 link").contains("eth0"));
+
+    // An agent that confirms.
+    let listener = UnixListener::bind("/run/causeway/agent.sock").unwrap();
+    let agent = std::thread::spawn(move || {
+        let (mut conn, _) = listener.accept().unwrap();
+        let mut request = [0; 512];
+        let n = conn.read(&mut request).unwrap();
+        conn.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+        String::from_utf8_lossy(&request[..n]).into_owned()
+    });
+    add("p3", "guarded").ok();
+    let request = agent.join().unwrap();
+    assert!(request.starts_with("POST /v1/attachments/p3-eth0 HTTP/1.1"), "{request}");
+    for pod in ["p1", "p2", "p3"] {
+        node.del(pod, &conf);
+    }
+    assert_eq!(node.residue(), "");
+}
+
+#[test]
+fn many_at_once() {
+    everywhere(|node, mode, families| {
+        let conf = conf(mode, families);
+        let pods: Vec<String> = (0..16).map(|n| format!("p{n}")).collect();
+        for pod in &pods {
+            node.pod(pod);
+        }
+        let running: Vec<_> = pods.iter().map(|p| node.call("ADD", p, &conf).spawn()).collect();
+        let results: Vec<Value> = running.into_iter().map(|c| common::finish(c).ok()).collect();
+        let mut all: Vec<String> = results.iter().flat_map(addresses).collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), pods.len() * families.cidrs().len());
+        for ip in addresses(&results[15]) {
+            assert!(pings("p0", &ip));
+        }
+        let running: Vec<_> = pods.iter().map(|p| node.call("DEL", p, &conf).spawn()).collect();
+        for child in running {
+            common::finish(child).ok();
+        }
+        assert_eq!(node.residue(), "");
+    });
+}
