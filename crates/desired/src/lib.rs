@@ -11,3 +11,4 @@ mod nft_agent;
 pub mod node;
 pub mod pod;
 mod roads;
+pub mod script;
