@@ -47,8 +47,9 @@ pub fn reconcile(socket: &Path) -> anyhow::Result<()> {
 }
 
 fn json<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> anyhow::Result<T> {
-    serde_json::from_slice(&request(socket, method, path)?)
-        .context("the agent's answer has another form than expected; are its version and this one the same?")
+    serde_json::from_slice(&request(socket, method, path)?).context(
+        "the agent's answer has another form than expected; are its version and this one the same?",
+    )
 }
 
 /// One request; the body of a successful answer.

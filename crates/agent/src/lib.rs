@@ -1,18 +1,38 @@
-//! The node agent.
+//! The node agent: composition, the reconcile loop, status, sockets and metrics.
+//!
+//! What the node should hold is decided in crate `desired`, how to get there in `plan`, and done
+//! in `kernel`. Here those are brought together: one thread ([`Engine`]) owns the kernel sockets
+//! and runs rounds of looking, planning and applying; around it are the watches of the cluster,
+//! the unix socket for plugins and the command line, and the addresses for health and metrics.
+//!
+//! The network never depends on the agent being alive: it adopts what it finds when it starts,
+//! and leaves everything as it is when it ends.
 
-#![allow(dead_code)]
 pub mod cli;
 pub mod client;
 pub mod config;
+mod dirs;
+mod engine;
+mod facts;
 mod files;
 mod inbox;
 mod lock;
+mod marks;
 mod metrics;
+mod netns_port;
 mod options;
 mod outputs;
 mod owned;
+mod port;
+mod reconcile;
 mod records;
+mod report;
 mod retry;
+mod run;
+mod server;
 pub mod status;
+mod wishes;
 
+pub use engine::Engine;
 pub use options::{Options, Paths};
+pub use run::run;

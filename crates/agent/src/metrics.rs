@@ -44,6 +44,7 @@ pub(crate) struct Metrics {
     synced: Gauge,
     /// Also for status.
     rounds: AtomicU64,
+    done: AtomicU64,
 }
 
 impl Default for Metrics {
@@ -60,6 +61,7 @@ impl Default for Metrics {
             ready: Gauge::default(),
             synced: Gauge::default(),
             rounds: AtomicU64::new(0),
+            done: AtomicU64::new(0),
         };
         metrics.register();
         metrics
@@ -100,6 +102,12 @@ impl Metrics {
     pub(crate) fn operation(&self, kind: &'static str, ok: bool) {
         let result = if ok { "ok" } else { "failed" };
         self.operations.get_or_create(&OpLabels { kind, result }).inc();
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Operations so far, of every kind and result.
+    pub(crate) fn operations_done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
     }
 
     /// So many objects were put back.

@@ -135,9 +135,9 @@ impl Records {
         self.unreadable.iter().chain(self.problems.values())
     }
 
-    /// True when the record is known, in its final form.
-    pub(crate) fn has(&self, file_name: &str) -> bool {
-        self.known.get(file_name).is_some_and(|r| r.boot_id == self.boot_id)
+    /// The record in a file, if it is of this boot.
+    pub(crate) fn get(&self, file_name: &str) -> Option<&AttachmentRecord> {
+        self.known.get(file_name).filter(|r| r.boot_id == self.boot_id)
     }
 }
 
@@ -183,12 +183,11 @@ mod tests {
         put(dir.path(), "o-eth0.json", &record("o", "former", false));
         let mut records = Records::new(dir.path().into(), "b".into());
         assert!(records.refresh());
-        let names = |r: Vec<AttachmentRecord>| {
-            r.into_iter().map(|r| r.container_id).collect::<Vec<_>>()
-        };
+        let names =
+            |r: Vec<AttachmentRecord>| r.into_iter().map(|r| r.container_id).collect::<Vec<_>>();
         assert_eq!(names(records.desired()), ["a"]);
         assert_eq!(names(records.pending()), ["p"]);
-        assert!(records.has("p-eth0.json") && !records.has("o-eth0.json"));
+        assert!(records.get("p-eth0.json").is_some() && records.get("o-eth0.json").is_none());
         assert!(!records.refresh(), "nothing changed");
         put(dir.path(), "p-eth0.json", &record("p", "b", false));
         std::fs::remove_file(dir.path().join("a-eth0.json")).unwrap();

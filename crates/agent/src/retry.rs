@@ -24,6 +24,20 @@ pub(crate) struct Failure {
     pub(crate) next: Instant,
 }
 
+impl Failure {
+    /// The first failed attempt.
+    pub(crate) fn first(error: String, now: Instant) -> Self {
+        Self { error, since: SystemTime::now(), attempts: 1, next: now + pause(0) }
+    }
+
+    /// One more failed attempt.
+    pub(crate) fn again(&mut self, error: String, now: Instant) {
+        self.error = error;
+        self.next = now + pause(self.attempts);
+        self.attempts = self.attempts.saturating_add(1);
+    }
+}
+
 /// All failures by the object's key.
 #[derive(Debug, Default)]
 pub(crate) struct Failures(BTreeMap<Key, Failure>);
@@ -32,20 +46,12 @@ impl Failures {
     /// Takes a failed attempt down and sets the next one's time: doubling from 100 ms to 30 s,
     /// each pause with a random part.
     pub(crate) fn failed(&mut self, key: Key, error: String, now: Instant) {
-        let failure = self.0.entry(key).or_insert_with(|| Failure {
-            error: String::new(),
-            since: SystemTime::now(),
-            attempts: 0,
-            next: now,
-        });
-        failure.error = error;
-        failure.next = now + pause(failure.attempts);
-        failure.attempts = failure.attempts.saturating_add(1);
-    }
-
-    /// The object is as it should be.
-    pub(crate) fn succeeded(&mut self, key: &Key) {
-        self.0.remove(key);
+        match self.0.get_mut(&key) {
+            Some(failure) => failure.again(error, now),
+            None => {
+                self.0.insert(key, Failure::first(error, now));
+            }
+        }
     }
 
     /// Forgets objects for which the function answers false.
@@ -109,7 +115,7 @@ mod tests {
         assert_eq!(failures.get(&key).unwrap().attempts, 20);
         failures.hurry(now);
         assert!(!failures.must_wait(&key, now));
-        failures.succeeded(&key);
+        failures.retain(|_| false);
         assert!(failures.next().is_none());
     }
 }

@@ -1,0 +1,149 @@
+//! Directories in which others write, watched by inotify.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
+
+use crate::options::Paths;
+
+/// The attachment records, and the two files that tell others that the node is ready.
+pub(crate) struct Dirs {
+    inotify: Inotify,
+    watched: Vec<Watched>,
+}
+
+struct Watched {
+    dir: PathBuf,
+    mode: u32,
+    /// Only this file matters; `None`: all do.
+    only: Option<OsString>,
+    watch: Option<WatchDescriptor>,
+}
+
+impl Dirs {
+    /// Starts watching. Directories that are missing are made.
+    ///
+    /// # Errors
+    /// When the kernel has no inotify instance left for this user
+    /// (`fs.inotify.max_user_instances`).
+    pub(crate) fn watch(paths: &Paths) -> io::Result<Self> {
+        let inotify = Inotify::init().map_err(|e| {
+            io::Error::new(e.kind(), format!("inotify: {e}; see fs.inotify.max_user_instances"))
+        })?;
+        let file = |path: &Path, mode| Watched {
+            dir: path.parent().unwrap_or(Path::new("/")).to_owned(),
+            mode,
+            only: path.file_name().map(Into::into),
+            watch: None,
+        };
+        let records =
+            Watched { dir: paths.attachments.clone(), mode: 0o700, only: None, watch: None };
+        let watched = vec![records, file(&paths.node_file, 0o755), file(&paths.conflist(), 0o755)];
+        let mut dirs = Self { inotify, watched };
+        dirs.rewatch();
+        Ok(dirs)
+    }
+
+    /// Watches again what is not watched: a directory that was removed. Called now and then.
+    pub(crate) fn rewatch(&mut self) {
+        let mask = WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::CLOSE_WRITE
+            | WatchMask::DELETE
+            | WatchMask::ONLYDIR;
+        for w in self.watched.iter_mut().filter(|w| w.watch.is_none()) {
+            let made = make_dir(&w.dir, w.mode);
+            match made.and_then(|()| self.inotify.watches().add(&w.dir, mask)) {
+                Ok(watch) => w.watch = Some(watch),
+                Err(error) => {
+                    tracing::warn!(
+                        "cannot watch {}: {error}; it is read now and then",
+                        w.dir.display()
+                    );
+                }
+            }
+        }
+    }
+
+    /// Reads what happened. True when anything did that matters. Never blocks.
+    pub(crate) fn changed(&mut self) -> bool {
+        let mut changed = false;
+        let mut buffer = [0; 4096];
+        // An error means that nothing is there to read.
+        while let Ok(events) = self.inotify.read_events(&mut buffer) {
+            let mut any = false;
+            for event in events {
+                any = true;
+                if event.mask.contains(EventMask::Q_OVERFLOW) {
+                    changed = true;
+                }
+                let same = |w: &&mut Watched| w.watch.as_ref() == Some(&event.wd);
+                let ended = event.mask.contains(EventMask::IGNORED);
+                // Two of our files may lie in one directory: both share a watch.
+                for w in self.watched.iter_mut().filter(same) {
+                    changed |= ended || w.only.as_deref().is_none_or(|o| event.name == Some(o));
+                    if ended {
+                        w.watch = None;
+                    }
+                }
+            }
+            if !any {
+                break;
+            }
+        }
+        if self.watched.iter().any(|w| w.watch.is_none()) {
+            self.rewatch();
+        }
+        changed
+    }
+}
+
+fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(dir)
+}
+
+impl AsFd for Dirs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_and_the_files_that_matter() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::below(dir.path());
+        let mut dirs = Dirs::watch(&paths).unwrap();
+        assert!(!dirs.changed());
+        std::fs::write(paths.attachments.join("a-eth0.json"), "{}").unwrap();
+        assert!(dirs.changed());
+        assert!(!dirs.changed());
+        std::fs::write(paths.conf_dir.join("10-other.conflist"), "{}").unwrap();
+        std::fs::write(&paths.owned, "{}").unwrap();
+        assert!(!dirs.changed(), "none of these matters");
+        std::fs::write(paths.conflist(), "{}").unwrap();
+        assert!(dirs.changed());
+        std::fs::write(&paths.node_file, "{}").unwrap();
+        std::fs::remove_file(&paths.node_file).unwrap();
+        assert!(dirs.changed());
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::below(dir.path());
+        let mut dirs = Dirs::watch(&paths).unwrap();
+        std::fs::remove_dir(&paths.attachments).unwrap();
+        assert!(dirs.changed());
+        assert!(paths.attachments.is_dir());
+        std::fs::write(paths.attachments.join("a-eth0.json"), "{}").unwrap();
+        assert!(dirs.changed());
+    }
+}

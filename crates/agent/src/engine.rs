@@ -1,0 +1,373 @@
+//! The thread that owns the kernel sockets and runs the rounds.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use causeway_cluster::{Health, Snapshot};
+use causeway_desired::input::Config;
+use causeway_types::NodeName;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::sync::{oneshot, watch};
+
+use crate::dirs::Dirs;
+use crate::inbox::{Command, Inbox, Reply};
+use crate::metrics::Metrics;
+use crate::netns_port::NetnsPort;
+use crate::options::Paths;
+use crate::port::{Port, Stale};
+use crate::reconcile::{Answer, Core};
+use crate::report::Report;
+use crate::status::{PlanReport, Status};
+
+/// How long events are gathered before a round, unless somebody waits for it.
+const GATHER: Duration = Duration::from_millis(10);
+/// The same while round after round finds nothing to do: something nearby changes all the time.
+const GATHER_MOST: Duration = Duration::from_millis(160);
+/// How often everything is doubted.
+const AUDIT: Duration = Duration::from_secs(600);
+/// How long a plugin's question may wait for an answer. The plugin gives up after 2 s.
+pub(crate) const ANSWER_WITHIN: Duration = Duration::from_millis(1700);
+/// A round that takes longer than this is stuck.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// What other threads may know of the loop.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    report: Mutex<Arc<Report>>,
+    busy_since: Mutex<Option<Instant>>,
+    alive: AtomicBool,
+    pub(crate) metrics: Arc<Metrics>,
+    health: Health,
+}
+
+impl Shared {
+    fn new(health: Health) -> Self {
+        Self {
+            report: Mutex::default(),
+            busy_since: Mutex::default(),
+            alive: AtomicBool::new(true),
+            metrics: Arc::default(),
+            health,
+        }
+    }
+
+    /// The status now.
+    pub(crate) fn status(&self) -> Status {
+        let report = Arc::clone(&lock(&self.report));
+        let status = report.status(&self.health, self.metrics.rounds(), self.metrics.repairs());
+        self.metrics.set_status(&status);
+        status
+    }
+
+    /// Pods can be attached.
+    pub(crate) fn ready(&self) -> bool {
+        lock(&self.report).ready
+    }
+
+    /// Why the agent should be restarted, if it should.
+    pub(crate) fn sick(&self) -> Option<String> {
+        if !self.alive.load(Ordering::SeqCst) {
+            return Some("the reconcile loop has ended".to_owned());
+        }
+        let busy = lock(&self.busy_since).map(|since| since.elapsed())?;
+        (busy > STUCK).then(|| format!("a round of reconciling has taken {busy:?} and goes on"))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The running loop. It ends when this is dropped, and leaves the network as it is.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) inbox: Inbox,
+    pub(crate) shared: Arc<Shared>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    /// Resolves when the loop has ended, however it came to that.
+    pub(crate) ended: oneshot::Receiver<()>,
+}
+
+impl Engine {
+    /// Starts the loop in the calling thread's network namespace. The view of the cluster comes
+    /// from `snapshots`, from whomever sends there.
+    ///
+    /// # Errors
+    /// When the boot ID, a kernel socket or inotify cannot be had.
+    pub fn start(
+        me: NodeName,
+        config: Config,
+        paths: &Paths,
+        snapshots: watch::Receiver<Snapshot>,
+        health: Health,
+    ) -> anyhow::Result<Self> {
+        let inbox = Inbox::new().context("event queue")?;
+        let shared = Arc::new(Shared::new(health));
+        let boot_id = paths.read_boot_id()?;
+        let dirs = Dirs::watch(paths)?;
+        let (started, start) = std::sync::mpsc::sync_channel(1);
+        let (ending, ended) = oneshot::channel();
+        let job = {
+            let (inbox, shared, paths) = (inbox.clone(), Arc::clone(&shared), paths.clone());
+            let snapshots = snapshots.clone();
+            move || {
+                let _end = End(Arc::clone(&shared), ending);
+                let port = match NetnsPort::open(&config) {
+                    Ok(port) => port,
+                    Err(error) => {
+                        let _ = started.send(Err(error));
+                        return;
+                    }
+                };
+                let metrics = Arc::clone(&shared.metrics);
+                let core = Core::new(port, me, config, &paths, boot_id, metrics);
+                let _ = started.send(Ok(()));
+                Loop { core, inbox, snapshots, dirs, shared, waiting: Vec::new() }.run();
+            }
+        };
+        let spawn = std::thread::Builder::new().name("reconcile".into()).spawn(job);
+        let thread = spawn.context("cannot start the reconcile thread")?;
+        start.recv().context("the reconcile thread ended at its start")??;
+        forward(snapshots, inbox.clone())?;
+        Ok(Self { inbox, shared, thread: Some(thread), ended })
+    }
+
+    /// The status now.
+    pub fn status(&self) -> Status {
+        self.shared.status()
+    }
+
+    /// What would be changed now.
+    ///
+    /// # Errors
+    /// When too little is known to plan.
+    pub fn plan(&self) -> Result<PlanReport, String> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.put(Command::Plan(reply));
+        answer.blocking_recv().map_err(|_| "the reconcile loop has ended".to_owned())?
+    }
+
+    /// The node's network as a script, with or without its pods.
+    ///
+    /// # Errors
+    /// When too little is known.
+    pub fn script(&self, pods: bool) -> Result<String, String> {
+        let (reply, answer) = oneshot::channel();
+        self.inbox.put(Command::Script(pods, reply));
+        answer.blocking_recv().map_err(|_| "the reconcile loop has ended".to_owned())?
+    }
+
+    /// Ends the loop and waits for it.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.inbox.put(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            // A panic in the loop has been reported already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Says that the loop has ended, also when it ends by a panic.
+struct End(Arc<Shared>, #[allow(dead_code)] oneshot::Sender<()>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.alive.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Wakes the loop when the cluster changes, until nobody sends any more.
+fn forward(mut snapshots: watch::Receiver<Snapshot>, inbox: Inbox) -> anyhow::Result<()> {
+    let job = move || {
+        while futures::executor::block_on(snapshots.changed()).is_ok() {
+            inbox.put(Command::Cluster);
+        }
+    };
+    std::thread::Builder::new()
+        .name("snapshots".into())
+        .spawn(job)
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
+struct Loop<P> {
+    core: Core<P>,
+    inbox: Inbox,
+    snapshots: watch::Receiver<Snapshot>,
+    dirs: Dirs,
+    shared: Arc<Shared>,
+    waiting: Vec<Waiting>,
+}
+
+/// A plugin that waits for its answer.
+struct Waiting {
+    file: String,
+    reply: Reply<()>,
+    until: Instant,
+}
+
+impl<P: Port> Loop<P> {
+    fn run(mut self) {
+        let mut audit_at = Instant::now() + AUDIT;
+        let mut gather = GATHER;
+        let mut commands = Vec::from([Command::Cluster]);
+        loop {
+            if commands.iter().any(|c| matches!(c, Command::Stop)) {
+                return;
+            }
+            let now = Instant::now();
+            let mut work = self.take_in(&mut commands, now);
+            if now >= audit_at {
+                audit_at = now + AUDIT;
+                self.core.audit();
+                self.dirs.rewatch();
+                work = true;
+            }
+            let due = self.core.next_wake().is_some_and(|at| at <= now);
+            if work || due {
+                let before = self.shared.metrics.operations_done();
+                self.round(now);
+                let idle = before == self.shared.metrics.operations_done();
+                gather = if idle { (gather * 2).min(GATHER_MOST) } else { GATHER };
+            } else {
+                gather = GATHER;
+            }
+            self.answer_plugins();
+            self.answer(commands);
+            commands = self.wait(audit_at, gather);
+        }
+    }
+
+    /// Takes in what changed. True when a round is needed.
+    fn take_in(&mut self, commands: &mut Vec<Command>, now: Instant) -> bool {
+        let snapshot = self.snapshots.borrow_and_update().clone();
+        let mut work = self.core.set_snapshot(snapshot);
+        let news = self.core.port.changes();
+        self.core.mark_stale(news);
+        work |= news.any();
+        work |= self.dirs.changed();
+        let mut rest = Vec::new();
+        for command in commands.drain(..) {
+            match command {
+                Command::Attachment(file, reply) => {
+                    self.waiting.push(Waiting { file, reply, until: now + ANSWER_WITHIN });
+                    work = true;
+                }
+                Command::Reconcile(reply) => {
+                    self.core.mark_stale(Stale::ALL);
+                    work = true;
+                    rest.push(Command::Reconcile(reply));
+                }
+                other => rest.push(other),
+            }
+        }
+        *commands = rest;
+        work
+    }
+
+    fn round(&mut self, now: Instant) {
+        *lock(&self.shared.busy_since) = Some(now);
+        self.core.reconcile(now);
+        *lock(&self.shared.report) = Arc::new(self.core.report());
+        *lock(&self.shared.busy_since) = None;
+    }
+
+    fn answer_plugins(&mut self) {
+        let now = Instant::now();
+        for waiting in std::mem::take(&mut self.waiting) {
+            let answer = match self.core.attachment_answer(&waiting.file) {
+                Answer::Done => Ok(()),
+                Answer::Never(why) => Err(why),
+                Answer::NotYet(why) if now >= waiting.until => Err(why),
+                Answer::NotYet(_) => {
+                    self.waiting.push(waiting);
+                    continue;
+                }
+            };
+            // Whoever asked may have given up.
+            let _ = waiting.reply.send(answer);
+        }
+    }
+
+    fn answer(&mut self, commands: Vec<Command>) {
+        let now = Instant::now();
+        for command in commands {
+            match command {
+                Command::Reconcile(reply) => drop(reply.send(Ok(()))),
+                Command::Plan(reply) => {
+                    let plan = self.core.plan_now(now).map(|plan| plan_report(&plan));
+                    drop(reply.send(plan));
+                }
+                Command::Script(pods, reply) => drop(reply.send(self.core.script(pods, now))),
+                Command::Attachment(..) | Command::Cluster | Command::Stop => {}
+            }
+        }
+    }
+
+    /// Sleeps until something happens or is due. Events of the kernel, of directories and of the
+    /// cluster come in bursts and are gathered for a moment; a question is not kept waiting.
+    fn wait(&mut self, audit_at: Instant, gather: Duration) -> Vec<Command> {
+        let until = [self.core.next_wake(), self.waiting.iter().map(|w| w.until).min()];
+        let until = until.into_iter().flatten().fold(audit_at, Instant::min);
+        let asked = {
+            let changes = self.core.port.changes_fd();
+            let mut fds = [
+                PollFd::new(&self.inbox, PollFlags::IN),
+                PollFd::new(&changes, PollFlags::IN),
+                PollFd::new(&self.dirs, PollFlags::IN),
+            ];
+            wait_for(&mut fds, until)
+        };
+        let mut commands: Vec<Command> = self.inbox.take().into();
+        if !asked {
+            return commands;
+        }
+        let until = Instant::now() + gather;
+        while !commands.iter().any(urgent) {
+            let more = wait_for(&mut [PollFd::new(&self.inbox, PollFlags::IN)], until);
+            if !more {
+                break;
+            }
+            commands.extend(self.inbox.take());
+        }
+        commands
+    }
+}
+
+/// True when somebody waits for the answer.
+fn urgent(command: &Command) -> bool {
+    !matches!(command, Command::Cluster)
+}
+
+/// True when one of the descriptors became readable in time.
+fn wait_for(fds: &mut [PollFd<'_>], until: Instant) -> bool {
+    let left = until.saturating_duration_since(Instant::now());
+    let timeout = Timespec {
+        tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: left.subsec_nanos().into(),
+    };
+    // An interrupted wait is a short one.
+    poll(fds, Some(&timeout)).is_ok_and(|n| n > 0)
+}
+
+fn plan_report(plan: &causeway_plan::Plan) -> PlanReport {
+    PlanReport {
+        lines: plan.ops.iter().map(ToString::to_string).collect(),
+        ops: serde_json::to_value(&plan.ops).unwrap_or_default(),
+        conflicts: plan.conflicts.iter().map(|c| format!("{}: {}", c.key, c.why)).collect(),
+        waiting: plan.waiting.iter().map(ToString::to_string).collect(),
+    }
+}

@@ -1,0 +1,106 @@
+//! What the node is, as far as desired state depends on it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use causeway_desired::input::{ClusterView, Config, NodeFacts};
+use causeway_model::{Key, Object, Observed};
+use causeway_types::{Family, IfName, NodeName};
+
+use crate::port::Port;
+
+/// Who made a route: router advertisements (RTPROT_RA in `linux/rtnetlink.h`).
+const RTPROT_RA: u8 = 9;
+
+/// The part of an observation that is not of our making. Facts depend on nothing else, so that
+/// they need not be found anew when only our own objects changed.
+pub(crate) fn underlay(seen: &Observed, config: &Config) -> Observed {
+    let own = |dev: &IfName| dev.as_str().starts_with("cw") || *dev == config.bridge;
+    let foreign = |object: &Object| match object {
+        Object::Link(l) => !own(&l.name),
+        Object::Addr(a) => !own(&a.dev),
+        Object::Route(r) => r.protocol != config.route_protocol && !r.dev.as_ref().is_some_and(own),
+        _ => false,
+    };
+    seen.iter().map(|(_, object)| object).filter(|o| foreign(o)).cloned().collect()
+}
+
+/// Everything but the paths to peers.
+pub(crate) fn gather(underlay: &Observed, port: &mut impl Port) -> NodeFacts {
+    let mut facts = NodeFacts::default();
+    let addresses = underlay.iter().filter_map(|(_, object)| match object {
+        Object::Addr(a) if usable(a.addr.addr()) => Some((a.dev.clone(), a.addr)),
+        _ => None,
+    });
+    facts.addresses.extend(addresses);
+    for (dev, _) in &facts.addresses {
+        if let Some(Object::Link(link)) = underlay.get(&Key::Link(dev.clone())) {
+            facts.mtus.extend(link.mtu.map(|mtu| (dev.clone(), mtu)));
+        }
+    }
+    facts.accept_ra = listening(underlay)
+        .into_iter()
+        .filter(|dev| {
+            // 2 is what we set ourselves: the interface has to stay in the list.
+            let value = port.parameter(&format!("net/ipv6/conf/{dev}/accept_ra"));
+            matches!(value.as_deref(), Some("1" | "2"))
+        })
+        .collect();
+    let nf_call = port.parameter("net/bridge/bridge-nf-call-iptables");
+    facts.bridge_nf_call = nf_call.map(|value| value != "0");
+    facts
+}
+
+/// Interfaces with a route that a router's advertisement brought.
+fn listening(underlay: &Observed) -> BTreeSet<IfName> {
+    let routes = underlay.iter().filter_map(|(_, object)| match object {
+        Object::Route(r) if r.protocol == RTPROT_RA && r.family() == Family::V6 => r.dev.clone(),
+        _ => None,
+    });
+    routes.collect()
+}
+
+/// True for addresses by which other nodes can reach this one.
+fn usable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local(),
+        IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
+    }
+}
+
+/// Addresses of all other nodes.
+pub(crate) fn peer_addresses(view: &ClusterView, me: &NodeName) -> BTreeSet<IpAddr> {
+    let others = view.nodes.iter().filter(|(name, _)| *name != me);
+    others.flat_map(|(_, info)| info.addresses.iter().copied()).collect()
+}
+
+/// Finds the paths that are missing and drops those that are no longer asked for. True when
+/// anything came out different; a path that could not be asked for is in `problems`.
+pub(crate) fn find_paths(
+    facts: &mut NodeFacts,
+    asked: &mut BTreeSet<IpAddr>,
+    peers: &BTreeSet<IpAddr>,
+    port: &mut impl Port,
+    problems: &mut Vec<String>,
+) -> bool {
+    let before = facts.paths.len();
+    facts.paths.retain(|address, _| peers.contains(address));
+    asked.retain(|address| peers.contains(address));
+    let mut changed = facts.paths.len() != before;
+    for address in peers {
+        if asked.contains(address) {
+            continue;
+        }
+        match port.path(*address) {
+            Ok(path) => {
+                asked.insert(*address);
+                if let Some(path) = path {
+                    changed = true;
+                    facts.paths.insert(*address, path);
+                }
+            }
+            Err(error) => problems.push(format!("path to {address}: {error}")),
+        }
+    }
+    changed
+}

@@ -1,0 +1,118 @@
+//! The loop's kernel: the network namespace of the thread that opens it.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use causeway_desired::input::{Config, Path};
+use causeway_kernel::handle::{Handle, Routes, Scope};
+use causeway_kernel::monitor::{Event, Events, Monitor};
+use causeway_kernel::{Without, sysctl};
+use causeway_model::{Observed, Route};
+use causeway_plan::Op;
+use causeway_types::{IfName, names};
+
+use crate::port::{Look, Port, Stale};
+
+/// Sockets of one namespace.
+pub(crate) struct NetnsPort {
+    handle: Handle,
+    monitor: Monitor,
+    /// Ways that do not count when the underlay is asked for.
+    without: Without,
+}
+
+impl NetnsPort {
+    /// Opens the calling thread's namespace. The value must stay on this thread.
+    ///
+    /// # Errors
+    /// When the kernel refuses a socket: without CAP_NET_ADMIN.
+    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
+        let vxlan = IfName::new(names::VXLAN_DEV)?;
+        let without = Without {
+            protocols: vec![config.route_protocol],
+            devices: vec![vxlan, config.bridge.clone()],
+        };
+        // First the ear, then the eye: what changes in between is heard.
+        let monitor = Monitor::open()?;
+        Ok(Self { handle: Handle::open()?, monitor, without })
+    }
+}
+
+impl Port for NetnsPort {
+    fn observe(&mut self, look: &Look) -> Result<Observed, String> {
+        let kinds = look.kinds;
+        let scope = Scope {
+            addrs: kinds.addrs,
+            routes: if kinds.routes { Routes::Table(Route::MAIN) } else { Routes::None },
+            neighbours: kinds.neighs,
+            fdb: kinds.neighs,
+            tables: if kinds.tables { look.tables.iter().cloned().collect() } else { vec![] },
+            sysctls: if kinds.sysctls { look.sysctls.iter().cloned().collect() } else { vec![] },
+        };
+        self.handle.observe(&scope).map_err(|e| e.to_string())
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), String>> {
+        let outcomes = self.handle.apply(ops);
+        outcomes
+            .into_iter()
+            .map(|o| o.map_err(|e| format!("cannot {}: {}", e.attempted, e.message)))
+            .collect()
+    }
+
+    fn path(&mut self, to: IpAddr) -> Result<Option<Path>, String> {
+        let found = self.handle.route_get(to, &self.without).map_err(|e| e.to_string())?;
+        let Some(way) = found.filter(|way| !way.local) else { return Ok(None) };
+        let link = self.handle.link(&way.dev).map_err(|e| e.to_string())?;
+        let device = link.and_then(|(_, link)| link.mtu);
+        let Some(mtu) = [device, way.mtu].into_iter().flatten().min() else { return Ok(None) };
+        Ok(Some(Path { dev: way.dev, on_link: way.via.is_none(), mtu }))
+    }
+
+    fn parameter(&mut self, path: &str) -> Option<String> {
+        // This thread never leaves its namespace.
+        sysctl::read(path).ok().flatten()
+    }
+
+    fn changes(&mut self) -> Stale {
+        match self.monitor.read() {
+            Ok(Events::Changed(events)) => {
+                let mut stale = Stale::NONE;
+                for event in &events {
+                    stale.merge(of(event));
+                }
+                stale
+            }
+            Ok(Events::Overrun) => {
+                tracing::info!("the kernel's news came too fast: everything is looked at again");
+                Stale::ALL
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the kernel's news");
+                Stale::ALL
+            }
+        }
+    }
+
+    fn changes_fd(&self) -> BorrowedFd<'_> {
+        self.monitor.as_fd()
+    }
+}
+
+/// What a change puts in doubt. The kernel does not tell everything: IPv4 routes go without a
+/// word when their interface goes down or their preferred source address goes.
+fn of(event: &Event) -> Stale {
+    match event {
+        // With an interface its kernel parameters and its ingress chains go.
+        Event::Link { gone: true, .. } => Stale::ALL,
+        Event::Link { .. } => Stale { tables: false, ..Stale::ALL },
+        Event::Addr { .. } => Stale { addrs: true, routes: true, ..Stale::NONE },
+        Event::Route { .. } => Stale { routes: true, ..Stale::NONE },
+        Event::Neigh { .. } | Event::Fdb { .. } => Stale { neighs: true, ..Stale::NONE },
+        // Tables of others are not looked at.
+        Event::Table { name, .. } => {
+            let ours = name == names::NFT_AGENT || name == names::NFT_PLUGINS;
+            Stale { tables: ours, ..Stale::NONE }
+        }
+    }
+}

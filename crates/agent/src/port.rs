@@ -1,0 +1,139 @@
+//! The loop's view of the kernel: everything that it does to or learns from the node's namespace.
+//!
+//! The one implementation for use is [`crate::netns_port`]; tests drive the loop with the
+//! simulated kernel of crate `plan`.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+use causeway_desired::input::Path;
+use causeway_model::{Key, Object, Observed};
+use causeway_plan::{Op, TableId};
+
+/// Kinds of objects whose last observation may be out of date.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stale {
+    pub(crate) links: bool,
+    pub(crate) addrs: bool,
+    pub(crate) routes: bool,
+    /// Neighbours and forwarding entries: both come from the same notifications.
+    pub(crate) neighs: bool,
+    pub(crate) tables: bool,
+    pub(crate) sysctls: bool,
+}
+
+impl Stale {
+    /// Everything.
+    pub(crate) const ALL: Stale =
+        Stale { links: true, addrs: true, routes: true, neighs: true, tables: true, sysctls: true };
+
+    /// Nothing.
+    pub(crate) const NONE: Stale = Stale {
+        links: false,
+        addrs: false,
+        routes: false,
+        neighs: false,
+        tables: false,
+        sysctls: false,
+    };
+
+    /// Takes in another value.
+    pub(crate) fn merge(&mut self, other: Stale) {
+        self.links |= other.links;
+        self.addrs |= other.addrs;
+        self.routes |= other.routes;
+        self.neighs |= other.neighs;
+        self.tables |= other.tables;
+        self.sysctls |= other.sysctls;
+    }
+
+    /// True when anything is stale.
+    pub(crate) fn any(self) -> bool {
+        self != Stale::NONE
+    }
+
+    /// What an operation can change. With an interface go its addresses, routes, neighbours,
+    /// parameters and ingress chains.
+    pub(crate) fn after(op: &Op) -> Stale {
+        match op.key() {
+            Key::Link(_) => Stale::ALL,
+            Key::Sysctl(_) => Stale { sysctls: true, ..Stale::NONE },
+            Key::Addr { .. } => Stale { addrs: true, routes: true, ..Stale::NONE },
+            Key::Neigh { .. } | Key::Fdb { .. } => Stale { neighs: true, ..Stale::NONE },
+            Key::Table { .. } => Stale { tables: true, ..Stale::NONE },
+            Key::Route { .. } => Stale { routes: true, ..Stale::NONE },
+        }
+    }
+
+    /// True when objects of this key's kind are stale.
+    pub(crate) fn covers(self, key: &Key) -> bool {
+        match key {
+            Key::Link(_) => self.links,
+            Key::Sysctl(_) => self.sysctls,
+            Key::Addr { .. } => self.addrs,
+            Key::Neigh { .. } | Key::Fdb { .. } => self.neighs,
+            Key::Table { .. } => self.tables,
+            Key::Route { .. } => self.routes,
+        }
+    }
+}
+
+/// What to look at.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Look {
+    /// Which kinds.
+    pub(crate) kinds: Stale,
+    /// These tables, if `kinds` has tables.
+    pub(crate) tables: BTreeSet<TableId>,
+    /// These kernel parameters, if `kinds` has them.
+    pub(crate) sysctls: BTreeSet<String>,
+}
+
+/// The kernel.
+pub(crate) trait Port {
+    /// What the namespace holds of the kinds asked for. Complete, or an error.
+    fn observe(&mut self, look: &Look) -> Result<Observed, String>;
+
+    /// Does operations in order, going on after one that fails: one result for each.
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), String>>;
+
+    /// How a packet to another node's address would leave by the underlay; `None`: not at all.
+    fn path(&mut self, to: IpAddr) -> Result<Option<Path>, String>;
+
+    /// A kernel parameter by its path below `/proc/sys`; `None` where there is none.
+    fn parameter(&mut self, path: &str) -> Option<String>;
+
+    /// What changed since the last call, by whomever. Never blocks.
+    fn changes(&mut self) -> Stale;
+
+    /// Becomes readable when [`Port::changes`] has something to say.
+    fn changes_fd(&self) -> BorrowedFd<'_>;
+}
+
+/// Puts a new observation of some kinds in place of the old one.
+pub(crate) fn replace(seen: &mut Observed, look: &Look, fresh: Observed) {
+    seen.retain(|key, _| !look.kinds.covers(key) || kept(key, look));
+    for (_, object) in fresh.iter() {
+        seen.insert(object.clone());
+    }
+}
+
+/// Tables and parameters that were not asked for stay as they were seen.
+fn kept(key: &Key, look: &Look) -> bool {
+    match key {
+        Key::Table { family, name } => {
+            !look.tables.contains(&TableId { family: *family, name: name.clone() })
+        }
+        Key::Sysctl(path) => !look.sysctls.contains(path),
+        _ => false,
+    }
+}
+
+/// The identity of a table object.
+pub(crate) fn table_of(object: &Object) -> Option<TableId> {
+    match object {
+        Object::Table(table) => Some(TableId::of(table)),
+        _ => None,
+    }
+}

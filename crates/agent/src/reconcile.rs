@@ -1,0 +1,523 @@
+//! Rounds of reconciling: look, decide, plan, write intent, apply, look again.
+//!
+//! Everything that a round does follows from its inputs and from what it sees; which event began
+//! it does not matter. The kernel is behind [`Port`].
+
+mod answers;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use causeway_cluster::Snapshot;
+use causeway_desired::input::{ClusterView, Config, Inputs, NodeFacts};
+use causeway_model::nft::NftFamily;
+use causeway_model::{Desired, Key, Object, Observed, Owner};
+use causeway_plan::{Op, Ownership, Plan, plan};
+use causeway_types::state::NodeFile;
+use causeway_types::{NodeName, names};
+
+use crate::facts;
+use crate::marks;
+use crate::metrics::Metrics;
+use crate::options::Paths;
+use crate::outputs::{LastView, ReadyFiles};
+use crate::owned::Owned;
+use crate::port::{Look, Port, Stale, replace, table_of};
+use crate::records::Records;
+use crate::report::ViewFrom;
+use crate::retry::{Failure, Failures};
+use crate::status::Problem;
+use crate::wishes;
+
+/// More passes than any change of desired state needs: links, then what stands on them.
+const MAX_PASSES: usize = 8;
+
+/// How long the API may take to answer before the last good view is used.
+pub(crate) const API_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a plugin is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The record is taken in, and what it asks of the node is there.
+    Done,
+    /// Not now, for this reason; a later round may change that.
+    NotYet(String),
+    /// No round will change that.
+    Never(String),
+}
+
+/// Everything the loop knows.
+pub(crate) struct Core<P> {
+    pub(crate) port: P,
+    me: NodeName,
+    config: Config,
+    metrics: Arc<Metrics>,
+    started: Instant,
+
+    // Inputs.
+    snapshot: Snapshot,
+    disk_view: Option<Arc<ClusterView>>,
+    pub(crate) records: Records,
+    facts: NodeFacts,
+    asked: BTreeSet<std::net::IpAddr>,
+    underlay: Option<Observed>,
+
+    // What is, and what of it may be out of date.
+    seen: Observed,
+    stale: Stale,
+    looked_at: Look,
+
+    // What should be.
+    desired: Arc<Desired>,
+    decided: bool,
+    node_file: Option<NodeFile>,
+    problems: Vec<Problem>,
+    path_problems: Vec<String>,
+    last_view_problem: Option<String>,
+
+    // What came of it.
+    owned: Owned,
+    failures: Failures,
+    trouble: Option<Failure>,
+    settled: BTreeSet<Key>,
+    last_plan: Plan,
+    ready_files: ReadyFiles,
+    ready: bool,
+    last_view: LastView,
+    last_view_at: Option<Instant>,
+}
+
+impl<P: Port> Core<P> {
+    /// Nothing known yet. Reads what a former agent left.
+    pub(crate) fn new(
+        port: P,
+        me: NodeName,
+        config: Config,
+        paths: &Paths,
+        boot_id: String,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let mut looked_at = Look { kinds: Stale::ALL, ..Look::default() };
+        looked_at.tables.insert(marks::table());
+        Self {
+            port,
+            me,
+            config,
+            metrics,
+            started: Instant::now(),
+            snapshot: Snapshot::default(),
+            disk_view: None,
+            records: Records::new(paths.attachments.clone(), boot_id),
+            facts: NodeFacts::default(),
+            asked: BTreeSet::new(),
+            underlay: None,
+            seen: Observed::default(),
+            stale: Stale::ALL,
+            looked_at,
+            desired: Arc::default(),
+            decided: false,
+            node_file: None,
+            problems: Vec::new(),
+            path_problems: Vec::new(),
+            last_view_problem: None,
+            owned: Owned::load(paths.owned.clone()),
+            failures: Failures::default(),
+            trouble: None,
+            settled: BTreeSet::new(),
+            last_plan: Plan::default(),
+            ready_files: ReadyFiles::new(paths),
+            ready: false,
+            last_view: LastView::new(paths.last_view.clone()),
+            last_view_at: None,
+        }
+    }
+
+    /// Takes in the newest view of the cluster. True when it is another one.
+    pub(crate) fn set_snapshot(&mut self, snapshot: Snapshot) -> bool {
+        if snapshot == self.snapshot {
+            return false;
+        }
+        self.snapshot = snapshot;
+        self.decided = false;
+        true
+    }
+
+    /// Notes that objects of these kinds may have changed.
+    pub(crate) fn mark_stale(&mut self, stale: Stale) {
+        self.stale.merge(stale);
+    }
+
+    /// Doubts everything: what is seen, the paths to peers, the records.
+    pub(crate) fn audit(&mut self) {
+        self.stale = Stale::ALL;
+        self.underlay = None;
+        self.asked.clear();
+        self.decided = false;
+    }
+
+    /// The view to go by, and where it comes from.
+    fn view(&self) -> (ViewFrom, Option<&Arc<ClusterView>>) {
+        if self.snapshot.nodes_synced {
+            (ViewFrom::Api, Some(&self.snapshot.view))
+        } else if let Some(view) = &self.disk_view {
+            (ViewFrom::Disk, Some(view))
+        } else {
+            (ViewFrom::Nowhere, None)
+        }
+    }
+
+    /// Every input is known completely: what nobody wants any more may go.
+    fn synced(&self) -> bool {
+        self.snapshot.synced() && self.records.unreadable.is_none()
+    }
+
+    /// One round.
+    pub(crate) fn reconcile(&mut self, now: Instant) {
+        let began = Instant::now();
+        if self.records.refresh() {
+            self.decided = false;
+        }
+        self.use_last_view(now);
+        match self.passes(now) {
+            Ok(()) => self.trouble = None,
+            Err(error) => {
+                tracing::warn!("{error}");
+                match &mut self.trouble {
+                    Some(trouble) => trouble.again(error, now),
+                    None => self.trouble = Some(Failure::first(error, now)),
+                }
+            }
+        }
+        self.write_outputs(now);
+        self.metrics.round(began.elapsed());
+    }
+
+    /// After a boot with the API away the last good view serves until it answers.
+    fn use_last_view(&mut self, now: Instant) {
+        let waited = now.duration_since(self.started) >= API_PATIENCE;
+        if !waited || self.snapshot.nodes_synced || self.disk_view.is_some() {
+            return;
+        }
+        match self.last_view.load() {
+            Ok(None) => {}
+            Ok(Some(view)) => {
+                tracing::warn!("the Kubernetes API does not answer: the last good view is used");
+                self.disk_view = Some(Arc::new(view));
+                self.decided = false;
+            }
+            Err(error) => self.last_view_problem = Some(error),
+        }
+    }
+
+    /// Looks, plans and applies until nothing is left to do now.
+    fn passes(&mut self, now: Instant) -> Result<(), String> {
+        let mut done: BTreeSet<Key> = BTreeSet::new();
+        for pass in 0..MAX_PASSES {
+            self.look()?;
+            if self.view().1.is_none() {
+                return Ok(());
+            }
+            self.decide(now);
+            self.look_further()?;
+            self.adopt()?;
+            let plan = plan(&self.desired, &self.seen, &self.ownership());
+            let wanted: BTreeSet<Key> = plan.ops.iter().map(Op::key).collect();
+            self.failures.retain(|key| wanted.contains(key));
+            for key in wanted.intersection(&done) {
+                let text = "the kernel took it, and shows something else: it is changed back by \
+                            somebody else, or cannot be so on this kernel";
+                self.failures.failed(key.clone(), text.to_owned(), now);
+            }
+            let due: Vec<Op> = plan
+                .ops
+                .iter()
+                .filter(|op| !self.failures.must_wait(&op.key(), now))
+                .cloned()
+                .collect();
+            if pass == 0 {
+                self.count_repairs(&due);
+            }
+            self.last_plan = plan;
+            if due.is_empty() {
+                break;
+            }
+            self.write_intent(&due)?;
+            done.extend(self.apply(&due, now));
+        }
+        self.settle();
+        Ok(())
+    }
+
+    /// Brings the stale part of what is seen up to date.
+    fn look(&mut self) -> Result<(), String> {
+        // Changes up to here are covered by the look that follows, those of our own included.
+        let news = self.port.changes();
+        self.stale.merge(news);
+        if !self.stale.any() {
+            return Ok(());
+        }
+        // Interfaces are read each time: everything else is told by their names.
+        let kinds = Stale { links: true, ..self.stale };
+        let look = Look { kinds, ..self.looked_at.clone() };
+        let fresh =
+            self.port.observe(&look).map_err(|e| format!("cannot look at the kernel: {e}"))?;
+        replace(&mut self.seen, &look, fresh);
+        self.stale = Stale::NONE;
+        Ok(())
+    }
+
+    /// Looks at tables and parameters that desired state names for the first time.
+    fn look_further(&mut self) -> Result<(), String> {
+        let mut more = Look::default();
+        for (key, entry) in self.desired.iter() {
+            match key {
+                Key::Sysctl(path) if !self.looked_at.sysctls.contains(path) => {
+                    more.sysctls.insert(path.clone());
+                }
+                _ => {
+                    let table = table_of(&entry.object);
+                    more.tables.extend(table.filter(|id| !self.looked_at.tables.contains(id)));
+                }
+            }
+        }
+        more.kinds.sysctls = !more.sysctls.is_empty();
+        more.kinds.tables = !more.tables.is_empty();
+        if !more.kinds.any() {
+            return Ok(());
+        }
+        more.kinds.links = true;
+        let fresh =
+            self.port.observe(&more).map_err(|e| format!("cannot look at the kernel: {e}"))?;
+        replace(&mut self.seen, &more, fresh);
+        self.looked_at.tables.extend(more.tables);
+        self.looked_at.sysctls.extend(more.sysctls);
+        Ok(())
+    }
+
+    /// Finds the facts anew where the underlay changed.
+    fn find_facts(&mut self) {
+        let underlay = facts::underlay(&self.seen, &self.config);
+        if self.underlay.as_ref() != Some(&underlay) {
+            let mut facts = facts::gather(&underlay, &mut self.port);
+            self.asked.clear();
+            // Kept for the comparison below: most paths come out as they were.
+            facts.paths.clone_from(&self.facts.paths);
+            if facts != self.facts {
+                self.decided = false;
+            }
+            facts.paths.clear();
+            let old = std::mem::replace(&mut self.facts, facts);
+            self.underlay = Some(underlay);
+            self.find_paths();
+            if old.paths != self.facts.paths {
+                self.decided = false;
+            }
+        } else if self.find_paths() {
+            self.decided = false;
+        }
+    }
+
+    fn find_paths(&mut self) -> bool {
+        let (_, view) = self.view();
+        let peers = view.map(|v| facts::peer_addresses(v, &self.me)).unwrap_or_default();
+        if self.asked == peers {
+            return false;
+        }
+        self.path_problems.clear();
+        facts::find_paths(
+            &mut self.facts,
+            &mut self.asked,
+            &peers,
+            &mut self.port,
+            &mut self.path_problems,
+        )
+    }
+
+    /// Computes desired state, if any input is another one than the last time.
+    fn decide(&mut self, now: Instant) {
+        self.find_facts();
+        if self.decided {
+            return;
+        }
+        let view = self.view().1.map(|v| ClusterView::clone(v)).unwrap_or_default();
+        let inputs = Inputs {
+            me: Some(self.me.clone()),
+            view,
+            facts: self.facts.clone(),
+            config: self.config.clone(),
+            attachments: self.records.desired(),
+        };
+        let outcome = causeway_desired::node::node_objects(&inputs);
+        // What is wanted otherwise than before has nobody broken.
+        self.settled.retain(|key| {
+            let object = |d: &Desired| d.get(key).map(|e| e.object.clone());
+            object(&self.desired) == object(&outcome.desired)
+        });
+        if *self.desired != outcome.desired {
+            self.failures.hurry(now);
+            let of =
+                |key: &Key| outcome.desired.get(key).is_some() || self.owned.keys().contains(key);
+            self.looked_at.sysctls.retain(|path| of(&Key::Sysctl(path.clone())));
+            self.desired = Arc::new(outcome.desired);
+        }
+        self.node_file = outcome.node_file;
+        self.problems = outcome
+            .problems
+            .into_iter()
+            .map(|p| Problem { owner: p.owner.to_string(), message: p.message })
+            .collect();
+        self.decided = true;
+    }
+
+    fn ownership(&self) -> Ownership {
+        let mut recorded = self.owned.keys().clone();
+        // A plugin is at work on these: neither wanted nor to be taken from under its hands.
+        for key in self.pending_keys() {
+            recorded.remove(&key);
+        }
+        Ownership {
+            recorded,
+            route_protocol: self.config.route_protocol,
+            allow_removals: self.synced(),
+            makes_veths: false,
+        }
+    }
+
+    /// Keys of what the node holds for pods that a plugin is making or removing right now.
+    fn pending_keys(&self) -> BTreeSet<Key> {
+        let pending = self.records.pending();
+        if pending.is_empty() {
+            return BTreeSet::new();
+        }
+        wishes::host_keys(&pending, &self.config)
+    }
+
+    /// Takes wanted objects that carry our marks into the record: after the record was lost, or
+    /// when a plugin made what the agent keeps.
+    fn adopt(&mut self) -> Result<(), String> {
+        let ours = |key: &Key, owner: &Owner| {
+            !matches!(owner, Owner::Pod(_))
+                && self.seen.get(key).is_some_and(|o| marks::ours(o, &self.config))
+        };
+        let found: Vec<Key> = self
+            .desired
+            .iter()
+            .filter(|(key, entry)| !self.owned.keys().contains(*key) && ours(key, &entry.owner))
+            .map(|(key, _)| key.clone())
+            .collect();
+        if found.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(count = found.len(), "adopted objects that carry our marks");
+        self.owned
+            .record(found)
+            .map_err(|e| format!("cannot write the record of what we made: {e}"))
+    }
+
+    /// Writes down what is about to be made, before the kernel hears of it.
+    fn write_intent(&mut self, due: &[Op]) -> Result<(), String> {
+        let made = due.iter().filter_map(|op| match op {
+            Op::Create(Object::Sysctl(_)) | Op::Change { .. } | Op::Remove(_) => None,
+            Op::Create(object) => Some(object.key()),
+            Op::Nft { table, .. } => (table.name == names::NFT_AGENT).then(|| op.key()),
+        });
+        let made: Vec<Key> = made.filter(|key| !self.owned.keys().contains(key)).collect();
+        self.owned.record(made).map_err(|e| format!("cannot write the record of what we made: {e}"))
+    }
+
+    /// Does the operations. Answers the keys of those that succeeded.
+    fn apply(&mut self, due: &[Op], now: Instant) -> Vec<Key> {
+        let results = self.port.apply(due);
+        let mut done = Vec::new();
+        for (op, result) in due.iter().zip(results) {
+            self.stale.merge(Stale::after(op));
+            self.metrics.operation(marks::kind(&op.key()), result.is_ok());
+            match result {
+                Ok(()) => {
+                    tracing::debug!("{op}");
+                    done.push(op.key());
+                }
+                Err(error) => {
+                    tracing::warn!("{op}: {error}");
+                    self.failures.failed(op.key(), error, now);
+                }
+            }
+        }
+        done
+    }
+
+    /// Objects that were as they should be, and now have to be made or changed: somebody else did
+    /// that.
+    fn count_repairs(&self, due: &[Op]) {
+        let lost: Vec<Key> =
+            due.iter().map(Op::key).filter(|key| self.settled.contains(key)).collect();
+        for key in &lost {
+            tracing::warn!("{key} was removed or changed by somebody else: it is put back");
+        }
+        self.metrics.repaired(lost.len() as u64);
+    }
+
+    /// Notes what is as it should be, and forgets records of what is gone.
+    fn settle(&mut self) {
+        let plan = &self.last_plan;
+        let open: BTreeSet<Key> = plan
+            .ops
+            .iter()
+            .map(Op::key)
+            .chain(plan.conflicts.iter().map(|c| c.key.clone()))
+            .chain(plan.waiting.iter().cloned())
+            .collect();
+        // While a pod interface is missing, a table is there without that interface's chains.
+        let guards = |key: &Key| matches!(key, Key::Table { family: NftFamily::Netdev, .. });
+        let partial = |key: &Key| !plan.waiting.is_empty() && guards(key);
+        let whole = |key: &&Key| !open.contains(*key) && !partial(key);
+        self.settled = self.desired.iter().map(|(key, _)| key).filter(whole).cloned().collect();
+        let (desired, seen) = (&self.desired, &self.seen);
+        self.owned.erase(|key| desired.get(key).is_none() && seen.get(key).is_none());
+    }
+
+    /// The node file, the configuration list and the last good view.
+    fn write_outputs(&mut self, now: Instant) {
+        let (from, view) = self.view();
+        if from == ViewFrom::Api {
+            let view = view.cloned().unwrap_or_default();
+            self.last_view_at = self.last_view.keep(&view, now);
+        }
+        let node_ok = self
+            .desired
+            .iter()
+            .all(|(key, entry)| entry.owner != Owner::Node || self.settled.contains(key));
+        self.ready = match &self.node_file {
+            Some(file) if node_ok && self.trouble.is_none() && from != ViewFrom::Nowhere => {
+                let config = &self.config;
+                let render = |file: &NodeFile| causeway_desired::conflist::render(config, file);
+                match self.ready_files.write(file.clone(), render) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        tracing::warn!("{error}");
+                        self.trouble.get_or_insert_with(|| Failure::first(error, now));
+                        false
+                    }
+                }
+            }
+            _ => false,
+        };
+    }
+
+    /// When the next round is due even if nothing happens.
+    pub(crate) fn next_wake(&self) -> Option<Instant> {
+        let patience = (self.view().1.is_none() && self.last_view_problem.is_none())
+            .then(|| self.started + API_PATIENCE)
+            .filter(|at| *at > Instant::now());
+        // Only after a round that did as much as one round may.
+        let unfinished = self.stale.any().then(|| Instant::now() + Duration::from_millis(100));
+        let trouble = self.trouble.as_ref().map(|t| t.next);
+        [self.failures.next(), trouble, self.last_view_at, patience, unfinished]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}

@@ -1,0 +1,349 @@
+//! Rounds against the simulated kernel of crate `plan`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use causeway_cluster::Snapshot;
+use causeway_desired::input::{ClusterView, Config, NodeInfo, Path};
+use causeway_model::{Addr, Key, Link, LinkKind, Object, Observed, Route, RouteKind, RouteScope};
+use causeway_plan::Op;
+use causeway_plan::sim::SimKernel;
+use causeway_types::{Mtu, names};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::Core;
+use crate::metrics::Metrics;
+use crate::options::Paths;
+use crate::port::{Look, Port, Stale};
+use crate::status::{State, Status};
+
+/// The simulated kernel, which here can also refuse to show itself.
+struct SimPort {
+    kernel: SimKernel,
+    parameters: BTreeMap<String, String>,
+    changed: Stale,
+    blind: bool,
+    looks: usize,
+    fd: OwnedFd,
+}
+
+impl Port for SimPort {
+    fn observe(&mut self, look: &Look) -> Result<Observed, String> {
+        self.looks += 1;
+        if self.blind {
+            return Err("no buffer space available".to_owned());
+        }
+        let mut seen = self.kernel.state.clone();
+        seen.retain(|key, object| {
+            look.kinds.covers(key)
+                && match object {
+                    Object::Sysctl(s) => look.sysctls.contains(&s.path),
+                    Object::Table(t) => look.tables.contains(&causeway_plan::TableId::of(t)),
+                    _ => true,
+                }
+        });
+        Ok(seen)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), String>> {
+        ops.iter().map(|op| self.kernel.apply(op).map_err(|e| format!("{e:?}"))).collect()
+    }
+
+    fn path(&mut self, to: IpAddr) -> Result<Option<Path>, String> {
+        let near: ipnet::IpNet = "192.168.1.0/24".parse().unwrap();
+        let dev = "eth0".parse().unwrap();
+        Ok(Some(Path { dev, on_link: near.contains(&to), mtu: Mtu::new(1500).unwrap() }))
+    }
+
+    fn parameter(&mut self, path: &str) -> Option<String> {
+        self.parameters.get(path).cloned()
+    }
+
+    fn changes(&mut self) -> Stale {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn changes_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn eth0() -> Vec<Object> {
+    let dev: causeway_types::IfName = "eth0".parse().unwrap();
+    let mut link = Link::up(dev.clone(), LinkKind::Other(String::new()));
+    link.mtu = Some(Mtu::new(1500).unwrap());
+    let addr = "192.168.1.11/24".parse().unwrap();
+    let connected = Route {
+        dst: "192.168.1.0/24".parse().unwrap(),
+        table: Route::MAIN,
+        metric: 0,
+        kind: RouteKind::Unicast,
+        dev: Some(dev.clone()),
+        via: None,
+        onlink: false,
+        src: None,
+        scope: RouteScope::Link,
+        protocol: 2,
+        mtu: None,
+    };
+    vec![
+        Object::Link(link),
+        Object::Addr(Addr { dev, addr, noprefixroute: false }),
+        Object::Route(connected),
+    ]
+}
+
+struct Test {
+    core: Core<SimPort>,
+    now: Instant,
+    paths: Paths,
+    _dir: tempfile::TempDir,
+}
+
+impl Test {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::below(dir.path());
+        Self {
+            core: core(&paths, eth0().into_iter().collect()),
+            now: Instant::now(),
+            paths,
+            _dir: dir,
+        }
+    }
+
+    /// A new agent on the same kernel and files.
+    fn restart(&mut self) {
+        let state = self.core.port.kernel.state.clone();
+        self.core = core(&self.paths, state);
+    }
+
+    fn view(&mut self, nodes: &[u8]) {
+        self.core.set_snapshot(Snapshot::synced_with(view(nodes)));
+    }
+
+    /// A round, an hour after the last one: every pause is over.
+    fn round(&mut self) {
+        self.now += Duration::from_secs(3600);
+        self.core.mark_stale(Stale::ALL);
+        self.core.reconcile(self.now);
+    }
+
+    fn status(&self) -> Status {
+        self.core.report().status(&causeway_cluster::Health::default(), 0, 0)
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.core.port.kernel.state.iter().any(|(k, _)| k.to_string() == key)
+    }
+
+    fn assert_whole(&self) {
+        let status = self.status();
+        let table = crate::cli::status_table(&status, false);
+        assert!(status.ready, "{table}");
+        assert!(status.objects.iter().all(|o| o.state == State::Ok), "{table}");
+    }
+
+    fn owned(&self) -> String {
+        std::fs::read_to_string(&self.paths.owned).unwrap_or_default()
+    }
+}
+
+fn core(paths: &Paths, state: Observed) -> Core<SimPort> {
+    let port = SimPort {
+        kernel: SimKernel::holding(state),
+        parameters: BTreeMap::new(),
+        changed: Stale::NONE,
+        blind: false,
+        looks: 0,
+        fd: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
+    };
+    let me = "node-1".parse().unwrap();
+    Core::new(port, me, Config::default(), paths, "boot".into(), Arc::new(Metrics::default()))
+}
+
+/// Nodes by number; 3 and above are behind a router.
+fn view(nodes: &[u8]) -> ClusterView {
+    let node = |n: u8| {
+        let subnet = if n < 3 { 1 } else { 2 };
+        let info = NodeInfo {
+            addresses: vec![format!("192.168.{subnet}.1{n}").parse().unwrap()],
+            pod_cidrs: vec![format!("10.244.{n}.0/24").parse().unwrap()],
+            problems: Vec::new(),
+        };
+        (format!("node-{n}").parse().unwrap(), info)
+    };
+    ClusterView { nodes: nodes.iter().map(|n| node(*n)).collect(), ..ClusterView::default() }
+}
+
+#[test]
+fn one_round_makes_a_node_whole_and_the_next_does_nothing() {
+    let mut t = Test::new();
+    t.round();
+    assert_eq!(t.core.port.kernel.done, 0, "nothing is known yet");
+    t.view(&[1, 2, 3]);
+    t.round();
+    t.assert_whole();
+    assert!(t.has("route 10.244.2.0/24") && t.has("link cw-vxlan"));
+    assert!(t.paths.conflist().exists() && t.paths.node_file.exists());
+    let (done, looks) = (t.core.port.kernel.done, t.core.port.looks);
+    t.core.reconcile(t.now);
+    assert_eq!(t.core.port.looks, looks, "nothing changed, nothing is looked at");
+    t.round();
+    assert_eq!(t.core.port.kernel.done, done);
+    assert_eq!(t.core.metrics.repairs(), 0);
+}
+
+#[test]
+fn a_fault_at_any_operation_is_shown_and_made_good() {
+    let mut t = Test::new();
+    t.view(&[1, 2, 3]);
+    t.round();
+    let count = t.core.port.kernel.done;
+    assert!(count >= 9, "{count} operations");
+    for fail_at in 0..count {
+        let mut t = Test::new();
+        t.core.port.kernel.fail_at = Some(fail_at);
+        t.view(&[1, 2, 3]);
+        t.round();
+        let failed: Vec<_> =
+            t.status().objects.into_iter().filter(|o| o.state == State::Failed).collect();
+        assert!(!failed.is_empty(), "operation {fail_at}");
+        for object in failed {
+            assert!(object.error.is_some() && object.since.is_some() && object.retries == 1);
+        }
+        let wake = t.core.next_wake().expect("it is tried again");
+        assert!(wake <= t.now + Duration::from_millis(100));
+        // At its own time, without any event.
+        for _ in 0..10 {
+            t.now += Duration::from_secs(60);
+            t.core.reconcile(t.now);
+        }
+        t.assert_whole();
+    }
+}
+
+#[test]
+fn a_restart_adopts_with_and_without_the_record() {
+    for lost in [false, true] {
+        let mut t = Test::new();
+        t.view(&[1, 2, 3]);
+        t.round();
+        let before = t.owned();
+        if lost {
+            std::fs::remove_file(&t.paths.owned).unwrap();
+        }
+        t.restart();
+        t.view(&[1, 2, 3]);
+        t.round();
+        t.assert_whole();
+        assert_eq!(t.core.port.kernel.done, 0, "nothing is written");
+        assert_eq!(t.owned(), before);
+        t.view(&[1]);
+        t.round();
+        assert!(!t.has("route 10.244.2.0/24") && !t.has("link cw-vxlan"));
+        t.assert_whole();
+        assert!(!t.owned().contains("cw-vxlan"), "{}", t.owned());
+    }
+}
+
+#[test]
+fn nothing_is_removed_before_every_input_is_in_sync() {
+    let mut t = Test::new();
+    t.view(&[1, 2, 3]);
+    t.round();
+    t.restart();
+    let mut snapshot = Snapshot::synced_with(view(&[1]));
+    snapshot.pods_synced = false;
+    t.core.set_snapshot(snapshot.clone());
+    t.round();
+    assert!(t.has("route 10.244.2.0/24") && t.has("link cw-vxlan"));
+    snapshot.pods_synced = true;
+    t.core.set_snapshot(snapshot);
+    t.round();
+    assert!(!t.has("route 10.244.2.0/24") && !t.has("link cw-vxlan"));
+}
+
+#[test]
+fn the_last_view_serves_until_the_api_answers() {
+    let mut t = Test::new();
+    t.view(&[1, 2, 3]);
+    t.round();
+    t.core = core(&t.paths, eth0().into_iter().collect());
+    t.core.reconcile(Instant::now());
+    assert_eq!(t.core.port.kernel.done, 0, "the API gets a second");
+    assert!(t.core.next_wake().is_some());
+    t.round();
+    t.assert_whole();
+    let status = t.status();
+    assert_eq!((status.inputs.view.as_str(), status.inputs.synced), ("last view", false));
+}
+
+#[test]
+fn a_kernel_that_does_not_show_itself_is_no_empty_one() {
+    let mut t = Test::new();
+    t.view(&[1, 2]);
+    t.round();
+    let done = t.core.port.kernel.done;
+    t.core.port.blind = true;
+    t.view(&[1]);
+    t.round();
+    assert_eq!(t.core.port.kernel.done, done);
+    assert!(!t.status().ready && t.core.next_wake().is_some());
+    assert!(t.status().problems.iter().any(|p| p.message.contains("no buffer space")));
+    t.core.port.blind = false;
+    t.now += Duration::from_secs(60);
+    t.core.reconcile(t.now);
+    t.assert_whole();
+    assert!(!t.has("route 10.244.2.0/24"));
+}
+
+/// The record is written before the object is made, and an object that cannot be recorded is not
+/// made.
+#[test]
+fn intent_comes_first() {
+    let mut t = Test::new();
+    std::fs::create_dir(&t.paths.owned).unwrap();
+    t.view(&[1, 2]);
+    t.round();
+    assert_eq!(t.core.port.kernel.done, 0);
+    assert!(t.status().problems.iter().any(|p| p.message.contains("owned.json")));
+    std::fs::remove_dir(&t.paths.owned).unwrap();
+    t.round();
+    t.assert_whole();
+}
+
+#[test]
+fn what_others_break_is_counted_as_repaired() {
+    let mut t = Test::new();
+    t.view(&[1, 2, 3]);
+    t.round();
+    let key = Key::Route { table: 254, dst: "10.244.2.0/24".parse().unwrap(), metric: 0 };
+    t.core.port.kernel.state.remove(&key);
+    t.round();
+    t.assert_whole();
+    assert_eq!(t.core.metrics.repairs(), 1);
+    // A peer that leaves and comes back is none of that.
+    t.view(&[1, 3]);
+    t.round();
+    t.view(&[1, 2, 3]);
+    t.round();
+    assert_eq!(t.core.metrics.repairs(), 1);
+}
+
+#[test]
+fn marked_strangers_are_reported_and_stay() {
+    let mut t = Test::new();
+    let Some(Object::Route(mut route)) = eth0().pop() else { panic!("a route") };
+    route.dst = "203.0.113.0/24".parse().unwrap();
+    route.protocol = names::ROUTE_PROTOCOL;
+    t.core.port.kernel.state.insert(Object::Route(route));
+    t.view(&[1, 2]);
+    t.round();
+    t.assert_whole();
+    assert_eq!(t.status().strangers, ["route 203.0.113.0/24"]);
+    assert!(t.has("route 203.0.113.0/24"));
+}

@@ -1,0 +1,12 @@
+//! The reconcile loop on a real kernel, without Kubernetes: the view of the cluster comes from the
+//! test. Each test has a thread with network and mount namespaces of its own. Needs root.
+
+mod adopt;
+mod appear;
+mod cluster_away;
+mod conflict;
+mod node;
+mod pods;
+mod process;
+mod repair;
+mod sweep;

@@ -1,0 +1,108 @@
+//! Pods' interfaces as the plugins' records tell of them.
+
+use causeway_agent::status::State;
+use causeway_desired::input::Config;
+use causeway_types::state::{Attach, AttachmentRecord};
+use causeway_types::{Mac, Mtu, names};
+
+use crate::node::{DEADLINE, Node, Stack, comes_back, eventually, run, with};
+
+/// A routed pod: the record as a plugin leaves it.
+fn record(node: &Node, container: &str) -> AttachmentRecord {
+    AttachmentRecord {
+        container_id: container.into(),
+        ifname: "eth0".parse().unwrap(),
+        pod: None,
+        netns: "/run/netns/none".into(),
+        network: names::NETWORK.into(),
+        attach: Attach::Routed,
+        pending: false,
+        host_ifname: names::host_veth(container, "eth0"),
+        mac: Mac::derived(&format!("pod/{container}/eth0")),
+        host_mac: Mac::derived(&format!("host/{container}/eth0")),
+        mtu: Mtu::new(1450).unwrap(),
+        addresses: vec!["10.244.1.5/32".parse().unwrap()],
+        gateways: vec!["169.254.1.1".parse().unwrap()],
+        bridge: None,
+        masquerade_except: None,
+        boot_id: node.paths.read_boot_id().unwrap(),
+    }
+}
+
+fn write(node: &Node, record: &AttachmentRecord) -> String {
+    let name = AttachmentRecord::file_name(&record.container_id, record.ifname.as_str());
+    std::fs::create_dir_all(&node.paths.attachments).unwrap();
+    let aside = node.paths.attachments.join(format!(".{name}.new"));
+    std::fs::write(&aside, serde_json::to_vec(record).unwrap()).unwrap();
+    std::fs::rename(aside, node.paths.attachments.join(&name)).unwrap();
+    name
+}
+
+#[test]
+fn a_pod_that_lost_its_route_gets_it_back() {
+    with(Stack::V4, Config::default(), |node| {
+        node.start_with(node.three());
+        let pod = record(node, "c1");
+        let veth = pod.host_ifname.clone();
+        write(node, &pod);
+        eventually("waits for the interface", DEADLINE, || {
+            let objects = node.status().objects;
+            let pending = objects.iter().any(|o| o.owner == "pod c1" && o.state == State::Pending);
+            if pending { Ok(()) } else { Err(node.wrong()) }
+        });
+        assert!(node.status().ready, "a pod that is not there does not concern the node");
+        run(&format!(
+            "ip link add {veth} mtu 1450 address {} type veth peer name pod0",
+            pod.host_mac
+        ));
+        run("ip link set pod0 up");
+        let show = "ip route show 10.244.1.5";
+        let before = eventually("route to the pod", DEADLINE, || {
+            let line = run(show);
+            if line.contains(veth.as_str()) { Ok(line) } else { Err(node.wrong()) }
+        });
+        eventually("all of it", DEADLINE, || {
+            let ok = node.status().objects.iter().all(|o| o.state == State::Ok);
+            if ok {
+                Ok(())
+            } else {
+                Err(format!("{}{:#}", node.wrong(), node.engine().plan().unwrap().ops))
+            }
+        });
+        run("ip route del 10.244.1.5");
+        comes_back("pod route", show, &before);
+        let guard = "nft -s list table netdev causeway_cni";
+        let before = run(guard);
+        run("nft delete table netdev causeway_cni");
+        comes_back("guard", guard, &before);
+
+        // The plugin takes it down: pending, then gone.
+        write(node, &AttachmentRecord { pending: true, ..pod.clone() });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        run("ip route del 10.244.1.5");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        assert_eq!(run(show), "", "nobody works against the plugin");
+        run(&format!("ip link del {veth}"));
+        let name = AttachmentRecord::file_name("c1", "eth0");
+        std::fs::remove_file(node.paths.attachments.join(name)).unwrap();
+        eventually("forgotten", DEADLINE, || {
+            let left = node.status().objects.into_iter().filter(|o| o.owner == "pod c1").count();
+            if left == 0 { Ok(()) } else { Err(node.wrong()) }
+        });
+    });
+}
+
+#[test]
+fn records_of_former_boots_and_torn_ones() {
+    with(Stack::V4, Config::default(), |node| {
+        let mut old = record(node, "old");
+        old.boot_id = "another".into();
+        write(node, &old);
+        std::fs::write(node.paths.attachments.join("torn-eth0.json"), "{\"contai").unwrap();
+        node.start_with(node.three());
+        let status = node.status();
+        assert_eq!(status.inputs.attachments, 0);
+        assert!(status.objects.iter().all(|o| !o.owner.starts_with("pod")));
+        assert!(status.problems.iter().any(|p| p.message.contains("torn-eth0.json")));
+    });
+}
