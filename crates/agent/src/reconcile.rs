@@ -16,7 +16,7 @@ use causeway_desired::input::{ClusterView, Config, Inputs, NodeFacts};
 use causeway_model::nft::NftFamily;
 use causeway_model::{Desired, Key, Object, Observed, Owner};
 use causeway_plan::{Op, Ownership, Plan, plan};
-use causeway_types::state::NodeFile;
+use causeway_types::state::{AttachmentRecord, NodeFile};
 use causeway_types::{NodeName, names};
 
 use crate::facts;
@@ -342,14 +342,7 @@ impl<P: Port> Core<P> {
         if self.decided {
             return;
         }
-        let view = self.view().1.map(|v| ClusterView::clone(v)).unwrap_or_default();
-        let inputs = Inputs {
-            me: Some(self.me.clone()),
-            view,
-            facts: self.facts.clone(),
-            config: self.config.clone(),
-            attachments: self.records.desired(),
-        };
+        let inputs = self.inputs(self.records.desired());
         let outcome = causeway_desired::node::node_objects(&inputs);
         // What is wanted otherwise than before has nobody broken.
         self.settled.retain(|key| {
@@ -370,6 +363,18 @@ impl<P: Port> Core<P> {
             .map(|p| Problem { owner: p.owner.to_string(), message: p.message })
             .collect();
         self.decided = true;
+    }
+
+    /// What desired state is a function of.
+    fn inputs(&self, attachments: Vec<AttachmentRecord>) -> Inputs {
+        let (_, view) = self.view();
+        Inputs {
+            me: Some(self.me.clone()),
+            view: view.map(|v| ClusterView::clone(v)).unwrap_or_default(),
+            facts: self.facts.clone(),
+            config: self.config.clone(),
+            attachments,
+        }
     }
 
     fn ownership(&self) -> Ownership {

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use causeway_desired::node::node_objects;
+use causeway_desired::pod::pod_objects;
+use causeway_desired::script::{PodScript, render};
 use causeway_model::{Key, Object, Owner};
 use causeway_plan::{Plan, plan};
 
@@ -59,8 +62,13 @@ impl<P: Port> Core<P> {
             return Err(UNKNOWN.to_owned());
         }
         self.decide(now);
-        let _ = pods;
-        Err("the script renderer is not part of this build".to_owned())
+        let records = if pods { self.records.desired() } else { Vec::new() };
+        let desired = node_objects(&self.inputs(records.clone())).desired;
+        let inside: Vec<PodScript<'_>> = records
+            .iter()
+            .map(|record| PodScript { record, inside: pod_objects(record) })
+            .collect();
+        Ok(render(&self.me, &desired, &inside))
     }
 
     /// Everything that a status is made of.
