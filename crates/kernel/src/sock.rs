@@ -247,7 +247,9 @@ impl Socket {
     /// # Errors
     /// When the system refuses the datagram. Nothing of it was carried out then.
     pub fn send(&mut self, requests: &[Request]) -> Result<RangeInclusive<u32>, Error> {
-        let first = self.seq.wrapping_add(1).max(1);
+        // 0 is for notifications, and a range must not wrap.
+        let room = (u32::MAX - self.seq) as usize;
+        let first = if requests.len() < room { self.seq + 1 } else { 1 };
         let mut datagram = Vec::with_capacity(requests.iter().map(Request::len).sum());
         self.seq = first - 1;
         for request in requests {
@@ -307,13 +309,14 @@ impl Socket {
         &mut self,
         mut requests: Vec<Request>,
     ) -> Result<Vec<Result<(), Refusal>>, Error> {
-        for request in &mut requests {
-            request.flags |= ACK;
-        }
         let mut outcomes = Vec::with_capacity(requests.len());
-        let mut rest = requests.as_slice();
+        let mut rest = requests.as_mut_slice();
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(chunk(rest));
+            let (now, later) = rest.split_at_mut(chunk(rest));
+            // A refusal comes without being asked for, and in order: an acknowledgement of the
+            // last request says that there are no more, and saves reading one for each.
+            let last = now.len() - 1;
+            now[last].flags |= ACK;
             let range = self.send(now)?;
             self.acknowledged(range, &mut outcomes)?;
             rest = later;
@@ -321,25 +324,24 @@ impl Socket {
         Ok(outcomes)
     }
 
-    /// Collects one outcome for each sequence number of the range.
+    /// Collects the refusals of a range of sequence numbers, of which the last one is acknowledged;
+    /// what was not refused was carried out.
     fn acknowledged(
         &mut self,
         range: RangeInclusive<u32>,
         outcomes: &mut Vec<Result<(), Refusal>>,
     ) -> Result<(), Error> {
-        let count = (range.end() - range.start() + 1) as usize;
-        let mut found: Vec<Option<Result<(), Refusal>>> = vec![None; count];
-        let mut missing = count;
-        while missing > 0 {
+        let first = outcomes.len();
+        outcomes.extend(range.clone().map(|_| Ok(())));
+        let mut open = true;
+        while open {
             for reply in Reply::split(self.receive()?).filter(|r| range.contains(&r.seq)) {
-                let slot = &mut found[(reply.seq - range.start()) as usize];
-                if let (None, Some(outcome)) = (&slot, reply.outcome()) {
-                    *slot = Some(outcome);
-                    missing -= 1;
+                if let Some(outcome) = reply.outcome() {
+                    outcomes[first + (reply.seq - range.start()) as usize] = outcome;
+                    open &= reply.seq != *range.end();
                 }
             }
         }
-        outcomes.extend(found.into_iter().flatten());
         Ok(())
     }
 
@@ -511,99 +513,4 @@ impl From<Refusal> for io::Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const DATA: u16 = 16;
-
-    fn message(kind: u16, flags: u16, seq: u32, body: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        Request::new(kind, flags, body.to_vec()).write(&mut out, seq);
-        out
-    }
-
-    fn done(seq: u32, code: i32) -> Vec<u8> {
-        message(NLMSG_DONE, 0, seq, &code.to_ne_bytes())
-    }
-
-    /// `NLMSG_ERROR` with CAPPED and the kernel's words.
-    fn refusal(seq: u32, errno: i32, words: &str) -> Vec<u8> {
-        let mut body = (-errno).to_ne_bytes().to_vec();
-        body.extend_from_slice(&[0; HEADER]);
-        body.extend_from_slice(&(4 + words.len() as u16 + 1).to_ne_bytes());
-        body.extend_from_slice(&ATTR_MSG.to_ne_bytes());
-        body.extend_from_slice(words.as_bytes());
-        body.push(0);
-        message(NLMSG_ERROR, CAPPED | ACK_TLVS, seq, &body)
-    }
-
-    fn read(datagrams: &[Vec<u8>], seq: u32) -> (Result<Progress, Refusal>, usize) {
-        let mut reader = DumpReader::default();
-        let mut seen = 0;
-        let mut last = Ok(Progress::More);
-        for datagram in datagrams {
-            last = reader.read(datagram, seq, |_| seen += 1);
-            if last != Ok(Progress::More) {
-                break;
-            }
-        }
-        (last, seen)
-    }
-
-    #[test]
-    fn a_dump_ends_with_done() {
-        let first = [message(DATA, 0, 7, &[1; 4]), message(DATA, 0, 7, &[2; 4])].concat();
-        assert_eq!(read(std::slice::from_ref(&first), 7), (Ok(Progress::More), 2));
-        assert_eq!(read(&[first, done(7, 0)], 7), (Ok(Progress::Done), 2));
-    }
-
-    #[test]
-    fn a_dump_that_changed_anywhere_is_interrupted() {
-        let plain = message(DATA, 0, 7, &[1; 4]);
-        let marked = message(DATA, DUMP_INTR, 7, &[2; 4]);
-        let all = [plain.clone(), marked, plain.clone(), done(7, 0)];
-        assert_eq!(read(&all, 7).0, Ok(Progress::Interrupted));
-        let last = message(NLMSG_DONE, DUMP_INTR, 7, &[0; 4]);
-        assert_eq!(read(&[plain, last], 7).0, Ok(Progress::Interrupted));
-    }
-
-    #[test]
-    fn left_overs_of_another_exchange_are_passed_over() {
-        let all = [message(DATA, DUMP_INTR, 6, &[1; 4]), done(6, 0), done(7, 0)];
-        assert_eq!(read(&all, 7), (Ok(Progress::Done), 0));
-    }
-
-    #[test]
-    fn a_refused_dump_has_the_kernels_words() {
-        let (outcome, _) = read(&[refusal(7, libc::EINVAL, "No such thing")], 7);
-        let refusal = outcome.unwrap_err();
-        assert_eq!(refusal.errno, libc::EINVAL);
-        assert_eq!(refusal.message.as_deref(), Some("No such thing"));
-        assert_eq!(refusal.to_string(), "No such thing (Invalid argument (os error 22))");
-        assert!(read(&[done(7, -libc::ENOENT)], 7).0.unwrap_err().is_gone());
-    }
-
-    #[test]
-    fn torn_datagrams_are_no_danger() {
-        let whole = [message(DATA, 0, 7, &[1; 40]), refusal(7, 1, "words")].concat();
-        for len in 0..whole.len() {
-            for reply in Reply::split(&whole[..len]) {
-                let _ = reply.outcome();
-                let _ = attributes(reply.body).count();
-            }
-        }
-        let mut endless = whole.clone();
-        endless[..4].copy_from_slice(&0u32.to_ne_bytes());
-        assert_eq!(Reply::split(&endless).count(), 0);
-        assert_eq!(attributes(&[0; 64]).count(), 0);
-    }
-
-    #[test]
-    fn chunks_hold_what_fits() {
-        let small = Request::new(DATA, 0, vec![0; 44]);
-        assert_eq!(chunk(&vec![small.clone(); 500]), 500);
-        assert_eq!(chunk(&vec![small; 5000]), ACKS_CHUNK);
-        let large = Request::new(DATA, 0, vec![0; SEND_CHUNK]);
-        assert_eq!(chunk(&[large.clone(), large]), 1);
-    }
-}
+mod tests;

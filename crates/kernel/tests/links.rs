@@ -166,3 +166,17 @@ fn a_taken_name_is_refused_and_nothing_is_left() {
     assert!(outcomes[1].as_ref().unwrap_err().is_gone());
     assert!(h.link_index(&name("cw-a")).unwrap().is_none());
 }
+
+#[test]
+fn a_handle_may_move_between_threads_and_stays_with_its_namespace() {
+    let mut h = start();
+    create(&mut h, &[Object::Link(bridge("cw-br"))]);
+    let elsewhere = std::thread::spawn(move || {
+        netns::unshare_for_test().unwrap();
+        let mut own = Handle::open().unwrap();
+        assert!(own.link_index(&name("cw-br")).unwrap().is_none());
+        assert!(!h.netns().is_current().unwrap());
+        h.link_index(&name("cw-br")).unwrap()
+    });
+    assert!(elsewhere.join().unwrap().is_some());
+}
