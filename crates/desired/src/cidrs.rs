@@ -5,8 +5,23 @@ use std::net::IpAddr;
 use causeway_types::{Cidr, Family};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// The same addresses as disjoint prefixes, as few as possible, in order. Elements of an nftables
-/// interval set must not overlap.
+/// The same addresses as disjoint prefixes, in order: those inside another of the list are left
+/// out. Elements of an nftables interval set must not overlap. Neighbouring prefixes are not
+/// joined, so that a node that comes or goes changes its own element and no other.
+pub fn disjoint(cidrs: impl IntoIterator<Item = Cidr>) -> Vec<Cidr> {
+    let mut all: Vec<Cidr> = cidrs.into_iter().collect();
+    // Sorted by family, address and length, a prefix comes right before all that it covers.
+    all.sort_by_key(|c| (c.family(), c.addr(), c.prefix_len()));
+    let mut kept: Vec<Cidr> = Vec::new();
+    for cidr in all {
+        if !kept.last().is_some_and(|last| last.covers(cidr)) {
+            kept.push(cidr);
+        }
+    }
+    kept
+}
+
+/// The same addresses as disjoint prefixes, as few as possible, in order: neighbours are joined.
 pub fn minimal(cidrs: impl IntoIterator<Item = Cidr>) -> Vec<Cidr> {
     let (mut v4, mut v6) = (Vec::<Ipv4Net>::new(), Vec::<Ipv6Net>::new());
     for cidr in cidrs {
@@ -52,5 +67,7 @@ mod tests {
             c("fd00::/48"),
         ];
         assert_eq!(minimal(list), [c("10.244.0.0/15"), c("fd00::/48")]);
+        let halves = [c("10.245.0.0/17"), c("10.245.128.0/17")];
+        assert_eq!(disjoint(list), [c("10.244.0.0/16"), halves[0], halves[1], c("fd00::/48")]);
     }
 }

@@ -90,7 +90,7 @@ fn ipv6(mac: Mac, addresses: &[IpAddr]) -> Vec<Rule> {
         let source = Stmt::is(Field::Saddr(Family::V6), KeyPart::addr(*ip));
         rules.push(accept("neighbour advertisement for itself", vec![source, kind(NA), target]));
     }
-    // One of its addresses may be announced from another of them.
+    // An advertisement comes from the address that it is about (RFC 4861, 7.2.4).
     rules.push(drop("neighbour advertisement for another", vec![kind(NA)]));
     for ip in &own {
         let source = Stmt::is(Field::Saddr(Family::V6), KeyPart::addr(*ip));

@@ -14,7 +14,10 @@ use crate::input::{Config, NodeInfo, Road};
 use crate::roads::{Peer, PeerRoad};
 
 const UDP: u8 = 17;
+/// `RTN_LOCAL`.
 const LOCAL: u8 = 2;
+/// The chain that packets which may be tunnelled go through.
+const TO_NODE: &str = "to_node";
 
 /// What the table depends on.
 pub(crate) struct Ground<'a> {
@@ -54,53 +57,13 @@ pub(crate) fn table(ground: &Ground<'_>) -> NftTable {
     for &family in &Family::BOTH {
         sets(&mut table, ground, family);
     }
-    let mut tunnel = Vec::new();
-    let mut out = Vec::new();
-    let port = |p: u16| {
-        vec![
-            Stmt::is(Field::L4Proto, KeyPart::Proto(UDP)),
-            Stmt::is(Field::Dport, KeyPart::Port(p)),
-        ]
-    };
-    let vxlan = ground.config.vxlan_port;
-    if ground.config.road != Road::Direct {
-        for &family in ground.families {
-            let from_pod = || {
-                vec![
-                    set(Field::Saddr, family, MatchOp::Eq, "pods"),
-                    set(Field::Daddr, family, MatchOp::Eq, "nodes"),
-                ]
-            };
-            let to_port = [from_pod(), port(vxlan)].concat();
-            tunnel.push(drop("a pod sends to a tunnel port", to_port));
-            for proto in [4, 41] {
-                let inside = vec![Stmt::is(Field::L4Proto, KeyPart::Proto(proto))];
-                let stmts = [from_pod(), inside].concat();
-                tunnel.push(drop("a pod sends a packet inside a packet to a node", stmts));
-            }
-        }
-        for family in Family::BOTH {
-            let from_peer = set(Field::Saddr, family, MatchOp::Eq, "peers");
-            let stmts =
-                [port(vxlan), vec![from_peer, Stmt::Notrack, Stmt::Verdict(Verdict::Accept)]];
-            tunnel.push(Rule::new("tunnel packets of peers, not tracked", stmts.concat()));
-            let to_peer = set(Field::Daddr, family, MatchOp::Eq, "peers");
-            let stmts = [port(vxlan), vec![to_peer, Stmt::Notrack]].concat();
-            out.push(Rule::new("tunnel packets to peers, not tracked", stmts));
-        }
-        let local = vec![Stmt::is(Field::FibDaddrType, KeyPart::AddrType(LOCAL))];
-        let stmts = [port(vxlan), local].concat();
-        tunnel.push(drop("a tunnel packet from somebody who is no peer", stmts));
-        let dev = IfName::new(names::VXLAN_DEV).expect("a valid name");
-        for family in Family::BOTH {
-            let from = Stmt::is(Field::IifName, KeyPart::IfName(dev.clone()));
-            let stmts = vec![from, set(Field::Saddr, family, MatchOp::Ne, "remote")];
-            tunnel.push(drop("the tunnel brings a packet that is of no peer's pod", stmts));
-        }
+    if ground.config.road == Road::Direct {
+        // Nothing is encapsulated: the chains stay, so that a change of the road changes rules.
+        tunnel_chains(&mut table, Vec::new(), Vec::new());
+    } else {
+        closed_tunnel(&mut table, ground);
     }
-    table.chains.insert("tunnel".into(), base(ChainType::Filter, Hook::Prerouting, -300, tunnel));
-    table.chains.insert("tunnel_out".into(), base(ChainType::Filter, Hook::Output, -300, out));
-    if ground.config.attach == Attach::Bridge {
+    if ground.config.attach == Attach::Bridge && ground.families.contains(&Family::V6) {
         let stmts = vec![
             Stmt::is(Field::OifName, KeyPart::IfName(ground.config.bridge.clone())),
             Stmt::is(Field::Icmpv6Type, KeyPart::Icmpv6(137)),
@@ -125,10 +88,82 @@ pub(crate) fn table(ground: &Ground<'_>) -> NftTable {
     table
 }
 
+fn tunnel_chains(table: &mut NftTable, inward: Vec<Rule>, outward: Vec<Rule>) {
+    let mut chain = |name: &str, hook, rules| {
+        table.chains.insert(name.to_owned(), base(ChainType::Filter, hook, -300, rules));
+    };
+    chain("tunnel", Hook::Prerouting, inward);
+    chain("tunnel_out", Hook::Output, outward);
+}
+
+/// Packets of the tunnel come from peers and from nobody else.
+///
+/// Most is decided in prerouting, before connection tracking. A Service may translate a harmless
+/// destination into a node's tunnel port after that, so packets are looked at once more where
+/// they are forwarded and where they arrive.
+fn closed_tunnel(table: &mut NftTable, ground: &Ground<'_>) {
+    let udp = |stmts: Vec<Stmt>| {
+        let mut all = vec![
+            Stmt::is(Field::L4Proto, KeyPart::Proto(UDP)),
+            Stmt::is(Field::Dport, KeyPart::Port(ground.config.vxlan_port)),
+        ];
+        all.extend(stmts);
+        all
+    };
+    let nodes = |family| {
+        let from = set(Field::Saddr, family, MatchOp::Eq, "pods");
+        drop(
+            "a pod may not tunnel to a node",
+            vec![from, set(Field::Daddr, family, MatchOp::Eq, "nodes")],
+        )
+    };
+    let pods = ground.families.iter().map(|f| nodes(*f)).collect();
+    table.chains.insert(TO_NODE.to_owned(), Chain { base: None, rules: pods });
+    let into = || Stmt::Verdict(Verdict::Jump(TO_NODE.to_owned()));
+    let from_pods = || {
+        let inside = |proto: u8, why: &str| {
+            Rule::new(why, vec![Stmt::is(Field::L4Proto, KeyPart::Proto(proto)), into()])
+        };
+        [
+            Rule::new("VXLAN", udp(vec![into()])),
+            inside(4, "IPv4 inside a packet"),
+            inside(41, "IPv6 inside a packet"),
+        ]
+    };
+
+    let mut inward: Vec<Rule> = from_pods().into();
+    let mut outward = Vec::new();
+    let mut arriving = Vec::new();
+    for family in Family::BOTH {
+        let peer = |field, op| set(field, family, op, "peers");
+        let stmts =
+            vec![peer(Field::Saddr, MatchOp::Eq), Stmt::Notrack, Stmt::Verdict(Verdict::Accept)];
+        inward.push(Rule::new("tunnel packets of peers, not tracked", udp(stmts)));
+        let stmts = vec![peer(Field::Daddr, MatchOp::Eq), Stmt::Notrack];
+        outward.push(Rule::new("tunnel packets to peers, not tracked", udp(stmts)));
+        let stmts = vec![peer(Field::Saddr, MatchOp::Ne)];
+        arriving.push(drop("a translated tunnel packet from no peer", udp(stmts)));
+    }
+    let local = vec![Stmt::is(Field::FibDaddrType, KeyPart::AddrType(LOCAL))];
+    inward.push(drop("a tunnel packet from no peer", udp(local)));
+    let dev = IfName::new(names::VXLAN_DEV).expect("a valid name");
+    for family in Family::BOTH {
+        let from = Stmt::is(Field::IifName, KeyPart::IfName(dev.clone()));
+        let stmts = vec![from, set(Field::Saddr, family, MatchOp::Ne, "remote")];
+        inward.push(drop("the tunnel brings a packet of no peer's pod", stmts));
+    }
+    tunnel_chains(table, inward, outward);
+    let mut filter = |name: &str, hook, rules| {
+        table.chains.insert(name.to_owned(), base(ChainType::Filter, hook, 0, rules));
+    };
+    filter("tunnel_forward", Hook::Forward, from_pods().into());
+    filter("tunnel_in", Hook::Input, arriving);
+}
+
 fn sets(table: &mut NftTable, ground: &Ground<'_>, family: Family) {
     let nets = |list: &[Cidr]| {
         let mut set = Set::of(KeyType::Addr(family), true);
-        for cidr in cidrs::minimal(cidrs::of_family(list, family)) {
+        for cidr in cidrs::disjoint(cidrs::of_family(list, family)) {
             set.add(KeyPart::Net(cidr), None);
         }
         set

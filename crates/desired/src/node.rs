@@ -49,9 +49,10 @@ pub fn vxlan_overhead(outer: Family) -> u32 {
 pub fn node_objects(inputs: &Inputs) -> Outcome {
     let mut out = Outcome::default();
     let Some((me, own)) = this_node(inputs, &mut out.problems) else { return out };
+    let own = &own;
     let families: Vec<Family> =
         Family::BOTH.into_iter().filter(|f| own.pod_cidr(*f).is_some()).collect();
-    let (peers, problems) = roads::peers(inputs, me);
+    let (peers, problems) = roads::peers(inputs, me, own);
     out.problems.extend(problems);
     let Some(mtu) = pod_mtu(inputs, own, &families, &mut out.problems) else { return out };
     let no_masquerade = no_masquerade(inputs, own, &peers);
@@ -102,7 +103,7 @@ pub fn node_objects(inputs: &Inputs) -> Outcome {
         mtu,
         attach: inputs.config.attach,
         bridge: inputs.config.bridge.clone(),
-        no_masquerade,
+        no_masquerade: cidrs::minimal(no_masquerade),
         served: match inputs.config.plugin {
             PluginType::Bridge => vec![inputs.config.network.clone()],
             PluginType::Causeway => vec![],
@@ -112,10 +113,12 @@ pub fn node_objects(inputs: &Inputs) -> Outcome {
     out
 }
 
+/// This node's name and what of its Node object can be used: only addresses that are on its
+/// interfaces. `None` while it cannot take pods.
 fn this_node<'a>(
     inputs: &'a Inputs,
     problems: &mut Vec<Problem>,
-) -> Option<(&'a NodeName, &'a NodeInfo)> {
+) -> Option<(&'a NodeName, NodeInfo)> {
     let mut problem = |message: String| problems.push(Problem { owner: Owner::Node, message });
     let me = inputs.me.as_ref()?;
     let Some(own) = inputs.view.nodes.get(me) else {
@@ -135,25 +138,60 @@ fn this_node<'a>(
         ));
         return None;
     }
-    let here: Vec<IpAddr> = inputs.facts.addresses.iter().map(|(_, a)| a.addr()).collect();
-    if !own.addresses.iter().any(|a| here.contains(a)) {
-        let said: Vec<String> = own.addresses.iter().map(IpAddr::to_string).collect();
-        let have: Vec<String> =
-            inputs.facts.addresses.iter().map(|(d, a)| format!("{} on {d}", a.addr())).collect();
+    if let Some(cidr) = own.pod_cidrs.iter().find(|c| c.prefix_len() + 2 > c.family().bits()) {
         problem(format!(
-            "none of the InternalIPs of Node {me} ({}) is on an interface of this node, which has \
-             {}; set kubelet's --node-ip to one of them",
-            said.join(", "),
-            have.join(", ")
+            "pod CIDR {cidr} of Node {me} has no room for a gateway and pods; give nodes at least \
+             a /{} (kube-controller-manager --node-cidr-mask-size)",
+            cidr.family().bits() - 2
         ));
         return None;
     }
-    Some((me, own))
+    let mut own = own.clone();
+    for message in missing_addresses(inputs, me, &own) {
+        problem(message);
+    }
+    let here = own_families(inputs, &own);
+    own.addresses.retain(|a| here.contains(&Family::of(*a)));
+    (!own.addresses.is_empty()).then_some((me, own))
 }
 
+/// Families whose first InternalIP, the one that peers send to, is on one of our interfaces.
+fn own_families(inputs: &Inputs, own: &NodeInfo) -> Vec<Family> {
+    let here = |ip: IpAddr| inputs.facts.addresses.iter().any(|(_, a)| a.addr() == ip);
+    Family::BOTH.into_iter().filter(|f| own.address(*f).is_some_and(here)).collect()
+}
+
+fn missing_addresses(inputs: &Inputs, me: &NodeName, own: &NodeInfo) -> Vec<String> {
+    let candidates = |family: Option<Family>| {
+        let all = inputs.facts.addresses.iter();
+        let all = all.filter(|(_, a)| family.is_none_or(|f| Family::of(a.addr()) == f));
+        let all: Vec<String> = all.map(|(d, a)| format!("{} on {d}", a.addr())).collect();
+        if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+    };
+    if own.addresses.is_empty() {
+        return vec![format!(
+            "Node {me} has no InternalIP; set kubelet's --node-ip to one of this node's addresses \
+             ({})",
+            candidates(None)
+        )];
+    }
+    let here = own_families(inputs, own);
+    let away = Family::BOTH.into_iter().filter(|f| !here.contains(f));
+    away.filter_map(|f| Some((f, own.address(f)?)))
+        .map(|(family, ip)| {
+            format!(
+                "InternalIP {ip} of Node {me} is on no interface of this node, whose {family} \
+                 addresses are {}; set kubelet's --node-ip to one of them",
+                candidates(Some(family))
+            )
+        })
+        .collect()
+}
+
+/// All pods of the cluster.
 fn all_cidrs(inputs: &Inputs) -> Vec<Cidr> {
     let nodes = inputs.view.nodes.values().flat_map(|n| n.pod_cidrs.iter().copied());
-    cidrs::minimal(nodes.chain(inputs.config.cluster_cidrs.iter().copied()))
+    cidrs::disjoint(nodes.chain(inputs.config.cluster_cidrs.iter().copied()))
 }
 
 /// Destinations that see pods' own addresses.
@@ -165,7 +203,7 @@ fn no_masquerade(inputs: &Inputs, own: &NodeInfo, peers: &[Peer]) -> Vec<Cidr> {
         .chain(inputs.config.masquerade_except.iter().copied())
         .chain(nodes.map(|ip| Cidr::host(*ip)))
         .chain(Family::BOTH.map(cidrs::multicast));
-    cidrs::minimal(list)
+    cidrs::disjoint(list)
 }
 
 /// MTU of the underlay: the least of what the node's own interfaces and the ways to peers have.
@@ -317,12 +355,13 @@ fn tunnel(
         let path = format!("net/ipv6/conf/{dev}/accept_ra");
         d.add(Owner::Node, "nobody advertises routes in the tunnel", sysctl(path, "0"));
     }
-    if inputs.config.attach == Attach::Routed {
-        for cidr in &own.pod_cidrs {
-            let addr = IpNet::from(cidr.gateway());
-            let addr = Addr { dev: dev.clone(), addr, noprefixroute: false };
-            let why = "the node's own address inside the cluster";
-            d.add(Owner::Node, why, Object::Addr(addr));
-        }
+    // With a bridge too, where it is the gateway's address once more: the kernel masquerades with
+    // an address of the outgoing device (kube-proxy does so for the node's own packets to
+    // Services), and peers take nothing from the tunnel that is not of our pod subnet.
+    for cidr in &own.pod_cidrs {
+        let addr = IpNet::from(cidr.gateway());
+        let addr = Addr { dev: dev.clone(), addr, noprefixroute: false };
+        let why = "the node's own address inside the cluster";
+        d.add(Owner::Node, why, Object::Addr(addr));
     }
 }

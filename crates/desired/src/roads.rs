@@ -38,30 +38,19 @@ pub(crate) fn outer_family(me: &NodeInfo) -> Option<Family> {
     Family::BOTH.into_iter().find(|f| me.address(*f).is_some())
 }
 
-/// All peers that can be reached, and what is wrong with the others.
-pub(crate) fn peers(inputs: &Inputs, me: &NodeName) -> (Vec<Peer>, Vec<Problem>) {
+/// All peers that can be reached, and what is wrong with the others: every peer has one road or
+/// one problem. `own` holds only addresses that are on this node's interfaces.
+pub(crate) fn peers(inputs: &Inputs, me: &NodeName, own: &NodeInfo) -> (Vec<Peer>, Vec<Problem>) {
     let mut peers: Vec<Peer> = Vec::new();
     let mut problems = Vec::new();
-    let Some(own) = inputs.view.nodes.get(me) else { return (peers, problems) };
     let mut taken: Vec<(Cidr, NodeName)> = own.pod_cidrs.iter().map(|c| (*c, me.clone())).collect();
     for (name, info) in inputs.view.nodes.iter().filter(|(name, _)| *name != me) {
         let problem = |message: String| Problem { owner: Owner::Peer(name.to_string()), message };
         problems.extend(info.problems.iter().map(|p| problem(p.clone())));
-        let mut cidrs = Vec::new();
-        for cidr in &info.pod_cidrs {
-            match taken.iter().find(|(other, _)| other.overlaps(*cidr)) {
-                None => cidrs.push(*cidr),
-                Some((other, whose)) => problems.push(problem(format!(
-                    "pod CIDR {cidr} of node {name} overlaps {other} of node {whose}; it is left \
-                     out: delete the Node object of one of them and let it register again"
-                ))),
-            }
-        }
-        if cidrs.is_empty() {
-            continue;
-        }
-        match road(inputs, own, name, info, &cidrs) {
-            Ok(road) => {
+        let way = subnets(own, name, info, &taken)
+            .and_then(|cidrs| Ok((road(inputs, own, name, info, &cidrs)?, cidrs)));
+        match way {
+            Ok((road, cidrs)) => {
                 taken.extend(cidrs.iter().map(|c| (*c, name.clone())));
                 let addresses = info.addresses.clone();
                 peers.push(Peer { name: name.clone(), cidrs, addresses, road });
@@ -72,6 +61,39 @@ pub(crate) fn peers(inputs: &Inputs, me: &NodeName) -> (Vec<Peer>, Vec<Problem>)
     (peers, problems)
 }
 
+/// The peer's pod subnets, of the families that this node's pods use.
+fn subnets(
+    own: &NodeInfo,
+    name: &NodeName,
+    info: &NodeInfo,
+    taken: &[(Cidr, NodeName)],
+) -> Result<Vec<Cidr>, String> {
+    for cidr in &info.pod_cidrs {
+        if let Some((other, whose)) = taken.iter().find(|(other, _)| other.overlaps(*cidr)) {
+            return Err(format!(
+                "pod CIDR {cidr} of node {name} overlaps {other} of node {whose}; node {name} is \
+                 left out: delete the Node object of one of them and let it register again"
+            ));
+        }
+    }
+    let used = |c: &&Cidr| own.pod_cidr(c.family()).is_some();
+    let cidrs: Vec<Cidr> = info.pod_cidrs.iter().filter(used).copied().collect();
+    if !cidrs.is_empty() {
+        return Ok(cidrs);
+    }
+    Err(match info.pod_cidrs.first() {
+        None => format!(
+            "node {name} has no spec.podCIDRs, so its pods cannot be reached; start \
+             kube-controller-manager with --allocate-node-cidrs=true and --cluster-cidr"
+        ),
+        Some(cidr) => format!(
+            "node {name} has only {} pods and this node has none of that family; give all nodes \
+             pod CIDRs of the same families",
+            cidr.family()
+        ),
+    })
+}
+
 fn road(
     inputs: &Inputs,
     own: &NodeInfo,
@@ -79,7 +101,7 @@ fn road(
     info: &NodeInfo,
     cidrs: &[Cidr],
 ) -> Result<PeerRoad, String> {
-    let direct = || direct(inputs, name, info, cidrs);
+    let direct = || direct(inputs, own, name, info, cidrs);
     match inputs.config.road {
         Road::Direct => direct(),
         Road::Vxlan => vxlan(inputs, own, name, info),
@@ -87,7 +109,19 @@ fn road(
     }
 }
 
-fn path<'a>(inputs: &'a Inputs, name: &NodeName, to: IpAddr) -> Result<&'a Path, String> {
+/// How the node sends to a peer's address.
+fn path<'a>(
+    inputs: &'a Inputs,
+    own: &NodeInfo,
+    name: &NodeName,
+    to: IpAddr,
+) -> Result<&'a Path, String> {
+    if own.addresses.contains(&to) {
+        return Err(format!(
+            "node {name} has the InternalIP {to}, which is this node's own; delete the Node object \
+             that is out of date"
+        ));
+    }
     inputs.facts.paths.get(&to).ok_or_else(|| {
         format!("no route to node {name} at {to}; check the node's network and its InternalIP")
     })
@@ -95,19 +129,26 @@ fn path<'a>(inputs: &'a Inputs, name: &NodeName, to: IpAddr) -> Result<&'a Path,
 
 fn direct(
     inputs: &Inputs,
+    own: &NodeInfo,
     name: &NodeName,
     info: &NodeInfo,
     cidrs: &[Cidr],
 ) -> Result<PeerRoad, String> {
     let mut ways = BTreeMap::new();
     for family in cidrs.iter().map(|c| c.family()) {
+        if own.address(family).is_none() {
+            return Err(format!(
+                "this node has {family} pods but no {family} InternalIP: a direct road to node \
+                 {name} needs one; add it, or use road vxlan"
+            ));
+        }
         let to = info.address(family).ok_or_else(|| {
             format!(
                 "node {name} has {family} pods but no {family} InternalIP: a direct road needs \
                  one; add it, or use road vxlan"
             )
         })?;
-        let path = path(inputs, name, to)?;
+        let path = path(inputs, own, name, to)?;
         if !path.on_link {
             return Err(format!(
                 "node {name} at {to} is behind a router: a direct road needs it on the same link; \
@@ -133,7 +174,7 @@ fn vxlan(
              all nodes an address of one family"
         )
     })?;
-    path(inputs, name, to)?;
+    path(inputs, own, name, to)?;
     Ok(PeerRoad::Vxlan(to))
 }
 
