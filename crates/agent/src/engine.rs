@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     busy_since: Mutex<Option<Instant>>,
     alive: AtomicBool,
     pub(crate) metrics: Arc<Metrics>,
+    /// Counts the times that the node lost an address of its own.
+    moved: watch::Sender<u64>,
     health: Health,
 }
 
@@ -50,6 +52,7 @@ impl Shared {
             busy_since: Mutex::default(),
             alive: AtomicBool::new(true),
             metrics: Arc::default(),
+            moved: watch::Sender::new(0),
             health,
         }
     }
@@ -60,6 +63,11 @@ impl Shared {
         let status = report.status(&self.health, self.metrics.rounds(), self.metrics.repairs());
         self.metrics.set_status(&status);
         status
+    }
+
+    /// Changes each time that the node loses an address of its own: connections from it are dead.
+    pub(crate) fn moved(&self) -> watch::Receiver<u64> {
+        self.moved.subscribe()
     }
 
     /// Pods can be attached.
@@ -281,6 +289,9 @@ impl<P: Port> Loop<P> {
     fn round(&mut self, now: Instant) {
         *lock(&self.shared.busy_since) = Some(now);
         self.core.reconcile(now);
+        if self.core.take_moved() {
+            self.shared.moved.send_modify(|n| *n += 1);
+        }
         *lock(&self.shared.report) = Arc::new(self.core.report());
         *lock(&self.shared.busy_since) = None;
     }

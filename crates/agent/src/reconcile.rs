@@ -64,6 +64,8 @@ pub(crate) struct Core<P> {
     facts: NodeFacts,
     asked: BTreeSet<std::net::IpAddr>,
     underlay: Option<Observed>,
+    underlay_checked: bool,
+    moved: bool,
 
     // What is, and what of it may be out of date.
     seen: Observed,
@@ -114,6 +116,8 @@ impl<P: Port> Core<P> {
             facts: NodeFacts::default(),
             asked: BTreeSet::new(),
             underlay: None,
+            underlay_checked: false,
+            moved: false,
             seen: Observed::default(),
             stale: Stale::ALL,
             looked_at,
@@ -154,6 +158,7 @@ impl<P: Port> Core<P> {
     pub(crate) fn audit(&mut self) {
         self.stale = Stale::ALL;
         self.underlay = None;
+        self.underlay_checked = false;
         self.asked.clear();
         self.decided = false;
     }
@@ -265,6 +270,9 @@ impl<P: Port> Core<P> {
         let fresh =
             self.port.observe(&look).map_err(|e| format!("cannot look at the kernel: {e}"))?;
         replace(&mut self.seen, &look, fresh);
+        if self.stale.links || self.stale.addrs || self.stale.routes {
+            self.underlay_checked = false;
+        }
         self.stale = Stale::NONE;
         Ok(())
     }
@@ -299,9 +307,16 @@ impl<P: Port> Core<P> {
 
     /// Finds the facts anew where the underlay changed.
     fn find_facts(&mut self) {
+        if self.underlay_checked {
+            self.decided &= !self.find_paths();
+            return;
+        }
+        self.underlay_checked = true;
         let underlay = facts::underlay(&self.seen, &self.config);
         if self.underlay.as_ref() != Some(&underlay) {
             let mut facts = facts::gather(&underlay, &mut self.port);
+            let lost = |old| !facts.addresses.contains(old);
+            self.moved |= self.facts.addresses.iter().any(lost);
             self.asked.clear();
             // Kept for the comparison below: most paths come out as they were.
             facts.paths.clone_from(&self.facts.paths);
@@ -318,6 +333,11 @@ impl<P: Port> Core<P> {
         } else if self.find_paths() {
             self.decided = false;
         }
+    }
+
+    /// Whether the node has lost an address of its own since the last call.
+    pub(crate) fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
     }
 
     fn find_paths(&mut self) -> bool {

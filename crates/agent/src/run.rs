@@ -75,6 +75,7 @@ async fn serve(options: &Options, settings: &Settings, me: NodeName) -> anyhow::
         snapshots,
         cluster.health.clone(),
     )?;
+    let mut moved = engine.shared.moved();
     let app = App { inbox: engine.inbox.clone(), shared: engine.shared.clone() };
     let socket = server::bind_unix(&paths.socket)?;
     tracing::info!(node = %me, version = env!("CARGO_PKG_VERSION"), "causeway agent");
@@ -85,10 +86,17 @@ async fn serve(options: &Options, settings: &Settings, me: NodeName) -> anyhow::
     let metrics =
         metrics.map(|m| tokio::spawn(axum::serve(m, server::metrics_only(app)).into_future()));
 
+    let reconnect = async {
+        while moved.changed().await.is_ok() {
+            cluster.reconnect();
+        }
+        std::future::pending().await
+    };
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         _ = &mut engine.ended => bail_loop(),
+        () = reconnect => Ok(()),
     };
     for task in [Some(local), Some(health), metrics].into_iter().flatten() {
         task.abort();

@@ -38,11 +38,12 @@ pub(crate) async fn run(
     me: NodeName,
     sender: watch::Sender<Snapshot>,
     health: Health,
+    again: watch::Receiver<u64>,
 ) {
     let of_me = format!("spec.nodeName={me}");
     tokio::join!(
-        keep::<Nodes>(&connection, None, &sender, &health),
-        keep::<Pods>(&connection, Some(&of_me), &sender, &health),
+        keep::<Nodes>(&connection, None, &sender, &health, again.clone()),
+        keep::<Pods>(&connection, Some(&of_me), &sender, &health, again),
     );
 }
 
@@ -52,12 +53,20 @@ async fn keep<K: Kind>(
     selector: Option<&str>,
     sender: &watch::Sender<Snapshot>,
     health: &Health,
+    mut again: watch::Receiver<u64>,
 ) {
     let mut backoff = Backoff::default();
     loop {
+        again.mark_unchanged();
         match connection.client().await {
             Ok(client) => {
-                feed::<K>(Api::all(client), selector, sender, health, &mut backoff).await;
+                tokio::select! {
+                    () = feed::<K>(Api::all(client), selector, sender, health, &mut backoff) => {}
+                    Ok(()) = again.changed() => {
+                        tracing::info!(feed = ?K::WHICH, "connecting to the Kubernetes API anew");
+                        backoff.reset();
+                    }
+                }
             }
             Err(error) => {
                 tracing::warn!(feed = ?K::WHICH, %error, "cannot connect to the Kubernetes API");

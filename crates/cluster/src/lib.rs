@@ -29,6 +29,7 @@ pub struct Cluster {
     /// How the watches fare.
     pub health: Health,
     task: tokio::task::JoinHandle<()>,
+    again: watch::Sender<u64>,
 }
 
 impl Cluster {
@@ -39,8 +40,15 @@ impl Cluster {
     pub fn watch(connection: Connection, me: NodeName) -> Self {
         let (sender, snapshots) = watch::channel(Snapshot::default());
         let health = Health::default();
-        let task = tokio::spawn(feed::run(connection, me, sender, health.clone()));
-        Self { snapshots, health, task }
+        let (again, asked) = watch::channel(0);
+        let task = tokio::spawn(feed::run(connection, me, sender, health.clone(), asked));
+        Self { snapshots, health, task, again }
+    }
+
+    /// Connects anew and lists again. For when an address of this node is gone: a watch from it
+    /// would be silent, and seem to be idle, until its time is over.
+    pub fn reconnect(&self) {
+        self.again.send_modify(|n| *n += 1);
     }
 }
 

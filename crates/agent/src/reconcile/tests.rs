@@ -347,3 +347,42 @@ fn marked_strangers_are_reported_and_stay() {
     assert_eq!(t.status().strangers, ["route 203.0.113.0/24"]);
     assert!(t.has("route 203.0.113.0/24"));
 }
+
+/// With forwarding on the kernel stops listening to routers unless accept_ra is 2: an interface
+/// that lives by them gets that, and keeps it when the agent finds its own 2 later.
+#[test]
+fn an_interface_with_routes_from_routers_keeps_listening() {
+    let mut t = Test::new();
+    let mut me = view(&[1]);
+    for info in me.nodes.values_mut() {
+        info.addresses.push("fd00:1::11".parse().unwrap());
+        info.pod_cidrs.push("fd00:10:244:1::/64".parse().unwrap());
+    }
+    let advertised = Route {
+        dst: "::/0".parse().unwrap(),
+        table: Route::MAIN,
+        metric: 1024,
+        kind: RouteKind::Unicast,
+        dev: Some("eth0".parse().unwrap()),
+        via: Some("fe80::1".parse().unwrap()),
+        onlink: false,
+        src: None,
+        scope: RouteScope::Universe,
+        protocol: 9,
+        mtu: None,
+    };
+    t.core.port.kernel.state.insert(Object::Route(advertised));
+    for value in ["1", "2"] {
+        t.core.port.parameters.insert("net/ipv6/conf/eth0/accept_ra".into(), value.into());
+        t.core.audit();
+        t.core.set_snapshot(Snapshot::synced_with(me.clone()));
+        t.round();
+        t.assert_whole();
+        assert!(t.has("sysctl net/ipv6/conf/eth0/accept_ra"), "{value}");
+    }
+    // Somebody wants it off altogether: that is respected.
+    t.core.port.parameters.insert("net/ipv6/conf/eth0/accept_ra".into(), "0".into());
+    t.core.audit();
+    t.round();
+    assert!(t.status().objects.iter().all(|o| !o.key.contains("accept_ra")));
+}
