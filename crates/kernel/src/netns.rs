@@ -259,6 +259,18 @@ pub fn unshare_for_test() -> Result<(), Error> {
     loopback_up()
 }
 
+/// Moves the calling thread into a mount namespace of its own: mounts of others still arrive in it,
+/// its own go nowhere. The process should have no other thread.
+///
+/// # Errors
+/// Without CAP_SYS_ADMIN.
+pub fn unshare_mounts() -> Result<(), Error> {
+    let fail = |what| move |e: Errno| Error::netns(Path::new("/proc/self/ns/mnt"), what, e);
+    unshare(UnshareFlags::NEWNS).map_err(fail("leave"))?;
+    let downstream = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", downstream).map_err(fail("keep mounts to"))
+}
+
 /// Sets the loopback interface of the calling thread's namespace up, as every namespace wants it.
 ///
 /// # Errors

@@ -43,10 +43,10 @@ pub(super) fn raw(set: &Set, elements: &BTreeMap<Vec<KeyPart>, Element>) -> Vec<
     let mut all = Vec::new();
     for (key, element) in elements {
         all.push(Raw { key: concat(key), end: false, element: element.clone() });
-        if let (true, [KeyPart::Net(net)]) = (set.interval, &key[..]) {
-            if let Some(end) = behind(*net) {
-                all.push(Raw { key: end, end: true, element: Element::default() });
-            }
+        if let (true, [KeyPart::Net(net)]) = (set.interval, &key[..])
+            && let Some(end) = behind(*net)
+        {
+            all.push(Raw { key: end, end: true, element: Element::default() });
         }
     }
     all
