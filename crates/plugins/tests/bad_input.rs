@@ -56,7 +56,8 @@ fn environments() {
     let node = Node::new();
     node.pod("p1");
     let conf = tutorial("1.0.0");
-    let change: [(fn(&mut common::Call<'_>), &str); 7] = [
+    type Change = fn(&mut common::Call<'_>);
+    let change: [(Change, &str); 7] = [
         (|c| c.container = String::new(), "CNI_CONTAINERID"),
         (|c| c.container = "../etc".into(), "container ID"),
         (|c| c.ifname = String::new(), "CNI_IFNAME"),

@@ -50,7 +50,7 @@ fn pods_reach_pods_and_node_and_leave_nothing() {
                 assert!(pings(own, ip), "{own} -> {ip}");
                 let node_ip = if ip.contains(':') { "fd77::1" } else { "192.168.77.1" };
                 assert!(pings(own, node_ip), "{own} -> node");
-                sh(&format!("ping -c1 -W1 -n {ip}"));
+                sh(&format!("ping -c1 -W3 -n {ip}"));
             }
         }
         for ip in &all[0] {
@@ -63,7 +63,7 @@ fn pods_reach_pods_and_node_and_leave_nothing() {
         }
         node.del("p1", &conf);
         for ip in &all[1] {
-            sh(&format!("ping -c1 -W1 -n {ip}"));
+            sh(&format!("ping -c1 -W3 -n {ip}"));
         }
         node.del("p2", &conf);
         node.del("p2", &conf);
@@ -101,7 +101,7 @@ fn full_size_packets_pass() {
         node.add("p1", &conf);
         for ip in addresses(&node.add("p2", &conf)) {
             let size = if ip.contains(':') { 1450 - 48 } else { 1450 - 28 };
-            in_pod("p1", &format!("ping -c1 -W1 -M do -s {size} -n {ip}"));
+            in_pod("p1", &format!("ping -c1 -W3 -M do -s {size} -n {ip}"));
         }
     });
 }
@@ -199,7 +199,7 @@ fn a_killed_add_is_put_right_by_the_next() {
         fs::write(path, pending).unwrap();
         let result = node.add("p1", &conf);
         for ip in addresses(&result) {
-            sh(&format!("ping -c1 -W1 -n {ip}"));
+            sh(&format!("ping -c1 -W3 -n {ip}"));
         }
         let (code, message) = node.call("ADD", "p1", &conf).run().err();
         assert_eq!(code, 999);

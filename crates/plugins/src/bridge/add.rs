@@ -81,6 +81,7 @@ pub(super) fn record(
         }
     }
     let mtu = conf.mtu.or(served.map(|s| s.file.mtu)).unwrap_or_else(default);
+    let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
     AttachmentRecord {
         container_id: call.env.container_id.clone(),
         ifname: ends.ifname,
@@ -93,27 +94,22 @@ pub(super) fn record(
         mac: ends.mac,
         host_mac: ends.host_mac,
         mtu,
-        addresses: result.ips.iter().map(|ip| ip.address).collect(),
+        addresses: addresses.clone(),
         gateways,
         bridge: Some(conf.bridge.clone()),
-        masquerade_except: conf.ip_masq.then(|| exceptions(served, result)),
+        masquerade_except: conf.ip_masq.then(|| exceptions(served, &addresses)),
         boot_id: served.map(|s| s.boot_id.clone()).unwrap_or_default(),
     }
 }
 
 /// What is not masqueraded: the pods' own networks, multicast and, on a served network, all pods
 /// of the cluster.
-fn exceptions(served: Option<&Served>, result: &CniResult) -> Vec<Cidr> {
-    let own: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
-    let cluster = served.into_iter().flat_map(|s| s.file.no_masquerade.iter().copied());
-    let all: BTreeSet<Cidr> = always_excepted(&own).chain(cluster).collect();
-    all.into_iter().collect()
-}
-
-/// What no pod is masqueraded for, whoever serves it.
-pub(super) fn always_excepted(addresses: &[IpNet]) -> impl Iterator<Item = Cidr> + '_ {
+pub(super) fn exceptions(served: Option<&Served>, addresses: &[IpNet]) -> Vec<Cidr> {
     let multicast = ["224.0.0.0/4", "ff00::/8"].map(|c| c.parse().expect("a valid prefix"));
-    addresses.iter().map(|a| Cidr::of(*a)).chain(multicast)
+    let own = addresses.iter().map(|a| Cidr::of(*a));
+    let cluster = served.into_iter().flat_map(|s| s.file.no_masquerade.iter().copied());
+    let all: BTreeSet<Cidr> = own.chain(cluster).chain(multicast).collect();
+    all.into_iter().collect()
 }
 
 /// Makes the bridge with its gateway addresses, or gives one that is there what it lacks. Others

@@ -1,14 +1,14 @@
 //! DEL and GC.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use causeway_cni_spec::{CniError, CniResult};
 use causeway_ipam::Owner;
 use causeway_model::{Link, LinkKind, Object};
 use causeway_plan::Op;
+use causeway_types::IfName;
 use causeway_types::state::{Attach, AttachmentRecord};
-use causeway_types::{Cidr, IfName};
 use ipnet::IpNet;
 
 use super::conf::BridgeConf;
@@ -73,7 +73,9 @@ fn skeleton(
     ends: Derived,
     addresses: Vec<IpNet>,
 ) -> AttachmentRecord {
-    let except: BTreeSet<Cidr> = super::add::always_excepted(&addresses).collect();
+    // The chain of exceptions is named after them: what ADD took from the node file counts.
+    let served = Served::if_served(call).ok().flatten();
+    let except = super::add::exceptions(served.as_ref(), &addresses);
     AttachmentRecord {
         container_id: container_id.to_owned(),
         ifname: ends.ifname,
@@ -89,7 +91,7 @@ fn skeleton(
         addresses,
         gateways: Vec::new(),
         bridge: Some(conf.bridge.clone()),
-        masquerade_except: conf.ip_masq.then(|| except.into_iter().collect()),
+        masquerade_except: conf.ip_masq.then_some(except),
         boot_id: String::new(),
     }
 }

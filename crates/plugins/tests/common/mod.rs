@@ -253,7 +253,7 @@ pub fn in_pod(pod: &str, command: &str) -> String {
 
 /// Does the pod get an answer to a ping?
 pub fn pings(pod: &str, to: &str) -> bool {
-    try_sh(&format!("ip netns exec {pod} ping -c 1 -W 1 -n {to}")).0
+    try_sh(&format!("ip netns exec {pod} ping -c 1 -W 3 -n {to}")).0
 }
 
 /// All files below a directory.
