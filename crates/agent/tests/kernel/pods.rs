@@ -8,7 +8,7 @@ use causeway_types::{Mac, Mtu, names};
 use crate::node::{DEADLINE, Node, Stack, comes_back, eventually, run, with};
 
 /// A routed pod: the record as a plugin leaves it.
-fn record(node: &Node, container: &str) -> AttachmentRecord {
+pub(crate) fn record(node: &Node, container: &str) -> AttachmentRecord {
     AttachmentRecord {
         container_id: container.into(),
         ifname: "eth0".parse().unwrap(),
@@ -29,7 +29,7 @@ fn record(node: &Node, container: &str) -> AttachmentRecord {
     }
 }
 
-fn write(node: &Node, record: &AttachmentRecord) -> String {
+pub(crate) fn write(node: &Node, record: &AttachmentRecord) -> String {
     let name = AttachmentRecord::file_name(&record.container_id, record.ifname.as_str());
     std::fs::create_dir_all(&node.paths.attachments).unwrap();
     let aside = node.paths.attachments.join(format!(".{name}.new"));
@@ -104,5 +104,67 @@ fn records_of_former_boots_and_torn_ones() {
         assert_eq!(status.inputs.attachments, 0);
         assert!(status.objects.iter().all(|o| !o.owner.starts_with("pod")));
         assert!(status.problems.iter().any(|p| p.message.contains("torn-eth0.json")));
+    });
+}
+
+#[test]
+fn a_port_of_the_bridge_that_somebody_opened_is_closed_again() {
+    let config = Config { attach: Attach::Bridge, ..Config::default() };
+    with(Stack::Dual, config, |node| {
+        node.start_with(node.three());
+        let mut pod = record(node, "c2");
+        pod.attach = Attach::Bridge;
+        pod.bridge = Some("cni0".parse().unwrap());
+        pod.addresses = ["10.244.1.5/24", "fd00:10:244:1::5/64"].map(|a| a.parse().unwrap()).into();
+        pod.gateways = ["10.244.1.1", "fd00:10:244:1::1"].map(|a| a.parse().unwrap()).into();
+        let veth = pod.host_ifname.clone();
+        run(&format!(
+            "ip link add {veth} mtu 1450 address {} type veth peer name pod0",
+            pod.host_mac
+        ));
+        run("ip link set pod0 up");
+        write(node, &pod);
+        eventually("all of it", DEADLINE, || {
+            let objects = node.status().objects;
+            let pods = objects.iter().filter(|o| o.owner == "pod c2").count();
+            let whole = pods > 0 && objects.iter().all(|o| o.state == State::Ok);
+            if whole { Ok(()) } else { Err(node.wrong()) }
+        });
+        let port = format!("bridge -d link show dev {veth}");
+        let before = run(&port);
+        for flag in ["isolated on", "learning off", "flood off"] {
+            assert!(before.contains(flag), "{flag} in {before}");
+        }
+        run(&format!("bridge link set dev {veth} isolated off learning on"));
+        comes_back("port flags", &port, &before);
+        let fdb = format!("bridge fdb show dev {veth} state static");
+        let before = run(&fdb);
+        run(&format!("bridge fdb del {} dev {veth} master", pod.mac));
+        comes_back("fdb entry of the port", &fdb, &before);
+        let neigh = "ip neigh show 10.244.1.5 dev cni0";
+        let proxies = "ip -6 neigh show proxy dev cni0";
+        let (before, proxies_before) = (run(neigh), run(proxies));
+        assert!(!before.is_empty() && !proxies_before.is_empty());
+        // The kernel tells nobody that a proxy entry went (`ip monitor` is silent, too): it is
+        // missed at the next look at neighbours, here because another one went.
+        run("ip -6 neigh del proxy fd00:10:244:1::5 dev cni0");
+        run("ip neigh del 10.244.1.5 dev cni0");
+        comes_back(neigh, neigh, &before);
+        comes_back(proxies, proxies, &proxies_before);
+        // All of them go with a bridge that is set down.
+        run("ip link set cni0 down");
+        comes_back("proxy entry after down", proxies, &proxies_before);
+        run(&format!("ip link set {veth} nomaster"));
+        eventually("in the bridge again", crate::node::REPAIR, || {
+            let all = node.status().objects.iter().all(|o| o.state == State::Ok);
+            let link = run(&format!("ip link show {veth}"));
+            if all && link.contains("master cni0") { Ok(()) } else { Err(node.wrong()) }
+        });
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        node.assert_whole();
+        let script = node.engine().script(true).expect("a script");
+        assert!(script.contains("ip netns") && script.contains(veth.as_str()), "{script}");
+        let without = node.engine().script(false).expect("a script");
+        assert!(!without.contains(veth.as_str()), "{without}");
     });
 }

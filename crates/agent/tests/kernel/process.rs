@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use causeway_agent::{Options, Paths, client};
+use causeway_types::state::AttachmentRecord;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::node::{DEADLINE, Node, Stack, eventually, run, with};
@@ -106,6 +107,14 @@ fn from_start_to_end() {
         client::reconcile(&node.paths.socket).expect("a round");
         let none = client::request(&node.paths.socket, "POST", "/v1/attachments/none-eth0");
         assert!(none.unwrap_err().to_string().contains("no record none-eth0.json"));
+        let record = crate::pods::record(node, "c1");
+        let record = AttachmentRecord { pending: true, ..record };
+        crate::pods::write(node, &record);
+        for _ in 0..3 {
+            let began = Instant::now();
+            client::request(&node.paths.socket, "POST", "/v1/attachments/c1-eth0").expect("known");
+            println!("answer to a plugin: {:?}", began.elapsed());
+        }
         // Over TCP there is nothing but health and metrics.
         assert!(get("/v1/status").unwrap().starts_with("HTTP/1.1 404"));
 
