@@ -1,3 +1,41 @@
 //! The lab: a whole multi-node pod network on one machine.
+//!
+//! Nodes are network namespaces with directories of their own below the fixed paths, joined by an
+//! underlay of switches and a router; in each runs a real agent, and pods are made by executing the
+//! real plugins. A process of the lab's own serves a Kubernetes API and acts as the kubelets.
+//! Nothing of a lab is linked to the machine's own network.
 
+mod agents;
 pub mod api;
+mod client;
+mod control;
+mod daemon;
+mod enter;
+mod isolate;
+mod kubelet;
+mod lifecycle;
+mod manifests;
+mod matrix;
+mod pods;
+mod podserver;
+mod probe;
+mod procs;
+mod record;
+mod spec;
+mod status;
+mod topology;
+
+pub use agents::{Action, AgentState};
+pub use client::{Client, Refusal};
+pub use daemon::run as run_daemon;
+pub use enter::exec;
+pub use isolate::isolate;
+pub use lifecycle::{Binaries, down, residue, up, wait_until_whole};
+pub use manifests::{Kind, apply, delete, documents, get_table, kinds};
+pub use matrix::{Cell, Matrix, Target, matrix};
+pub use pods::{Pod, create_pod, delete_pod, exec_in_pod, find_pod, pods};
+pub use podserver::serve as serve_pod;
+pub use probe::{Loss, fetch, inside, ping, watch_loss};
+pub use record::{Record, names};
+pub use spec::{Dirs, Families, OUTSIDE_PORT, Plugin, Road, Spec, Topology};
+pub use status::{NodeStatus, nodes};

@@ -32,23 +32,38 @@ pub(super) async fn run(store: &Store) {
         loop {
             let result = tokio::select! {
                 biased;
-                event = nodes.next() => changed(event).map(|e| e.map(|(node, gone)| scheduler.node(node, gone))),
-                event = pods.next() => changed(event).map(|e| e.map(|(pod, gone)| scheduler.pod(&pod, gone))),
+                event = nodes.next() => changed(event).map(|e| scheduler.on_node(store, e)),
+                event = pods.next() => changed(event).map(|e| scheduler.on_pod(store, e)),
             };
             if result.is_err() {
                 break;
             }
-            scheduler.place_pending(store);
         }
     }
 }
 
 impl Scheduler {
-    fn node(&mut self, node: Arc<Value>, gone: bool) {
+    /// Another node may be the one that waiting pods wait for; a heartbeat is not.
+    fn on_node(&mut self, store: &Store, event: Option<(Arc<Value>, bool)>) {
+        let Some((node, gone)) = event else { return };
         let name = name(&node).to_string();
-        match gone {
-            true => drop(self.nodes.remove(&name)),
-            false => drop(self.nodes.insert(name, node)),
+        let old = match gone {
+            true => self.nodes.remove(&name),
+            false => self.nodes.insert(name, node.clone()),
+        };
+        if gone || old.is_none_or(|old| essence(&old) != essence(&node)) {
+            for (key, pod) in std::mem::take(&mut self.pending) {
+                self.place(store, key, pod);
+            }
+        }
+    }
+
+    fn on_pod(&mut self, store: &Store, event: Option<(Arc<Value>, bool)>) {
+        let Some((pod, gone)) = event else { return };
+        self.pod(&pod, gone);
+        let key = key_of(&pod);
+        if let Some(pod) = self.pending.remove(&key) {
+            self.place(store, key, pod);
         }
     }
 
@@ -76,22 +91,20 @@ impl Scheduler {
         self.placed.insert(key, node);
     }
 
-    fn place_pending(&mut self, store: &Store) {
-        for (key, pod) in std::mem::take(&mut self.pending) {
-            let node = match self.choose(&pod) {
-                Ok(node) => node,
-                Err(why) => {
-                    mark(store, &key, &pod, &why);
-                    self.pending.insert(key, pod);
-                    continue;
-                }
-            };
-            match bind(store, &key.namespace, &key.name, &node) {
-                Ok(()) => self.assume(key, node),
-                // Gone, or bound by somebody else: the watch tells.
-                Err(error) => {
-                    tracing::debug!("pod {}/{} is not bound: {error}", key.namespace, key.name)
-                }
+    fn place(&mut self, store: &Store, key: Key, pod: Arc<Value>) {
+        let node = match self.choose(&pod) {
+            Ok(node) => node,
+            Err(why) => {
+                mark(store, &key, &pod, &why);
+                self.pending.insert(key, pod);
+                return;
+            }
+        };
+        match bind(store, &key.namespace, &key.name, &node) {
+            Ok(()) => self.assume(key, node),
+            // Gone, or bound by somebody else: the watch tells.
+            Err(error) => {
+                tracing::debug!("pod {}/{} is not bound: {error}", key.namespace, key.name);
             }
         }
     }
@@ -116,6 +129,16 @@ impl Scheduler {
     }
 }
 
+/// What of a node decides which pods it takes.
+fn essence(node: &Value) -> (bool, &Value, &Value, &Value) {
+    let spec = &node["spec"];
+    (ready(node), &node["metadata"]["labels"], &spec["taints"], &spec["unschedulable"])
+}
+
+fn ready(node: &Value) -> bool {
+    items(node, "/status/conditions").iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+}
+
 /// Says in the pod's status why it waits; writes only what is new, as each write comes back as an event.
 fn mark(store: &Store, key: &Key, pod: &Value, why: &str) {
     let told = items(pod, "/status/conditions")
@@ -130,10 +153,7 @@ fn mark(store: &Store, key: &Key, pod: &Value, why: &str) {
 
 /// Why a node cannot take a pod.
 fn obstacle(pod: &Value, node: &Value) -> Option<&'static str> {
-    let ready = items(node, "/status/conditions")
-        .iter()
-        .any(|c| c["type"] == "Ready" && c["status"] == "True");
-    if !ready {
+    if !ready(node) {
         return Some("node(s) were not ready");
     }
     if node["spec"]["unschedulable"] == true

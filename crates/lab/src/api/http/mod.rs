@@ -8,7 +8,8 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -114,6 +115,29 @@ pub async fn serve(
     Ok(())
 }
 
+/// Serves the API without TLS on a unix socket, whose mode is what guards it beside the token; the
+/// host by which it is called is `localhost`. Faults do not concern it: what sets a fault must be
+/// able to take it back.
+///
+/// Never returns by itself; dropping the future closes all connections.
+pub async fn serve_local(mut config: Config, store: Store, listener: UnixListener) {
+    config.faults = Arc::default();
+    let context = Arc::new(Context { config, store });
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(answer(stream, context.clone()))),
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection to the lab's API: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
 async fn accept(listener: TcpListener, acceptor: TlsAcceptor, context: Arc<Context>) {
     let mut connections = JoinSet::new();
     loop {
@@ -141,18 +165,20 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, context: Arc<Conte
         tracing::debug!("a connection to the lab's API ended in the TLS handshake");
         return;
     };
+    tokio::select! {
+        () = answer(stream, context) => {}
+        () = interrupts.connection() => {}
+    }
+}
+
+/// Answers the requests of one connection until it ends.
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, context: Arc<Context>) {
     let service = service_fn(move |request| {
         let context = context.clone();
         async move { Ok::<_, std::convert::Infallible>(handle::handle(context, request).await) }
     });
     let builder = auto::Builder::new(TokioExecutor::new());
-    let serving = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
-        result = serving => {
-            if let Err(error) = result {
-                tracing::debug!("a connection to the lab's API ended: {error}");
-            }
-        }
-        () = interrupts.connection() => {}
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!("a connection to the lab's API ended: {error}");
     }
 }

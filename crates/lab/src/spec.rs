@@ -1,0 +1,338 @@
+//! What a lab looks like: its nodes, addresses and names. Pure.
+
+use std::path::PathBuf;
+
+use causeway_types::state::Attach;
+use causeway_types::{Cidr, Family, Mtu};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The road that the agents are told to take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Road {
+    /// Direct to neighbours, VXLAN across routers.
+    #[default]
+    Auto,
+    /// Routes by the nodes' addresses.
+    Direct,
+    /// VXLAN always.
+    Vxlan,
+}
+
+/// The plugin type in the configuration list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Plugin {
+    /// Type `causeway`.
+    Causeway,
+    /// The classic: type `bridge` with `host-local`.
+    Bridge,
+}
+
+/// Address families of nodes and pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Families {
+    /// IPv4 alone.
+    #[default]
+    Ipv4,
+    /// IPv6 alone.
+    Ipv6,
+    /// Both.
+    Dual,
+}
+
+impl Families {
+    /// The families, IPv4 first.
+    pub fn list(self) -> &'static [Family] {
+        match self {
+            Families::Ipv4 => &[Family::V4],
+            Families::Ipv6 => &[Family::V6],
+            Families::Dual => &Family::BOTH,
+        }
+    }
+}
+
+/// How the nodes are joined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Topology {
+    /// One switch.
+    #[default]
+    Flat,
+    /// Two switches with a router between them; workers of even number are on the second.
+    TwoSubnets,
+}
+
+/// What a lab is made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spec {
+    /// Name: 1 to 12 lower-case letters and digits.
+    pub name: String,
+    /// Number of workers, 1 to 200.
+    pub nodes: u8,
+    /// How pods are attached.
+    pub attach: Attach,
+    /// Plugin type.
+    pub plugin: Plugin,
+    /// Road between nodes.
+    pub road: Road,
+    /// Families.
+    pub families: Families,
+    /// Underlay.
+    pub topology: Topology,
+    /// MTU of the underlay in bytes.
+    pub mtu: Mtu,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            name: "demo".into(),
+            nodes: 3,
+            attach: Attach::Routed,
+            plugin: Plugin::Causeway,
+            road: Road::Auto,
+            families: Families::Ipv4,
+            topology: Topology::Flat,
+            mtu: Mtu::new(1500).expect("in range"),
+        }
+    }
+}
+
+/// The server of the outside world listens here.
+pub const OUTSIDE_PORT: u16 = 8080;
+/// The API's port inside the control-plane node.
+pub(crate) const API_PORT: u16 = 6443;
+
+impl Spec {
+    /// Checks what types do not.
+    ///
+    /// # Errors
+    /// A line that says what to change.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        if self.name.is_empty() || self.name.len() > 12 || !self.name.chars().all(plain) {
+            anyhow::bail!("lab name {:?}: use 1 to 12 lower-case letters and digits", self.name);
+        }
+        if !(1..=200).contains(&self.nodes) {
+            anyhow::bail!("{} nodes: a lab has 1 to 200 workers", self.nodes);
+        }
+        if self.plugin == Plugin::Bridge && self.attach == Attach::Routed {
+            anyhow::bail!("plugin bridge attaches pods to a bridge: use --attach bridge with it");
+        }
+        let least = if self.families == Families::Ipv4 { 576 } else { 1350 };
+        if self.mtu.get() < least {
+            anyhow::bail!("an underlay MTU of {} is too small; use at least {least}", self.mtu);
+        }
+        Ok(())
+    }
+
+    /// Names of the nodes in the order in which they register: `cp`, `node-1`, ….
+    pub fn node_names(&self) -> Vec<String> {
+        let workers = (1..=self.nodes).map(|i| format!("node-{i}"));
+        std::iter::once("cp".to_owned()).chain(workers).collect()
+    }
+
+    /// Number of a node in [`Spec::node_names`]: 0 for `cp`.
+    fn number(node: &str) -> u8 {
+        node.strip_prefix("node-").and_then(|n| n.parse().ok()).unwrap_or(0)
+    }
+
+    /// Which switch a node hangs on: 1 or 2.
+    pub fn subnet_of(&self, node: &str) -> u8 {
+        let number = Self::number(node);
+        match self.topology {
+            Topology::TwoSubnets if number > 0 && number.is_multiple_of(2) => 2,
+            _ => 1,
+        }
+    }
+
+    /// The switches.
+    pub fn subnets(&self) -> &'static [u8] {
+        match self.topology {
+            Topology::Flat => &[1],
+            Topology::TwoSubnets => &[1, 2],
+        }
+    }
+
+    /// The address of a host on a switch, with the subnet's length.
+    fn host(subnet: u8, host: u8, family: Family) -> IpNet {
+        let text = match family {
+            Family::V4 => format!("192.168.{subnet}.{host}/24"),
+            // The same digits in both families.
+            Family::V6 => format!("fd00:192:168:{subnet}::{host}/64"),
+        };
+        text.parse().expect("a valid address")
+    }
+
+    /// A node's address.
+    pub fn node_addr(&self, node: &str, family: Family) -> IpNet {
+        Self::host(self.subnet_of(node), 10 + Self::number(node), family)
+    }
+
+    /// The router's address on a switch.
+    pub fn router_addr(subnet: u8, family: Family) -> IpNet {
+        Self::host(subnet, 1, family)
+    }
+
+    /// The outside world: the server's address and the router's.
+    pub fn outside(family: Family) -> (IpNet, IpNet) {
+        let (server, router) = match family {
+            Family::V4 => ("203.0.113.10/24", "203.0.113.1/24"),
+            Family::V6 => ("2001:db8:ffff::10/64", "2001:db8:ffff::1/64"),
+        };
+        (server.parse().expect("a valid address"), router.parse().expect("a valid address"))
+    }
+
+    /// All pod addresses of the cluster, a range a family.
+    pub fn cluster_cidrs(&self) -> Vec<Cidr> {
+        let cidr = |f: &Family| match f {
+            Family::V4 => "10.244.0.0/16".parse().expect("a valid prefix"),
+            Family::V6 => "fd00:10:244::/48".parse().expect("a valid prefix"),
+        };
+        self.families.list().iter().map(cidr).collect()
+    }
+
+    /// The configuration file of every agent.
+    pub fn agent_config(&self) -> String {
+        let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let cidrs: Vec<String> = self.cluster_cidrs().iter().map(Cidr::to_string).collect();
+        format!(
+            "road: {}\nattach: {}\nplugin: {}\nclusterCIDRs: [{}]\nkubeconfig: \
+             /etc/causeway/kubeconfig\n",
+            word(serde_json::json!(self.road)),
+            word(serde_json::json!(self.attach)),
+            word(serde_json::json!(self.plugin)),
+            cidrs.iter().map(|c| format!("'{c}'")).collect::<Vec<_>>().join(", "),
+        )
+    }
+
+    /// Where everything of the lab lies.
+    pub fn dirs(&self) -> Dirs {
+        Dirs::of(&self.name)
+    }
+}
+
+/// Paths and names of a lab.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dirs {
+    name: String,
+}
+
+/// Where labs keep their state.
+pub(crate) const ROOT: &str = "/run/causeway-lab";
+/// Where namespaces have their names.
+pub(crate) const NETNS: &str = "/run/netns";
+
+impl Dirs {
+    /// Those of the lab of a name.
+    pub fn of(name: &str) -> Self {
+        Self { name: name.to_owned() }
+    }
+
+    /// State of the lab.
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(ROOT).join(&self.name)
+    }
+
+    /// State of one node.
+    pub fn node(&self, node: &str) -> PathBuf {
+        self.root().join(node)
+    }
+
+    /// The kubeconfig for people, on the caller's loopback.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.root().join("kubeconfig")
+    }
+
+    /// The record of the lab.
+    pub fn record(&self) -> PathBuf {
+        self.root().join("lab.json")
+    }
+
+    /// The bearer token of the API.
+    pub fn token(&self) -> PathBuf {
+        self.root().join("token")
+    }
+
+    /// The API's unix socket.
+    pub fn api(&self) -> PathBuf {
+        self.root().join("api.sock")
+    }
+
+    /// The lab's own unix socket.
+    pub fn control(&self) -> PathBuf {
+        self.root().join("control.sock")
+    }
+
+    /// What the lab's process writes.
+    pub fn log(&self) -> PathBuf {
+        self.root().join("lab.log")
+    }
+
+    /// The plugin binaries by their names.
+    pub fn bin(&self) -> PathBuf {
+        self.root().join("bin")
+    }
+
+    /// How the names of the lab's namespaces begin.
+    pub fn ns_prefix(&self) -> String {
+        format!("cw-{}-", self.name)
+    }
+
+    /// The namespace of a node, of the underlay (`net`) or of the outside world (`outside`).
+    pub fn netns(&self, what: &str) -> PathBuf {
+        PathBuf::from(NETNS).join(format!("{}{what}", self.ns_prefix()))
+    }
+
+    /// The namespace of a pod.
+    pub fn pod_netns(&self, node: &str, namespace: &str, pod: &str) -> PathBuf {
+        match namespace {
+            "default" => self.netns(&format!("{node}-{pod}")),
+            other => self.netns(&format!("{node}-{other}.{pod}")),
+        }
+    }
+
+    /// What a node sees under fixed paths: (below the node's directory, fixed path).
+    pub fn views() -> [(&'static str, &'static str); 5] {
+        [
+            ("run-causeway", "/run/causeway"),
+            ("lib-causeway", "/var/lib/causeway"),
+            ("lib-cni", "/var/lib/cni"),
+            ("etc-cni", "/etc/cni"),
+            ("etc-causeway", "/etc/causeway"),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_those_of_the_tutorials() {
+        let spec = Spec { topology: Topology::TwoSubnets, ..Spec::default() };
+        let addr = |n: &str, f| spec.node_addr(n, f).to_string();
+        assert_eq!(addr("cp", Family::V4), "192.168.1.10/24");
+        assert_eq!(addr("node-1", Family::V4), "192.168.1.11/24");
+        assert_eq!(addr("node-2", Family::V4), "192.168.2.12/24");
+        assert_eq!(addr("node-3", Family::V6), "fd00:192:168:1::13/64");
+        assert_eq!(spec.node_names(), ["cp", "node-1", "node-2", "node-3"]);
+    }
+
+    #[test]
+    fn bad_specs_are_refused() {
+        let bad = |change: fn(&mut Spec)| {
+            let mut spec = Spec::default();
+            change(&mut spec);
+            spec.check().unwrap_err().to_string()
+        };
+        assert!(bad(|s| s.name = "No".into()).contains("lower-case"));
+        assert!(bad(|s| s.nodes = 0).contains("1 to 200"));
+        assert!(bad(|s| s.plugin = Plugin::Bridge).contains("--attach bridge"));
+        assert!(bad(|s| s.mtu = Mtu::new(100).unwrap()).contains("too small"));
+    }
+}
