@@ -1,1 +1,70 @@
-fn main() {}
+//! The command `causeway`: the node agent, questions to it, and the lab.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod agent;
+mod lab;
+mod node;
+mod words;
+
+/// Pod networks for Kubernetes from what Linux has.
+#[derive(Debug, Parser)]
+#[command(name = "causeway", version, disable_version_flag = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the node agent: keeps this node's pod network as the cluster's state asks for.
+    Agent(agent::Args),
+    /// Asks the agent of this node.
+    #[command(subcommand)]
+    Node(node::Command),
+    /// A whole cluster on this machine, made of network namespaces.
+    #[command(subcommand)]
+    Lab(lab::Command),
+    /// Prints the version.
+    Version,
+}
+
+fn main() -> ExitCode {
+    // A container runtime that finds this binary under a plugin's name must hear what is wrong. It
+    // gives no arguments; the lab runs plugins through this program, and does.
+    if std::env::var_os("CNI_COMMAND").is_some() && std::env::args_os().len() <= 1 {
+        return refuse_as_plugin();
+    }
+    match run(Args::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("causeway: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Agent(args) => causeway_agent::run(args.options())?,
+        Command::Node(command) => node::run(&command)?,
+        Command::Lab(command) => return lab::run(command),
+        Command::Version => words::say(&format!("causeway {}\n", env!("CARGO_PKG_VERSION")))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The error object of the CNI specification (section 5, "Error"), code 4: the environment is not
+/// one for this program.
+fn refuse_as_plugin() -> ExitCode {
+    let error = serde_json::json!({
+        "cniVersion": "1.0.0",
+        "code": 4,
+        "msg": "CNI_COMMAND is set, but `causeway` is no CNI plugin: install `causeway-cni` under the \
+                plugins' names (causeway, bridge, host-local, loopback) in CNI_PATH",
+    });
+    println!("{error}");
+    ExitCode::FAILURE
+}

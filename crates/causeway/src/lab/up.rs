@@ -1,0 +1,153 @@
+//! `causeway lab up`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use causeway_lab::{Binaries, Families, Plugin, Road, Spec, Topology};
+use causeway_types::Mtu;
+use causeway_types::state::Attach;
+use clap::ValueEnum;
+
+use super::Which;
+use crate::words::say;
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AttachWord {
+    /// A veth pair, a /32 or /128 and a host route for each pod.
+    Routed,
+    /// The bridge cni0 on each node, with the configuration of every tutorial.
+    Bridge,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PluginWord {
+    /// Our own type.
+    Causeway,
+    /// The classic: type bridge with host-local.
+    Bridge,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RoadWord {
+    /// Direct to neighbours, VXLAN across routers.
+    Auto,
+    /// Routes by the nodes' addresses.
+    Direct,
+    /// VXLAN always.
+    Vxlan,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FamilyWord {
+    Ipv4,
+    Ipv6,
+    /// IPv4 and IPv6.
+    Dual,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TopologyWord {
+    /// All nodes on one switch.
+    Flat,
+    /// Two switches with a router between them; workers of even number are on the second.
+    TwoSubnets,
+}
+
+/// How the lab looks.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    which: Which,
+    /// Workers, 1 to 200.
+    #[arg(long, default_value_t = 3)]
+    nodes: u8,
+    /// How pods are attached.
+    #[arg(long, value_enum, default_value = "routed")]
+    attach: AttachWord,
+    /// Plugin type; bridge unless given with --attach bridge, else causeway.
+    #[arg(long, value_enum)]
+    plugin: Option<PluginWord>,
+    /// The road between nodes.
+    #[arg(long, value_enum, default_value = "auto")]
+    road: RoadWord,
+    /// Address families of nodes and pods.
+    #[arg(long, value_enum, default_value = "ipv4")]
+    family: FamilyWord,
+    /// The network between the nodes.
+    #[arg(long, value_enum, default_value = "flat")]
+    topology: TopologyWord,
+    /// MTU of that network in bytes.
+    #[arg(long, default_value_t = 1500)]
+    mtu: u32,
+}
+
+impl Args {
+    fn spec(&self) -> Result<Spec> {
+        let attach = match self.attach {
+            AttachWord::Routed => Attach::Routed,
+            AttachWord::Bridge => Attach::Bridge,
+        };
+        Ok(Spec {
+            name: self.which.name.clone(),
+            nodes: self.nodes,
+            attach,
+            plugin: match (self.plugin, attach) {
+                (Some(PluginWord::Causeway), _) | (None, Attach::Routed) => Plugin::Causeway,
+                (Some(PluginWord::Bridge), _) | (None, Attach::Bridge) => Plugin::Bridge,
+            },
+            road: match self.road {
+                RoadWord::Auto => Road::Auto,
+                RoadWord::Direct => Road::Direct,
+                RoadWord::Vxlan => Road::Vxlan,
+            },
+            families: match self.family {
+                FamilyWord::Ipv4 => Families::Ipv4,
+                FamilyWord::Ipv6 => Families::Ipv6,
+                FamilyWord::Dual => Families::Dual,
+            },
+            topology: match self.topology {
+                TopologyWord::Flat => Topology::Flat,
+                TopologyWord::TwoSubnets => Topology::TwoSubnets,
+            },
+            mtu: Mtu::new(self.mtu)?,
+        })
+    }
+}
+
+/// This program, and the plugins beside it.
+fn binaries() -> Result<Binaries> {
+    let causeway = std::env::current_exe().context("where this program is")?;
+    let beside = causeway.with_file_name("causeway-cni");
+    let cni = match std::env::var_os("CAUSEWAY_CNI_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => beside,
+    };
+    let cni = cni.canonicalize().with_context(|| {
+        format!(
+            "{}: the plugins; build them beside this program (`./dev build`), or name the file \
+                 in CAUSEWAY_CNI_BIN",
+            cni.display()
+        )
+    })?;
+    Ok(Binaries { causeway, cni })
+}
+
+/// Makes the lab.
+///
+/// # Errors
+/// As [`causeway_lab::up`].
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let spec = args.spec()?;
+    if !rustix::process::geteuid().is_root() {
+        anyhow::bail!("a lab makes network namespaces: run this as root");
+    }
+    let start = Instant::now();
+    causeway_lab::up(&spec, &binaries()?, &mut |step| eprintln!("lab {}: {step}", spec.name))?;
+    say(&format!(
+        "lab {}: cp and {} workers are ready after {:.1} s\n",
+        spec.name,
+        spec.nodes,
+        start.elapsed().as_secs_f64()
+    ))
+}

@@ -1,0 +1,114 @@
+//! What others delete is back within a second; what others made is never touched.
+
+use causeway_lab::{Families, Plugin, Road, Spec};
+use causeway_types::state::Attach;
+
+use crate::world::{REPAIR, World, eventually, with};
+
+fn spec(attach: Attach) -> Spec {
+    let plugin = if attach == Attach::Bridge { Plugin::Bridge } else { Plugin::Causeway };
+    Spec {
+        nodes: 2,
+        attach,
+        plugin,
+        road: Road::Vxlan,
+        families: Families::Dual,
+        ..Spec::default()
+    }
+}
+
+/// Damages node-1 and waits until the view is what it was.
+#[track_caller]
+fn repaired(world: &World, view: &str, damage: &str) {
+    let before = world.on("node-1", view);
+    assert!(!before.trim().is_empty(), "{view} shows nothing");
+    world.on("node-1", damage);
+    eventually(damage, REPAIR, || {
+        let now = world.on("node-1", view);
+        if now == before { Ok(()) } else { Err(format!("{view}: {now}instead of\n{before}")) }
+    });
+}
+
+#[test]
+fn on_every_attachment() {
+    for attach in [Attach::Routed, Attach::Bridge] {
+        with(spec(attach), |world| {
+            let pods = world.pods();
+            let remote = "ip route show proto 203; ip -6 route show proto 203";
+            repaired(world, remote, "ip route del 10.244.2.0/24");
+            repaired(world, remote, "ip -6 route del fd00:10:244:2::/64");
+            repaired(world, remote, "ip route flush proto 203; ip -6 route flush proto 203");
+            let fdb = "bridge fdb show dev cw-vxlan | sort";
+            let mac = world.on("node-2", "ip -br link show cw-vxlan");
+            let mac = mac.split_whitespace().nth(2).unwrap();
+            repaired(world, fdb, &format!("bridge fdb del {mac} dev cw-vxlan dst 192.168.1.12"));
+            let neigh = "ip neigh show dev cw-vxlan nud permanent | sort";
+            repaired(world, neigh, "ip neigh del 10.244.2.1 dev cw-vxlan");
+            let tables = "(nft -s list table inet causeway; nft -s list table netdev causeway_cni) | sort";
+            repaired(world, tables, "nft delete table inet causeway");
+            repaired(world, tables, "nft flush table inet causeway");
+            // What a reload of firewalld or ufw does (field failure 18).
+            repaired(world, tables, "nft flush ruleset");
+            let vxlan = "ip -d -o link show cw-vxlan | sed 's/^[0-9]*://; s/gso.*//'; ip -br -4 addr show cw-vxlan";
+            repaired(world, vxlan, "ip link set cw-vxlan down");
+            repaired(world, vxlan, "ip link set cw-vxlan address 02:00:00:00:00:01");
+            repaired(world, vxlan, "ip link del cw-vxlan");
+            if attach == Attach::Bridge {
+                let bridge = "ip -br addr show cni0";
+                repaired(world, bridge, "ip addr del 10.244.1.1/24 dev cni0");
+                repaired(world, bridge, "ip -6 addr del fd00:10:244:1::1/64 dev cni0");
+            }
+            world.whole();
+            world.all_reach_all();
+            assert_eq!(pods.len(), 4);
+        });
+    }
+}
+
+/// Field failure 19: a network manager that comes up takes everything for its own.
+#[test]
+fn failure_19_everything_flushed_at_once() {
+    with(spec(Attach::Routed), |world| {
+        let view = "ip route show proto 203; ip -6 route show proto 203; ip neigh show nud permanent | sort";
+        world.pods();
+        repaired(
+            world,
+            view,
+            "for t in '' -6; do ip $t route flush proto 203; ip $t neigh flush all nud permanent; done; \
+            ip addr flush dev cw-vxlan; nft flush ruleset",
+        );
+        world.all_reach_all();
+    });
+}
+
+#[test]
+fn what_others_made_stays() {
+    for attach in [Attach::Routed, Attach::Bridge] {
+        with(spec(attach), |world| {
+            // Protocol 203 is ours only where we remember the route.
+            world.on("node-1", "ip link add foreign0 type veth peer name foreign1 && ip link set foreign0 up && \
+                ip link set foreign1 up && ip addr add 198.51.100.1/24 dev foreign0 && \
+                ip route add 203.0.113.128/25 via 198.51.100.9 proto 203 && \
+                ip route add 203.0.113.64/26 via 198.51.100.9 proto static && \
+                nft add table inet foreign && nft add chain inet foreign c '{ type filter hook forward priority 10; }' && \
+                nft add rule inet foreign c counter accept");
+            let view = "ip -br addr show foreign0; ip route show | grep -v 10.244; nft -s list table inet foreign";
+            let before = world.on("node-1", view);
+            assert!(before.contains("proto 203"), "{before}");
+            world.agent("node-1", "kill");
+            world.agent("node-1", "restart");
+            eventually("the agent is back", crate::world::PATIENCE, || {
+                world.status("node-1").map_err(|e| e.to_string()).map(drop)
+            });
+            world.on("node-1", "ip route del 10.244.2.0/24");
+            eventually("a repair, to see that it works", REPAIR, || {
+                let routes = world.on("node-1", "ip route show 10.244.2.0/24");
+                if routes.is_empty() { Err("no route".into()) } else { Ok(()) }
+            });
+            world.pod("a", "node-1");
+            assert_eq!(world.on("node-1", view), before);
+            let strangers = world.status("node-1").unwrap().strangers;
+            assert_eq!(strangers, ["route 203.0.113.128/25"]);
+        });
+    }
+}
