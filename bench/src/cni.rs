@@ -57,14 +57,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .collect::<Result<_>>()?;
     for (step, op) in ["ADD", "DEL"].iter().enumerate() {
         for pod in 0..pods {
-            for (c, contender) in all.iter().enumerate() {
-                let time = contender.call(op, pod, &namespaces[c][pod])?;
+            for (c, (contender, own)) in all.iter().zip(&namespaces).enumerate() {
+                let time = contender.call(op, pod, &own[pod])?;
                 series[2 * c + step].samples.push(time);
             }
         }
     }
     // Beside the ratio to the floor, ours to the reference.
-    for (ours, theirs) in [("ADD ours bridge", "ADD reference bridge"), ("DEL ours bridge", "DEL reference bridge")] {
+    for (ours, theirs) in
+        [("ADD ours bridge", "ADD reference bridge"), ("DEL ours bridge", "DEL reference bridge")]
+    {
         let find = |name: &str| series.iter().find(|s| s.name == name).cloned();
         if let (Some(mut a), Some(b)) = (find(ours), find(theirs)) {
             a.name = format!("{ours} / reference");
@@ -84,19 +86,30 @@ fn contenders(args: &Args, own_bins: &Path) -> Result<Vec<Contender>> {
     };
     let leases = tempdir("cw-bench-leases")?;
     let dir = |name: &str| leases.join(name).to_string_lossy().into_owned();
-    let contender = |name: &'static str, conf, bin: PathBuf, cni_path: &Path| -> Result<Contender> {
-        let node = make_ns(&format!("cw-bench-{}", name.replace(' ', "-")))?;
-        Ok(Contender { name, node, conf, bin, cni_path: cni_path.to_owned() })
-    };
+    let contender =
+        |name: &'static str, conf, bin: PathBuf, cni_path: &Path| -> Result<Contender> {
+            let node = make_ns(&format!("cw-bench-{}", name.replace(' ', "-")))?;
+            Ok(Contender { name, node, conf, bin, cni_path: cni_path.to_owned() })
+        };
     let this = std::env::current_exe()?;
     let reference = args.reference.join("bridge");
     let ours = own_bins.join("bridge");
     Ok(vec![
         contender("floor", None, this, own_bins)?,
         contender("ours bridge", Some(conf(true, &dir("om"))), ours.clone(), own_bins)?,
-        contender("reference bridge", Some(conf(true, &dir("rm"))), reference.clone(), &args.reference)?,
+        contender(
+            "reference bridge",
+            Some(conf(true, &dir("rm"))),
+            reference.clone(),
+            &args.reference,
+        )?,
         contender("ours no masquerade", Some(conf(false, &dir("on"))), ours, own_bins)?,
-        contender("reference no masquerade", Some(conf(false, &dir("rn"))), reference, &args.reference)?,
+        contender(
+            "reference no masquerade",
+            Some(conf(false, &dir("rn"))),
+            reference,
+            &args.reference,
+        )?,
     ])
 }
 

@@ -56,7 +56,9 @@ fn run() -> Result<()> {
             "--reference" => args.reference = value()?.into(),
             "--count" => args.count = Some(value()?.parse().context("--count takes a number")?),
             "--results" => args.results = value()?.into(),
-            other => bail!("unknown option {other}; there are: --bin --reference --count --results"),
+            other => {
+                bail!("unknown option {other}; there are: --bin --reference --count --results")
+            }
         }
     }
     args.bin = args.bin.canonicalize().with_context(|| format!("no {}", args.bin.display()))?;

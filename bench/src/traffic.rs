@@ -58,7 +58,9 @@ pub(crate) fn measure(ends: &Ends, kind: Kind, time: Duration) -> Result<f64> {
         let addr = ends.addr;
         let stop_server = stop.clone();
         let server = scope.spawn(move || {
-            server.run(move || serve(addr, kind, &port_tx, &stop_server)).map_err(|e| anyhow!("{e}"))?
+            server
+                .run(move || serve(addr, kind, &port_tx, &stop_server))
+                .map_err(|e| anyhow!("{e}"))?
         });
         let result = port_rx
             .recv_timeout(Duration::from_secs(5))
@@ -68,7 +70,8 @@ pub(crate) fn measure(ends: &Ends, kind: Kind, time: Duration) -> Result<f64> {
                 let run = client.run(move || drive(target, kind, time));
                 stop.store(true, Ordering::Relaxed);
                 // Wakes the server from accept.
-                let _ = client.run(move || TcpStream::connect_timeout(&target, Duration::from_secs(1)));
+                let _ =
+                    client.run(move || TcpStream::connect_timeout(&target, Duration::from_secs(1)));
                 run.map_err(|e| anyhow!("{e}"))?
             });
         stop.store(true, Ordering::Relaxed);
