@@ -13,7 +13,7 @@ tell() { printf '%s\n' "$*" | fold -s -w 100; }
 # Shows a command, then runs it.
 run() { printf '%s$ %s%s\n' "$dim" "$*" "$off"; "$@"; }
 in_node() { node=$1; shift; printf '%s%s$ %s%s\n' "$dim" "$node" "$*" "$off"; ip netns exec "cw-$LAB-$node" "$@"; }
-pod_ip() { causeway lab pod list --name "$LAB" --output wide | awk -v p="$1" '$2 == p || $1 == p { for (i = 1; i <= NF; i++) if ($i ~ /^[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+/) { split($i, a, ","); print a[1]; exit } }'; }
+pod_ip() { causeway lab pod list --name "$LAB" | awk -v pod="$1" '$1 == pod { split($4, ips, ","); print ips[1] }'; }
 
 clean() { causeway lab down --name "$LAB" >/dev/null 2>&1 || true; }
 trap clean EXIT
@@ -25,7 +25,8 @@ tell "Kubernetes asks of its network that every pod has an address of its own an
 run causeway lab up --name "$LAB" --nodes 3 --attach bridge --road direct --family ipv4
 
 title "2. Six pods"
-tell "Each pod is made as a container runtime makes it: a network namespace, and the plugin called with a JSON configuration. The plugin makes a veth pair, puts one end into the pod and the other into the bridge, and takes an address from the node's subnet."
+tell "Each pod is made as a container runtime makes it: a network namespace, and the plugin called with a JSON configuration. The plugin makes a veth pair, puts one end into the pod and the other into the bridge, and takes an address from the node's subnet. The agent wrote the configuration when its node was ready; on each node the subnet is that node's."
+run causeway lab shell --name "$LAB" node-1 -- cat /etc/cni/net.d/05-causeway.conflist
 for n in 1 2 3; do
     run causeway lab pod create --name "$LAB" "web-$n" --node "node-$n"
     run causeway lab pod create --name "$LAB" "db-$n" --node "node-$n"
@@ -48,9 +49,9 @@ run causeway lab ping --name "$LAB"
 
 title "5. Out of the cluster"
 tell "The server outside knows no way back to pod addresses. It sees the node's."
-run causeway lab exec --name "$LAB" web-1 -- "$BIN/causeway" lab fetch http://203.0.113.10:8080/
+run causeway lab exec --name "$LAB" web-1 -- causeway lab fetch http://203.0.113.10:8080/
 tell "Between pods the server sees the pod's own address:"
-run causeway lab exec --name "$LAB" web-1 -- "$BIN/causeway" lab fetch "http://$(pod_ip db-2):8080/"
+run causeway lab exec --name "$LAB" web-1 -- causeway lab fetch "http://$(pod_ip db-2):8080/"
 
 title "6. The agent restarts, the network stays"
 tell "Nothing in the data path needs the agent. It is killed and started again while a packet goes from node-1 to node-2 every millisecond."

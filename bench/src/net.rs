@@ -75,7 +75,7 @@ fn measure_all(args: &Args, rounds: usize, labs: &mut Vec<String>) -> Result<()>
         TIME.as_millis()
     )];
     if args.reference.join("bridge").exists() {
-        paths.extend(by_reference(&args.reference)?);
+        paths.extend(by_reference(&args.reference, "bd")?);
     } else {
         notes.push(format!("no reference plugins in {}", args.reference.display()));
     }
@@ -130,18 +130,21 @@ fn lab_paths(spec: &Spec, what: &str, first: bool) -> Result<Vec<Route>> {
     Ok(paths)
 }
 
-/// Two nodes whose pods the reference plugin made, with the routes of the tutorials.
-fn by_reference(plugins: &Path) -> Result<Vec<Route>> {
+/// Two nodes on the underlay of a lab whose pods the reference plugin made, with the routes of the
+/// tutorials.
+fn by_reference(plugins: &Path, lab: &str) -> Result<Vec<Route>> {
     let names = PathBuf::from("/run/netns");
     for ns in ["cw-ref-1", "cw-ref-2", "cw-ref-a", "cw-ref-b", "cw-ref-c"] {
         netns::create_named(&names.join(ns)).map_err(|e| anyhow!("{e}"))?;
     }
-    sh("ip link add eth0 netns cw-ref-1 type veth peer name eth0 netns cw-ref-2")?;
     for (own, other) in [(1, 2), (2, 1)] {
+        let node = format!("ip -n cw-ref-{own}");
         sh(&format!(
-            "ip -n cw-ref-{own} link set lo up && ip -n cw-ref-{own} link set eth0 up && \
-             ip -n cw-ref-{own} addr add 192.168.1.{own}/24 dev eth0 && \
-             ip -n cw-ref-{own} route add 10.244.{other}.0/24 via 192.168.1.{other}"
+            "ip -n cw-{lab}-net link add ref{own} type veth peer name eth0 netns cw-ref-{own} && \
+             ip -n cw-{lab}-net link set ref{own} master sw1 up && \
+             {node} link set lo up && {node} link set eth0 up && \
+             {node} addr add 192.168.1.20{own}/24 dev eth0 && \
+             {node} route add 10.244.{other}.0/24 via 192.168.1.20{other}"
         ))?;
     }
     let mut made = Vec::new();
@@ -175,7 +178,7 @@ fn by_reference(plugins: &Path) -> Result<Vec<Route>> {
     };
     Ok(vec![
         Route { name: "reference bridge, same node".into(), ends: ends(1) },
-        Route { name: "reference bridge, routes by hand, across".into(), ends: ends(2) },
+        Route { name: "reference bridge, routes, across".into(), ends: ends(2) },
     ])
 }
 
