@@ -46,8 +46,13 @@ pub(crate) struct Kubelet {
     addresses: Vec<IpAddr>,
     causeway: PathBuf,
     runtime: Runtime<InNode>,
+    status_delay: Duration,
 }
 
+/// How often a node that is not ready looks whether it is.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often the plugins of a ready node are asked whether they could attach a pod.
+const STATUS_EVERY: Duration = Duration::from_secs(5);
 /// Pods that failed to start are tried again after this time.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -69,6 +74,7 @@ impl Kubelet {
             runtime: Runtime::new(exec, vec![dirs.bin()], cache),
             dirs,
             causeway: causeway.to_owned(),
+            status_delay: Duration::from_millis(spec.status_delay_ms),
         })
     }
 
@@ -112,28 +118,43 @@ impl Kubelet {
         self.dirs.node(&self.node).join("etc-cni/net.d")
     }
 
-    /// Says whether the node's network is ready, whenever that changes.
+    /// Why the node's network is not ready: no configuration list yet, or a plugin that says so
+    /// (STATUS). As container runtimes ask.
+    fn not_ready(&self) -> Option<String> {
+        match load_dir(&self.conf_dir()) {
+            Ok(None) => Some(NOT_READY.to_owned()),
+            Ok(Some((_, list))) => {
+                self.runtime.status(&list).err().map(|e| format!("{NETWORK_NOT_READY}{e}"))
+            }
+            Err(error) => Some(format!("{NETWORK_NOT_READY}{error}")),
+        }
+    }
+
+    /// Keeps the Node's condition Ready true to its network. A Node that somebody deleted is not
+    /// registered again: a kubelet does that when it starts.
     pub(crate) async fn report_ready(self: Arc<Self>) {
-        let mut last = None;
         loop {
-            let ready = matches!(load_dir(&self.conf_dir()), Ok(Some(_)));
-            if last != Some(ready) {
-                let condition = match ready {
-                    true => condition("Ready", true, "KubeletReady", "network is ready"),
-                    false => condition("Ready", false, "KubeletNotReady", NOT_READY),
-                };
+            let kubelet = self.clone();
+            let Ok(why_not) = tokio::task::spawn_blocking(move || kubelet.not_ready()).await else {
+                return;
+            };
+            let pause = if why_not.is_none() { STATUS_EVERY } else { LOOK_EVERY };
+            let new = match why_not {
+                None => condition("Ready", true, "KubeletReady", "network is ready"),
+                Some(why) => condition("Ready", false, "KubeletNotReady", &why),
+            };
+            if let Ok(node) = self.store.get("nodes", "", &self.node)
+                && !list(&node["status"]["conditions"]).iter().any(|c| says_the_same(c, &new))
+            {
                 let key = Key::new("", &self.node);
                 let set = self.store.modify("nodes", &key, Part::Status, |node| {
-                    set_condition(&mut node["status"]["conditions"], condition);
+                    set_condition(&mut node["status"]["conditions"], new);
                 });
-                // A deleted Node comes back with its kubelet.
-                if set.is_err() && self.register().is_err() {
-                    tracing::warn!("{}: cannot say that it is ready", self.node);
-                } else {
-                    last = Some(ready);
+                if let Err(e) = set {
+                    tracing::warn!("{}: cannot say whether it is ready: {e:?}", self.node);
                 }
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -212,6 +233,7 @@ impl Kubelet {
             true => self.addresses.clone(),
             false => self.attach(pod, namespace, name)?,
         };
+        std::thread::sleep(self.status_delay);
         self.running(pod, &ips)
     }
 
@@ -347,6 +369,7 @@ impl Kubelet {
     }
 }
 
+const NETWORK_NOT_READY: &str = "container runtime network not ready: ";
 const NOT_READY: &str =
     "container runtime network not ready: no configuration list in /etc/cni/net.d yet";
 
@@ -354,6 +377,10 @@ fn condition(kind: &str, status: bool, reason: &str, message: &str) -> Value {
     let now = timestamp();
     json!({"type": kind, "status": if status { "True" } else { "False" }, "reason": reason,
         "message": message, "lastHeartbeatTime": now, "lastTransitionTime": now})
+}
+
+fn says_the_same(one: &Value, other: &Value) -> bool {
+    ["type", "status", "message"].iter().all(|field| one[field] == other[field])
 }
 
 fn set_condition(conditions: &mut Value, new: Value) {

@@ -85,6 +85,10 @@ pub struct Spec {
     pub topology: Topology,
     /// MTU of the underlay in bytes.
     pub mtu: Mtu,
+    /// How long a kubelet waits before it writes a running pod's status, in milliseconds: a real
+    /// one is seldom quick, and who watches pods learns of an address that late.
+    #[serde(default)]
+    pub status_delay_ms: u64,
 }
 
 impl Default for Spec {
@@ -98,6 +102,7 @@ impl Default for Spec {
             families: Families::Ipv4,
             topology: Topology::Flat,
             mtu: Mtu::new(1500).expect("in range"),
+            status_delay_ms: 0,
         }
     }
 }

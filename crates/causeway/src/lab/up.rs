@@ -80,6 +80,9 @@ pub(crate) struct Args {
     /// MTU of that network in bytes.
     #[arg(long, default_value_t = 1500)]
     mtu: u32,
+    /// Milliseconds between a pod's start and its status in the API.
+    #[arg(long, default_value_t = 0)]
+    status_delay: u64,
 }
 
 impl Args {
@@ -111,6 +114,7 @@ impl Args {
                 TopologyWord::TwoSubnets => Topology::TwoSubnets,
             },
             mtu: Mtu::new(self.mtu)?,
+            status_delay_ms: self.status_delay,
         })
     }
 }

@@ -8,7 +8,9 @@ use causeway_types::Family;
 use crate::world::{PATIENCE, World, eventually, with};
 
 fn kubectl(world: &World, line: &str) -> (bool, String) {
-    let output = Command::new("kubectl")
+    // Another kubectl than that in the path, for example Debian's 1.20.
+    let program = std::env::var("KUBECTL").unwrap_or_else(|_| "kubectl".into());
+    let output = Command::new(program)
         .args(line.split_whitespace())
         .env("KUBECONFIG", world.spec.dirs().kubeconfig())
         .env("HOME", "/run")
@@ -32,7 +34,8 @@ fn from_run_to_delete() {
         for word in ["cp", "node-1", "node-2", "192.168.1.11", "Ready", "control-plane"] {
             assert!(nodes.contains(word), "{word}: {nodes}");
         }
-        ok(world, "run hello --image=any --port=8080");
+        let said = ok(world, "run hello --image=any --port=8080");
+        assert!(said.contains("image and command are ignored"), "{said}");
         ok(world, "wait --for=condition=Ready pod/hello --timeout=20s");
         let pods = ok(world, "get pods -o wide");
         let pod = find_pod(&world.client, "hello").unwrap();

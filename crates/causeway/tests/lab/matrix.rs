@@ -64,6 +64,7 @@ fn run(attach: usize) {
             families: FAMILIES[f],
             topology,
             mtu: Mtu::new(MTUS[m]).unwrap(),
+            ..Spec::default()
         };
         println!(
             "{attach:?} by {plugin:?}, {road:?} {topology:?}, {:?}, MTU {}, bridge-nf {}",

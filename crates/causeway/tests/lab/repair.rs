@@ -44,7 +44,8 @@ fn on_every_attachment() {
             repaired(world, fdb, &format!("bridge fdb del {mac} dev cw-vxlan dst 192.168.1.12"));
             let neigh = "ip neigh show dev cw-vxlan nud permanent | sort";
             repaired(world, neigh, "ip neigh del 10.244.2.1 dev cw-vxlan");
-            let tables = "(nft -s list table inet causeway; nft -s list table netdev causeway_cni) | sort";
+            let tables =
+                "(nft -s list table inet causeway; nft -s list table netdev causeway_cni) | sort";
             repaired(world, tables, "nft delete table inet causeway");
             repaired(world, tables, "nft flush table inet causeway");
             // What a reload of firewalld or ufw does (field failure 18).

@@ -15,6 +15,8 @@ use crate::api::store::{DeleteOptions, Deleted, Key, ListOptions, Part};
 
 const SERVICES: &str = "the lab stores Services, but nothing translates their addresses yet: call pods by their own address";
 
+const CONTAINERS: &str = "the lab starts no containers: each pod runs a small server that answers on the declared ports; image and command are ignored";
+
 fn key(call: &Call) -> Key {
     Key::new(&call.target.namespace, &call.target.name)
 }
@@ -28,6 +30,9 @@ fn written(call: &Call, code: u16, object: &Value) -> Response<Body> {
     let mut response = object_answer(call, code, object);
     if call.resource.key == "services" && object["spec"]["clusterIP"] != "None" {
         body::warn(&mut response, SERVICES);
+    }
+    if call.resource.key == "pods" && code == 201 {
+        body::warn(&mut response, CONTAINERS);
     }
     response
 }
