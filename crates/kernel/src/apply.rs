@@ -3,9 +3,9 @@
 //! Consecutive rtnetlink operations go out together: the kernel works on the messages of one
 //! `sendmsg` in order and goes on after a refusal, so each operation gets an outcome of its own.
 
-use causeway_model::{Link, LinkKind, Object};
+use causeway_model::{Link, LinkKind, Object, Route, RouteKind};
 use causeway_plan::Op;
-use causeway_types::IfName;
+use causeway_types::{Family, IfName};
 
 use crate::devices::Devices;
 use crate::error::{Error, OpError, Refusal};
@@ -163,10 +163,29 @@ fn encode(op: &Op, devices: &mut Devices) -> Result<Encoded, Error> {
             Ok(vec![link::remove(&link.name)].into())
         }
         Op::Create(object) => single(object, devices, Step::Create),
+        Op::Change { from: Object::Route(from), to: Object::Route(to) } => {
+            change_route(from, to, devices)
+        }
         Op::Change { to, .. } => single(to, devices, Step::Change),
         Op::Remove(object) => single(object, devices, Step::Remove),
         Op::Nft { .. } => Err(not_rtnl(op)),
     }
+}
+
+/// IPv6 refuses a gateway that is said to be on the link of an interface while a route leads to it
+/// by another one (`ip6_route_check_nh_onlink` in `net/ipv6/route.c`), be it the very route that is
+/// to be changed. An unreachable one takes its place first: unlike after a removal no packet goes
+/// by a less specific route in between.
+fn change_route(from: &Route, to: &Route, devices: &Devices) -> Result<Encoded, Error> {
+    let index = to.dev.as_ref().map(|dev| devices.index(dev)).transpose()?;
+    let mut requests = Vec::new();
+    if to.family() == Family::V6 && to.onlink && from.dev.is_some() && from.dev != to.dev {
+        let kind = RouteKind::Unreachable;
+        let between = Route { kind, dev: None, via: None, onlink: false, src: None, ..to.clone() };
+        requests.push(route::change(&between, None));
+    }
+    requests.push(route::change(to, index));
+    Ok(requests.into())
 }
 
 fn not_rtnl(op: &Op) -> Error {
