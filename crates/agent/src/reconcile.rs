@@ -75,6 +75,8 @@ pub(crate) struct Core<P> {
     // What should be.
     desired: Arc<Desired>,
     decided: bool,
+    /// The node's own part of it can be said.
+    known: bool,
     node_file: Option<NodeFile>,
     problems: Vec<Problem>,
     path_problems: Vec<String>,
@@ -123,6 +125,7 @@ impl<P: Port> Core<P> {
             looked_at,
             desired: Arc::default(),
             decided: false,
+            known: false,
             node_file: None,
             problems: Vec::new(),
             path_problems: Vec::new(),
@@ -363,7 +366,11 @@ impl<P: Port> Core<P> {
             return;
         }
         let inputs = self.inputs(self.records.desired());
-        let outcome = causeway_desired::node::node_objects(&inputs);
+        let mut outcome = causeway_desired::node::node_objects(&inputs);
+        self.known = outcome.known;
+        if !outcome.known {
+            self.keep_node_part(&mut outcome.desired);
+        }
         // What is wanted otherwise than before has nobody broken.
         self.settled.retain(|key| {
             let object = |d: &Desired| d.get(key).map(|e| e.object.clone());
@@ -383,6 +390,17 @@ impl<P: Port> Core<P> {
             .map(|p| Problem { owner: p.owner.to_string(), message: p.message })
             .collect();
         self.decided = true;
+    }
+
+    /// While it cannot be said what the node should hold, what was wanted before still is: pods
+    /// talk by it. A Node object that is deleted and registered again, or an address that goes and
+    /// comes back, costs no pod its network.
+    fn keep_node_part(&self, desired: &mut Desired) {
+        for (_, entry) in self.desired.iter() {
+            if !matches!(entry.owner, Owner::Pod(_)) {
+                desired.add(entry.owner.clone(), entry.why.clone(), entry.object.clone());
+            }
+        }
     }
 
     /// What desired state is a function of.
@@ -406,7 +424,7 @@ impl<P: Port> Core<P> {
         Ownership {
             recorded,
             route_protocol: self.config.route_protocol,
-            allow_removals: self.synced(),
+            allow_removals: self.synced() && self.known,
             makes_veths: false,
         }
     }

@@ -57,12 +57,7 @@ pub(crate) fn table(ground: &Ground<'_>) -> NftTable {
     for &family in &Family::BOTH {
         sets(&mut table, ground, family);
     }
-    if ground.config.road == Road::Direct {
-        // Nothing is encapsulated: the chains stay, so that a change of the road changes rules.
-        tunnel_chains(&mut table, Vec::new(), Vec::new());
-    } else {
-        closed_tunnel(&mut table, ground);
-    }
+    closed_tunnel(&mut table, ground);
     if ground.config.attach == Attach::Bridge && ground.families.contains(&Family::V6) {
         let stmts = vec![
             Stmt::is(Field::OifName, KeyPart::IfName(ground.config.bridge.clone())),
@@ -88,15 +83,8 @@ pub(crate) fn table(ground: &Ground<'_>) -> NftTable {
     table
 }
 
-fn tunnel_chains(table: &mut NftTable, inward: Vec<Rule>, outward: Vec<Rule>) {
-    let mut chain = |name: &str, hook, rules| {
-        table.chains.insert(name.to_owned(), base(ChainType::Filter, hook, -300, rules));
-    };
-    chain("tunnel", Hook::Prerouting, inward);
-    chain("tunnel_out", Hook::Output, outward);
-}
-
-/// Packets of the tunnel come from peers and from nobody else.
+/// Packets of the tunnel come from peers and from nobody else. Pods may not tunnel on a direct road
+/// either: another node may be on its way to another road, and other programs have tunnels too.
 ///
 /// Most is decided in prerouting, before connection tracking. A Service may translate a harmless
 /// destination into a node's tunnel port after that, so packets are looked at once more where
@@ -132,8 +120,27 @@ fn closed_tunnel(table: &mut NftTable, ground: &Ground<'_>) {
     };
 
     let mut inward: Vec<Rule> = from_pods().into();
-    let mut outward = Vec::new();
-    let mut arriving = Vec::new();
+    let (mut outward, mut arriving) = (Vec::new(), Vec::new());
+    if ground.config.road != Road::Direct {
+        peers_only(&udp, &mut inward, &mut outward, &mut arriving);
+    }
+    let mut filter = |name: &str, hook, priority, rules| {
+        table.chains.insert(name.to_owned(), base(ChainType::Filter, hook, priority, rules));
+    };
+    filter("tunnel", Hook::Prerouting, -300, inward);
+    filter("tunnel_out", Hook::Output, -300, outward);
+    filter("tunnel_forward", Hook::Forward, 0, from_pods().into());
+    filter("tunnel_in", Hook::Input, 0, arriving);
+}
+
+/// What the node itself takes from the tunnel and puts into it. `udp` is the match of tunnel
+/// packets.
+fn peers_only(
+    udp: &impl Fn(Vec<Stmt>) -> Vec<Stmt>,
+    inward: &mut Vec<Rule>,
+    outward: &mut Vec<Rule>,
+    arriving: &mut Vec<Rule>,
+) {
     for family in Family::BOTH {
         let peer = |field, op| set(field, family, op, "peers");
         let stmts =
@@ -152,12 +159,6 @@ fn closed_tunnel(table: &mut NftTable, ground: &Ground<'_>) {
         let stmts = vec![from, set(Field::Saddr, family, MatchOp::Ne, "remote")];
         inward.push(drop("the tunnel brings a packet of no peer's pod", stmts));
     }
-    tunnel_chains(table, inward, outward);
-    let mut filter = |name: &str, hook, rules| {
-        table.chains.insert(name.to_owned(), base(ChainType::Filter, hook, 0, rules));
-    };
-    filter("tunnel_forward", Hook::Forward, from_pods().into());
-    filter("tunnel_in", Hook::Input, arriving);
 }
 
 fn sets(table: &mut NftTable, ground: &Ground<'_>, family: Family) {

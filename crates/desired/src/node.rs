@@ -28,6 +28,9 @@ pub struct Problem {
 /// What a node should hold, and what could not be said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
+    /// False while the node's own part cannot be said (its Node is missing, or unlike the node):
+    /// `desired` then holds the pods' part alone, and the rest that is there has to stay.
+    pub known: bool,
     /// Kernel objects.
     pub desired: Desired,
     /// What plugins need to know (generation 0: the agent numbers it); absent while the node
@@ -48,13 +51,36 @@ pub fn vxlan_overhead(outer: Family) -> u32 {
 /// Computes the desired state of the node named in the inputs.
 pub fn node_objects(inputs: &Inputs) -> Outcome {
     let mut out = Outcome::default();
-    let Some((me, own)) = this_node(inputs, &mut out.problems) else { return out };
+    node_part(inputs, &mut out);
+    pods_part(inputs, &mut out);
+    out
+}
+
+/// The pods' own objects: they follow from the records alone.
+fn pods_part(inputs: &Inputs, out: &mut Outcome) {
+    let context =
+        PodContext { served: true, hairpin: false, route_protocol: inputs.config.route_protocol };
+    for record in inputs.attachments.iter().filter(|r| !r.pending) {
+        if !out.desired.extend(host_objects(record, &context)) {
+            out.problems.push(Problem {
+                owner: Owner::Pod(record.owner_name()),
+                message: format!(
+                    "the attachment of {} clashes with another one's; delete the older pod",
+                    record.owner_name()
+                ),
+            });
+        }
+    }
+}
+
+fn node_part(inputs: &Inputs, out: &mut Outcome) {
+    let Some((me, own)) = this_node(inputs, &mut out.problems) else { return };
     let own = &own;
     let families: Vec<Family> =
         Family::BOTH.into_iter().filter(|f| own.pod_cidr(*f).is_some()).collect();
     let (peers, problems) = roads::peers(inputs, me, own);
     out.problems.extend(problems);
-    let Some(mtu) = pod_mtu(inputs, own, &families, &mut out.problems) else { return out };
+    let Some(mtu) = pod_mtu(inputs, own, &families, &mut out.problems) else { return };
     let no_masquerade = no_masquerade(inputs, own, &peers);
 
     let d = &mut out.desired;
@@ -83,19 +109,7 @@ pub fn node_objects(inputs: &Inputs) -> Outcome {
     };
     let table = nft_agent::table(&ground);
     d.add(Owner::Node, "closed tunnels and masquerade", Object::Table(table));
-    let context =
-        PodContext { served: true, hairpin: false, route_protocol: inputs.config.route_protocol };
-    for record in inputs.attachments.iter().filter(|r| !r.pending) {
-        if !d.extend(host_objects(record, &context)) {
-            out.problems.push(Problem {
-                owner: Owner::Pod(record.owner_name()),
-                message: format!(
-                    "the attachment of {} clashes with another one's; delete the older pod",
-                    record.owner_name()
-                ),
-            });
-        }
-    }
+    out.known = true;
     out.node_file = Some(NodeFile {
         generation: 0,
         node: me.clone(),
@@ -110,7 +124,6 @@ pub fn node_objects(inputs: &Inputs) -> Outcome {
         },
         policy_namespaces: vec![],
     });
-    out
 }
 
 /// This node's name and what of its Node object can be used: only addresses that are on its
