@@ -7,6 +7,7 @@ mod cluster_away;
 mod conflict;
 mod field;
 mod node;
+mod others;
 mod pods;
 mod process;
 mod repair;

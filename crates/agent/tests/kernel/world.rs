@@ -1,7 +1,7 @@
 //! What is around a node: its underlay with peers, strangers and the outside, in one namespace,
 //! and pods.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::Path;
 
 use causeway_kernel::{NetNs, netns};
@@ -121,6 +121,19 @@ pub(crate) fn send_raw(to: &str, protocol: i32, payload: &[u8]) {
     let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(protocol))).expect("root");
     let _ = socket.send_to(payload, &SocketAddr::new(to, 0).into());
+}
+
+/// Sends one IPv6 packet of a protocol to a multicast group, with the hop limit of neighbours.
+pub(crate) fn send_raw_from(device: &str, group: &str, protocol: i32, payload: &[u8]) {
+    let text = run(&format!("ip -o link show {device}"));
+    let index: u32 = text.split(':').next().unwrap().parse().expect("an index");
+    let socket =
+        Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::from(protocol))).expect("root");
+    socket.set_multicast_hops_v6(255).unwrap();
+    socket.set_multicast_if_v6(index).unwrap();
+    let to = SocketAddrV6::new(group.parse().unwrap(), 0, 0, index);
+    // Until the device has a link-local address there is nothing to send from.
+    let _ = socket.send_to(payload, &to.into());
 }
 
 /// A VXLAN packet with an IPv4 or IPv6 packet (protocol UDP, no content) for the device `mac`.
