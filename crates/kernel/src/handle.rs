@@ -135,6 +135,21 @@ impl Handle {
         Ok(Some((seen.index, seen.named(&names))))
     }
 
+    /// Makes an interface take in every frame, also those for others (`IFF_PROMISC`).
+    ///
+    /// # Errors
+    /// When there is no such interface, or the kernel refuses.
+    pub fn set_promiscuous(&mut self, name: &IfName) -> Result<(), Error> {
+        let what = "set an interface promiscuous";
+        let Some(index) = self.link_index(name)? else {
+            return Err(Error::Invalid(format!("cannot {what}: there is no {name}")));
+        };
+        for outcome in self.route.transact(vec![link::promiscuous(index)])? {
+            outcome.map_err(|refusal| Error::refused(what, refusal))?;
+        }
+        Ok(())
+    }
+
     /// What the namespace holds, as far as the scope asks. Every table is a picture of one moment
     /// (a dump during which it changed is taken again).
     ///

@@ -208,8 +208,8 @@ impl Space {
     ///
     /// # Errors
     /// Code 999 when the kernel refuses.
-    pub(crate) fn set_promisc(&mut self, _: &IfName) -> Result<(), CniError> {
-        Ok(())
+    pub(crate) fn set_promisc(&mut self, dev: &IfName) -> Result<(), CniError> {
+        self.handle.set_promiscuous(dev).map_err(|e| self.unreadable(&e))
     }
 
     fn unreadable(&self, error: &causeway_kernel::Error) -> CniError {

@@ -171,6 +171,14 @@ fn set(index: u32, attributes: Vec<LinkAttribute>, up: Option<bool>) -> Request 
     request(&RouteNetlinkMessage::NewLink(message), 0)
 }
 
+/// The request that makes a link take in every frame.
+pub(crate) fn promiscuous(index: u32) -> Request {
+    let mut message = with_index(index);
+    message.header.change_mask = LinkFlags::Promisc;
+    message.header.flags = LinkFlags::Promisc;
+    request(&RouteNetlinkMessage::NewLink(message), 0)
+}
+
 fn set_port(index: u32, flags: PortFlags) -> Request {
     let data = vec![
         InfoBridgePort::Isolated(flags.isolated),
