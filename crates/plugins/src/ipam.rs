@@ -7,8 +7,9 @@ use std::path::Path;
 use causeway_cni_spec::delegate::{delegate, ipam_add};
 use causeway_cni_spec::exec::ProcessExec;
 use causeway_cni_spec::{CniError, CniResult, Command, Dns, HostLocal, IpConfig};
-use causeway_ipam::Owner;
+use causeway_ipam::{Owner, Range};
 use causeway_types::state::LeaseRecord;
+use ipnet::IpNet;
 
 use crate::call::Call;
 use crate::files;
@@ -96,6 +97,16 @@ impl Ipam {
                 check_leases(&call.owner(), conf, &held, named.map(|ip| ip.address.addr()))
             }
             Ipam::Foreign(name) => run(name, Command::Check, call),
+        }
+    }
+
+    /// The networks that addresses are taken from, as far as the configuration says.
+    pub fn networks(&self) -> Vec<IpNet> {
+        match self {
+            Ipam::HostLocal { conf, .. } => {
+                conf.sets.iter().flat_map(|s| s.ranges()).map(Range::subnet).collect()
+            }
+            Ipam::None | Ipam::Foreign(_) => Vec::new(),
         }
     }
 

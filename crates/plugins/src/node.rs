@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use causeway_cni_spec::CniError;
 use causeway_desired::pod;
 use causeway_types::state::{LeaseRecord, NodeFile};
-use causeway_types::{IfName, Mac};
+use causeway_types::{Cidr, IfName, Mac};
+use ipnet::IpNet;
 
 use crate::call::Call;
 use crate::notify::{self, Answer};
@@ -27,12 +28,40 @@ impl Served {
     /// Code 11 while there is no node file; codes 5 and 6 when it cannot be read.
     pub(crate) fn require(call: &Call) -> Result<Self, CniError> {
         Self::read(call)?.ok_or_else(|| {
-            CniError::try_again(format!(
-                "{} is not there: the agent has not written it yet; see that `causeway agent` runs \
-                 on this node, and `causeway status` for what it waits for",
-                call.paths.node_file.display()
-            ))
+            let why = match notify::readiness(&call.paths.agent_socket) {
+                Answer::Failed(why) => format!("the agent is not ready to write it: {why}"),
+                Answer::Done => "the agent is about to write it".to_owned(),
+                Answer::Nobody => "the agent writes it when the node is ready for pods, and does \
+                                   not run; see that `causeway agent` runs on this node"
+                    .to_owned(),
+            };
+            let file = call.paths.node_file.display();
+            CniError::try_again(format!("{file} is not there: {why}"))
         })
+    }
+
+    /// Peers send to this node what is for its pod subnets, and nothing else: an address outside
+    /// would be reached by nobody, and one in a wider network would take peers' pods for
+    /// neighbours.
+    ///
+    /// # Errors
+    /// Code 7 naming the network that is none of the node's.
+    pub(crate) fn refuse_others_networks(
+        &self,
+        call: &Call,
+        networks: impl IntoIterator<Item = IpNet>,
+    ) -> Result<(), CniError> {
+        let own = &self.file.pod_cidrs;
+        let inside = |net: &IpNet| own.iter().any(|c| c.covers(Cidr::of(*net)));
+        let Some(other) = networks.into_iter().find(|net| !inside(net)) else { return Ok(()) };
+        let own: Vec<String> = own.iter().map(Cidr::to_string).collect();
+        Err(CniError::invalid_config(format!(
+            "addresses of {} are not of this node's pod subnets ({}), which is all that other \
+             nodes send here: change \"ipam.subnet\" of network {:?} on this node to its own",
+            Cidr::of(other),
+            own.join(", "),
+            call.conf.name
+        )))
     }
 
     /// The node, if it serves the call's network of type `bridge`.

@@ -1,4 +1,4 @@
-//! One question to the agent: is the pod's policy in the kernel?
+//! Questions to the agent: is the pod's policy in the kernel, and why is the node not ready?
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -21,9 +21,20 @@ pub enum Answer {
     Failed(String),
 }
 
+/// Asks the agent whether the node is ready for pods, and if not, why.
+pub fn readiness(socket: &Path) -> Answer {
+    ask(socket, "GET", "/readyz")
+}
+
 /// Tells the agent of a new attachment (`POST /v1/attachments/CONTAINER-IFNAME`) and waits until
 /// it has done its part.
 pub fn attachment(socket: &Path, container_id: &str, ifname: &str) -> Answer {
+    // Interface names may hold what a request line may not.
+    let name = escape(&format!("{container_id}-{ifname}"));
+    ask(socket, "POST", &format!("/v1/attachments/{name}"))
+}
+
+fn ask(socket: &Path, method: &str, path: &str) -> Answer {
     let mut stream = match UnixStream::connect(socket) {
         Ok(stream) => stream,
         Err(e)
@@ -33,10 +44,8 @@ pub fn attachment(socket: &Path, container_id: &str, ifname: &str) -> Answer {
         }
         Err(e) => return Answer::Failed(e.to_string()),
     };
-    // Interface names may hold what a request line may not.
-    let name = escape(&format!("{container_id}-{ifname}"));
     let request = format!(
-        "POST /v1/attachments/{name} HTTP/1.1\r\nhost: causeway\r\nconnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: causeway\r\nconnection: close\r\n\
          content-length: 0\r\n\r\n"
     );
     match exchange(&mut stream, request.as_bytes()) {

@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::fs;
+
+use common::served::{Families, Mode, conf, serve, write_node_file};
 use common::{Node, sh, tutorial};
 use serde_json::{Value, json};
 
@@ -28,6 +31,10 @@ fn configurations() {
         (with("/ipam/subnet", json!("nonsense")), 6, "ipam.subnet"),
         (with("/ipam/rangeStart", json!("10.1.0.0")), 7, "rangeStart"),
         (with("/ipam/type", json!("no-such-ipam")), 7, "no-such-ipam"),
+        (with("/ipam/type", json!("../../bin/sh")), 7, "../../bin/sh"),
+        (with("/prevResult", json!("x")), 6, "prevResult"),
+        (json!({"cniVersion": "1.0.0", "name": "n", "type": "bridge", "ipam": 7}), 6, "ipam"),
+        (json!("[1, 2]"), 6, "object"),
         (with("/ipam/routes", json!([{"dst": "10.0.0.1/8"}])), 7, "10.0.0.0/8"),
         (
             with("/ipam/routes", json!([{"dst": "10.0.0.0/8", "gw": "192.0.2.1"}])),
@@ -158,4 +165,125 @@ fn the_type_decides_where_the_name_does_not() {
     let (code, message) = call.run().err();
     assert_eq!(code, 7);
     assert!(message.contains("elsewhere") && message.contains("loopback"), "{message}");
+}
+
+#[test]
+fn check_without_what_it_checks() {
+    let node = Node::new();
+    node.pod("p1");
+    let conf = tutorial("1.0.0");
+    let (code, message) = node.call("CHECK", "p1", &conf).run().err();
+    assert_eq!(code, 7);
+    assert!(message.contains("prevResult"), "{message}");
+    let mut call = node.call("DEL", "p1", &conf);
+    let text = json!("{");
+    call.conf = &text;
+    call.program = Some(format!("{}/bridge", node.bin_dir));
+    assert_eq!(call.run().err().0, 6);
+}
+
+/// What keeps state from being read or written: the file, the command to run it before, and the
+/// code.
+#[test]
+fn unreadable_state() {
+    for mode in Mode::ALL {
+        for (path, contents, code) in [
+            ("/run/causeway/node.json", Some("{"), 6),
+            ("/run/causeway/node.json", None, 5),
+            ("/var/lib/causeway/attachments", Some("not a directory"), 5),
+            ("/var/lib/causeway/leases", Some("not a directory"), 5),
+            ("/var/lib/cni/networks/pod-network", Some("not a directory"), 5),
+            ("/var/lib/cni/networks/pod-network/lock", None, 5),
+            ("/var/lib/cni/networks/pod-network/10.244.1.2", None, 5),
+        ] {
+            let test = move || unreadable(mode, path, contents, code);
+            assert!(std::thread::spawn(test).join().is_ok(), "{mode:?} {path}");
+        }
+    }
+}
+
+/// `None`: a directory where a file should be.
+fn unreadable(mode: Mode, path: &str, contents: Option<&str>, code: u64) {
+    let node = serve(mode, Families::V4);
+    node.pod("p1");
+    let _ = fs::remove_file(path);
+    fs::create_dir_all(path.rsplit_once('/').unwrap().0).unwrap();
+    match contents {
+        Some(text) => fs::write(path, text).unwrap(),
+        None => fs::create_dir(path).unwrap(),
+    }
+    let before = node.residue();
+    let conf = conf(mode, Families::V4);
+    let (got, message) = node.call("ADD", "p1", &conf).run().err();
+    assert_eq!(got, code, "{message}");
+    assert!(message.contains(path), "names it: {message}");
+    assert_eq!(node.residue(), before);
+    assert!(!sh("ip -n p1 link").contains("eth0"));
+    let mut status = conf.clone();
+    status["cniVersion"] = json!("1.1.0");
+    if !path.contains("/var/lib/causeway/") {
+        let (code, said) = node.call("STATUS", "", &status).run().err();
+        assert_eq!(code, 50, "{said}");
+        assert!(said.contains(path), "{said}");
+    }
+    // As soon as that is mended all is well.
+    fs::remove_file(path).or_else(|_| fs::remove_dir(path)).unwrap();
+    write_node_file(mode, Families::V4, json!({}));
+    node.add("p1", &conf);
+    node.del("p1", &conf);
+    assert_eq!(node.residue(), "");
+}
+
+/// Addresses of a served network that other nodes do not send here.
+#[test]
+fn a_served_network_that_is_not_the_nodes() {
+    let node = serve(Mode::Classic, Families::V4);
+    node.pod("p1");
+    for subnet in ["10.244.0.0/16", "10.244.2.0/24"] {
+        let mut conf = tutorial("1.1.0");
+        conf["ipam"]["subnet"] = json!(subnet);
+        let (code, message) = node.call("ADD", "p1", &conf).run().err();
+        assert_eq!(code, 7, "{message}");
+        for part in [subnet, "10.244.1.0/24", "ipam.subnet", "pod-network"] {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+        assert_eq!(node.residue(), "");
+        let (code, message) = node.call("STATUS", "", &conf).run().err();
+        assert_eq!(code, 50);
+        assert!(message.contains("ipam.subnet"), "{message}");
+        // Any other network is free to choose.
+        conf["name"] = json!("podman");
+        conf["bridge"] = json!("podman0");
+        node.add("p1", &conf);
+        node.del("p1", &conf);
+        sh("ip link del podman0");
+        assert_eq!(node.residue(), "");
+    }
+}
+
+/// A foreign IPAM plugin that fails: its own words, and nothing left.
+#[test]
+fn a_foreign_ipam_plugin_fails() {
+    let node = Node::new();
+    node.pod("p1");
+    let script = |body: &str| {
+        let path = format!("{}/mine", node.bin_dir);
+        fs::write(&path, format!("#!/bin/sh\ncat > /dev/null\n{body}\n")).unwrap();
+        sh(&format!("chmod +x {path}"));
+    };
+    let conf = with("/ipam", json!({"type": "mine"}));
+    for (body, code, word) in [
+        (r#"echo '{"cniVersion":"1.0.0","code":42,"msg":"no ticket"}'; exit 1"#, 42, "no ticket"),
+        ("echo nonsense", 6, "mine"),
+        ("kill -9 $$", 999, "mine"),
+        (r#"echo '{"cniVersion":"1.0.0","ips":[]}'"#, 999, "no address"),
+        (r#"echo '{"cniVersion":"1.0.0","ips":[{"address":"10.0.0.300/8"}]}'"#, 6, "ips"),
+    ] {
+        script(body);
+        let (got, message) = node.call("ADD", "p1", &conf).run().err();
+        assert!(message.contains(word), "{body}: {message}");
+        assert_eq!(got, code, "{body}: {message}");
+        assert_eq!(node.residue(), "");
+        assert!(!sh("ip -n p1 link").contains("eth0"));
+    }
 }

@@ -52,6 +52,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     }
     let given = attachment::addresses(call, &ipam, rollback)?;
     let result = objects::complete(&conf, given);
+    if let Some(served) = &served {
+        served.refuse_others_networks(call, result.ips.iter().map(|ip| ip.address))?;
+    }
     let record = record(call, &conf, ends, netns, served.as_ref(), &result);
     attachment::refuse_existing(&mut node, &record)?;
 

@@ -15,6 +15,7 @@ use causeway_cni_spec::{CniError, CniResult};
 use crate::Plugin;
 use crate::call::Call;
 use crate::ipam::Ipam;
+use crate::node::Served;
 
 /// Type `bridge`.
 pub(crate) struct BridgePlugin;
@@ -33,8 +34,15 @@ impl Plugin for BridgePlugin {
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {
-        conf::BridgeConf::parse(call).map_err(|e| CniError::not_available(e.msg))?;
-        Ipam::of(call, None)?.status(call)
+        let unavailable = |e: CniError| CniError::not_available(e.msg);
+        conf::BridgeConf::parse(call).map_err(unavailable)?;
+        let served = Served::if_served(call).map_err(unavailable)?;
+        let ipam = Ipam::of(call, served.as_ref().map(|s| s.lease_record(call)));
+        let ipam = ipam.map_err(unavailable)?;
+        if let Some(served) = &served {
+            served.refuse_others_networks(call, ipam.networks()).map_err(unavailable)?;
+        }
+        ipam.status(call)
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
