@@ -86,7 +86,7 @@ fn arp_in_anothers_name() {
         let _ = try_sh(&format!("ip netns exec p1 ping -c1 -W1 -n -I {victim} 10.244.1.200"));
         assert!(dropped(&s.first, "source address") > before);
         sh(&format!("ip -n p1 addr del {victim}/32 dev eth0"));
-        sh(&format!("ping -c1 -W1 -n {victim}"));
+        sh(&format!("ping -c1 -W3 -n {victim}"));
         drop(s.node);
     });
 }
@@ -134,7 +134,7 @@ fn neighbour_advertisement_for_another() {
         message.extend([2, 1, 2, 0xde, 0xad, 0xbe, 0xef, 1]);
         send_icmpv6("p1", &message);
         assert!(dropped(&s.first, "advertisement for another") > before);
-        sh(&format!("ping -c1 -W1 -n {victim}"));
+        sh(&format!("ping -c1 -W3 -n {victim}"));
         drop(s.node);
     });
 }

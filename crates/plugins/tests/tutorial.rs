@@ -122,7 +122,7 @@ fn every_version_answers_in_its_own_words() {
         } else {
             assert_eq!(node.call("CHECK", &pod, &conf).run().err().0, 1);
         }
-        let (ok, _) = try_sh(&format!("ip netns exec {pod} ping -c1 -W1 10.244.0.1"));
+        let (ok, _) = try_sh(&format!("ip netns exec {pod} ping -c1 -W3 10.244.0.1"));
         assert!(ok);
         node.del(&pod, &conf);
     }
