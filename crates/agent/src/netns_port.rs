@@ -109,6 +109,7 @@ fn of(event: &Event) -> Stale {
         Event::Addr { .. } => Stale { addrs: true, routes: true, ..Stale::NONE },
         Event::Route { .. } => Stale { routes: true, ..Stale::NONE },
         Event::Neigh { .. } | Event::Fdb { .. } => Stale { neighs: true, ..Stale::NONE },
+        Event::Parameter { .. } => Stale { sysctls: true, ..Stale::NONE },
         // Tables of others are not looked at.
         Event::Table { name, .. } => {
             let ours = name == names::NFT_AGENT || name == names::NFT_PLUGINS;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use causeway_model::nft::NftFamily;
-use causeway_types::{Cidr, IfName, Mac};
+use causeway_types::{Cidr, Family, IfName, Mac};
 use ipnet::IpNet;
 use rustix::event::epoll;
 
@@ -13,8 +13,11 @@ use crate::netns::NetNs;
 use crate::rtnl::read;
 use crate::sock::{Bus, Reply, Socket, attributes};
 
-/// Groups of rtnetlink (`RTNLGRP_*`): links, neighbours, addresses and routes of both families.
-const ROUTE_GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// Groups of rtnetlink (`RTNLGRP_*`): links, neighbours, addresses, routes and kernel parameters of
+/// both families.
+const ROUTE_GROUPS: [u32; 8] = [1, 3, 5, 7, 9, 11, 24, 25];
+/// `RTM_NEWNETCONF` (`linux/rtnetlink.h`).
+const RTM_NEWNETCONF: u16 = 80;
 /// Group of nfnetlink: `NFNLGRP_NFTABLES`.
 const NFTABLES_GROUP: u32 = 7;
 /// `NFNL_SUBSYS_NFTABLES`, the upper byte of a message's type.
@@ -77,6 +80,12 @@ pub enum Event {
         mac: Mac,
         /// It went.
         gone: bool,
+    },
+    /// A kernel parameter of an interface, or of all: forwarding, proxying or reverse path filter.
+    /// Of other parameters the kernel says nothing.
+    Parameter {
+        /// Of which family.
+        family: Family,
     },
     /// An nftables table, or something in it.
     Table {
@@ -181,6 +190,7 @@ fn decode(reply: Reply<'_>) -> Option<Event> {
         libc::RTM_NEWADDR | libc::RTM_DELADDR => address(reply),
         libc::RTM_NEWROUTE | libc::RTM_DELROUTE => route(reply),
         libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => neighbour(reply),
+        RTM_NEWNETCONF => read::family(reply.body).map(|family| Event::Parameter { family }),
         NEWGEN => None,
         kind if kind >> 8 == NFTABLES => table(reply),
         _ => None,

@@ -112,6 +112,31 @@ fn the_bridge() {
     }
 }
 
+/// `sysctl --system`, or a program that is sure of itself, turns forwarding off.
+#[test]
+fn parameters_of_the_kernel() {
+    for stack in [Stack::V4, Stack::V6, Stack::Dual] {
+        let config = Config { attach: Attach::Bridge, ..Config::default() };
+        with(stack, config, |node| {
+            node.start_with(node.three());
+            let mut paths = Vec::new();
+            if stack.v4() {
+                paths.push("/proc/sys/net/ipv4/ip_forward");
+            }
+            if stack.v6() {
+                paths.push("/proc/sys/net/ipv6/conf/all/forwarding");
+                paths.push("/proc/sys/net/ipv6/conf/cni0/proxy_ndp");
+            }
+            for path in paths {
+                std::fs::write(path, "0").unwrap();
+                comes_back(path, &format!("cat {path}"), "1\n");
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            node.assert_whole();
+        });
+    }
+}
+
 #[test]
 fn the_files() {
     with(Stack::V4, Config::default(), |node| {
