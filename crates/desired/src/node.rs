@@ -164,8 +164,11 @@ fn this_node<'a>(
         problem(message);
     }
     let here = own_families(inputs, &own);
+    // Peers send tunnel packets to the address of this family, whether it is here or not: another
+    // one in its place would be heard by nobody.
+    let outer = roads::outer_family(&own).filter(|family| here.contains(family));
     own.addresses.retain(|a| here.contains(&Family::of(*a)));
-    (!own.addresses.is_empty()).then_some((me, own))
+    outer.map(|_| (me, own))
 }
 
 /// Families whose first InternalIP, the one that peers send to, is on one of our interfaces.

@@ -362,6 +362,18 @@ fn failure_28_double_translation() {
                 inside("c1", || world::send_udp(pod, to, 7777, b"x"));
                 arrives(f, (pods + 1, nodes), to);
             }
+            // A node that joins later is inside as well.
+            let mut view = node.three();
+            view.nodes.extend([node.info(4, true)]);
+            node.sender.send_replace(Snapshot::synced_with(view));
+            eventually("node-4", DEADLINE, || {
+                let ways = node.routes_to(4);
+                if ways.iter().all(|l| l.contains("via")) { Ok(()) } else { Err(ways.concat()) }
+            });
+            let to = ["10.244.4.7", "fd00:10:244:4::7"][f];
+            let (pods, nodes) = sources(f);
+            inside("c1", || world::send_udp(pod, to, 7777, b"x"));
+            arrives(f, (pods + 1, nodes), to);
             let (pods, nodes) = sources(f);
             let to = ["198.51.100.1", "2001:db8:1::1"][f];
             inside("c1", || world::send_udp(pod, to, 7777, b"x"));
@@ -421,5 +433,36 @@ fn failure_06_a_stop_changes_nothing() {
         node.start_with(node.three());
         node.assert_whole();
         assert_eq!((all(), inodes(node)), before);
+    });
+}
+
+/// Field failure 26: one family's address goes for a while. Peers go on sending tunnel packets to
+/// it; a tunnel that changed to the other family meanwhile would be heard by nobody.
+#[test]
+fn failure_26_one_of_two_addresses_goes() {
+    with(Stack::Dual, Config::default(), |node| {
+        node.start_with(node.three());
+        let link = || run("ip -o link show cw-vxlan");
+        let (before, far, table) =
+            (link(), node.routes_to(3), run("nft -s list table inet causeway"));
+        run("ip addr del 192.168.1.11/24 dev eth0");
+        eventually(
+            "named",
+            REPAIR,
+            || {
+                if node.status().ready { Err(node.wrong()) } else { Ok(()) }
+            },
+        );
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert_eq!((link(), node.routes_to(3)), (before, far));
+        assert_eq!(run("nft -s list table inet causeway"), table);
+        run("ip addr add 192.168.1.11/24 dev eth0");
+        run("ip route add default via 192.168.1.1");
+        node.until_ready();
+        eventually("whole", DEADLINE, || {
+            let left = node.engine().plan()?.lines;
+            if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
+        });
+        node.assert_whole();
     });
 }

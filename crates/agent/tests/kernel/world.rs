@@ -26,21 +26,21 @@ pub(crate) fn inside<T: Send>(name: &str, f: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Puts the other end of the node's cable into a namespace `world` that has the addresses of the
-/// router, of `node-2` and `node-3`, of a stranger and of the outside.
+/// router, of `node-2` to `node-4`, of a stranger and of the outside.
 pub(crate) fn surround(node: &Node) {
     netns::create_named(Path::new("/run/netns/world")).expect("a namespace");
     run("ip link set under0 netns world");
     run("ip -n world link set under0 up");
     run("ip -n world link set lo up");
     if node.stack.v4() {
-        for address in ["192.168.1.1/24", "192.168.1.12/24", "192.168.1.99/24"] {
+        for address in ["192.168.1.1/24", "192.168.1.12/24", "192.168.1.14/24", "192.168.1.99/24"] {
             run(&format!("ip -n world addr add {address} dev under0"));
         }
         run("ip -n world addr add 192.168.2.13/32 dev lo");
         run("ip -n world addr add 203.0.113.9/32 dev lo");
     }
     if node.stack.v6() {
-        for address in ["fd00:1::1/64", "fd00:1::12/64", "fd00:1::99/64"] {
+        for address in ["fd00:1::1/64", "fd00:1::12/64", "fd00:1::14/64", "fd00:1::99/64"] {
             run(&format!("ip -n world addr add {address} dev under0 nodad"));
         }
         run("ip -n world addr add fd00:2::13/128 dev lo");
