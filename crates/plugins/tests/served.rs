@@ -91,6 +91,35 @@ fn same_node_packets_pass_the_forward_hook() {
     });
 }
 
+/// The agent masquerades for all pods, by a list that follows the cluster. What a plugin would
+/// write down when a pod starts makes nodes that join later the outside (field failure 28).
+#[test]
+fn pods_of_a_served_network_are_not_masqueraded_by_the_plugin() {
+    everywhere(|node, mode, families| {
+        let conf = conf(mode, families);
+        node.pod("p1");
+        node.add("p1", &conf);
+        let rules = sh("nft list ruleset");
+        assert!(!rules.contains("masquerade"), "{rules}");
+        node.del("p1", &conf);
+        assert_eq!(node.residue(), "");
+    });
+}
+
+/// A pod that was attached before the agent came is taken down after.
+#[test]
+fn pods_from_before_the_agent_leave_nothing() {
+    let node = serve(Mode::Classic, Families::Dual);
+    let conf = conf(Mode::Classic, Families::Dual);
+    node.pod("p1");
+    fs::remove_file("/run/causeway/node.json").unwrap();
+    node.add("p1", &conf);
+    assert!(sh("nft list ruleset").contains("masquerade"));
+    write_node_file(Mode::Classic, Families::Dual, json!({}));
+    node.del("p1", &conf);
+    assert_eq!(node.residue(), "");
+}
+
 #[test]
 fn full_size_packets_pass() {
     everywhere(|node, mode, families| {

@@ -100,18 +100,18 @@ pub(super) fn record(
         addresses: addresses.clone(),
         gateways,
         bridge: Some(conf.bridge.clone()),
-        masquerade_except: conf.ip_masq.then(|| exceptions(served, &addresses)),
+        // On a served network the agent does that for all pods, and its exceptions follow the
+        // cluster: what is written down here would turn nodes that join later into the outside.
+        masquerade_except: (conf.ip_masq && served.is_none()).then(|| exceptions(&addresses)),
         boot_id: served.map(|s| s.boot_id.clone()).unwrap_or_default(),
     }
 }
 
-/// What is not masqueraded: the pods' own networks, multicast and, on a served network, all pods
-/// of the cluster.
-pub(super) fn exceptions(served: Option<&Served>, addresses: &[IpNet]) -> Vec<Cidr> {
+/// What is not masqueraded: the pods' own networks and multicast.
+pub(super) fn exceptions(addresses: &[IpNet]) -> Vec<Cidr> {
     let multicast = ["224.0.0.0/4", "ff00::/8"].map(|c| c.parse().expect("a valid prefix"));
     let own = addresses.iter().map(|a| Cidr::of(*a));
-    let cluster = served.into_iter().flat_map(|s| s.file.no_masquerade.iter().copied());
-    let all: BTreeSet<Cidr> = own.chain(cluster).chain(multicast).collect();
+    let all: BTreeSet<Cidr> = own.chain(multicast).collect();
     all.into_iter().collect()
 }
 

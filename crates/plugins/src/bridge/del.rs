@@ -73,9 +73,7 @@ fn skeleton(
     ends: Derived,
     addresses: Vec<IpNet>,
 ) -> AttachmentRecord {
-    // The chain of exceptions is named after them: what ADD took from the node file counts.
-    let served = Served::if_served(call).ok().flatten();
-    let except = super::add::exceptions(served.as_ref(), &addresses);
+    let except = super::add::exceptions(&addresses);
     AttachmentRecord {
         container_id: container_id.to_owned(),
         ifname: ends.ifname,
