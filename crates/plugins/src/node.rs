@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use causeway_cni_spec::CniError;
+use causeway_cni_spec::{CniError, Command};
 use causeway_desired::pod;
 use causeway_types::state::{LeaseRecord, NodeFile};
 use causeway_types::{Cidr, IfName, Mac};
@@ -27,17 +27,7 @@ impl Served {
     /// # Errors
     /// Code 11 while there is no node file; codes 5 and 6 when it cannot be read.
     pub(crate) fn require(call: &Call) -> Result<Self, CniError> {
-        Self::read(call)?.ok_or_else(|| {
-            let why = match notify::readiness(&call.paths.agent_socket) {
-                Answer::Failed(why) => format!("the agent is not ready to write it: {why}"),
-                Answer::Done => "the agent is about to write it".to_owned(),
-                Answer::Nobody => "the agent writes it when the node is ready for pods, and does \
-                                   not run; see that `causeway agent` runs on this node"
-                    .to_owned(),
-            };
-            let file = call.paths.node_file.display();
-            CniError::try_again(format!("{file} is not there: {why}"))
-        })
+        Self::read(call)?.ok_or_else(|| absent(call))
     }
 
     /// Peers send to this node what is for its pod subnets, and nothing else: an address outside
@@ -67,10 +57,16 @@ impl Served {
     /// The node, if it serves the call's network of type `bridge`.
     ///
     /// # Errors
-    /// Codes 5 and 6 when the node file cannot be read.
+    /// Codes 5 and 6 when the node file cannot be read. Code 11 when a pod is about to start in a
+    /// network that was served before a boot and whose agent has not come up yet: it would start
+    /// without a guard, and for good.
     pub(crate) fn if_served(call: &Call) -> Result<Option<Self>, CniError> {
-        let served = Self::read(call)?;
-        Ok(served.filter(|s| s.file.served.contains(&call.conf.name)))
+        let starts = matches!(call.env.command, Command::Add | Command::Status);
+        match Self::read(call)? {
+            None if starts && was_served(call) => Err(absent(call)),
+            None => Ok(None),
+            Some(served) => Ok(Some(served).filter(|s| s.file.served.contains(&call.conf.name))),
+        }
     }
 
     fn read(call: &Call) -> Result<Option<Self>, CniError> {
@@ -115,4 +111,22 @@ impl Served {
             call.paths.agent_socket.display()
         )))
     }
+}
+
+/// Lease records are kept of served networks alone, and over a boot.
+fn was_served(call: &Call) -> bool {
+    call.paths.lease_records.join(&call.conf.name).is_dir()
+}
+
+/// There is no node file: why, in the agent's words if it has any.
+fn absent(call: &Call) -> CniError {
+    let why = match notify::readiness(&call.paths.agent_socket) {
+        Answer::Failed(why) => format!("the agent is not ready to write it: {why}"),
+        Answer::Done => "the agent is about to write it".to_owned(),
+        Answer::Nobody => "the agent writes it when the node is ready for pods, and does not run; \
+                           see that `causeway agent` runs on this node"
+            .to_owned(),
+    };
+    let file = call.paths.node_file.display();
+    CniError::try_again(format!("{file} is not there: {why}"))
 }

@@ -120,6 +120,36 @@ fn pods_from_before_the_agent_leave_nothing() {
     assert_eq!(node.residue(), "");
 }
 
+/// The configuration list outlives a boot, the node file does not: a pod that is started before the
+/// agent waits for it, or it would be without guard and record for good.
+#[test]
+fn after_a_boot_pods_wait_for_the_agent() {
+    let node = serve(Mode::Classic, Families::V4);
+    let mut conf = conf(Mode::Classic, Families::V4);
+    conf["cniVersion"] = json!("1.1.0");
+    node.pod("p1");
+    node.add("p1", &conf);
+    node.del("p1", &conf);
+    fs::remove_file("/run/causeway/node.json").unwrap();
+    let (code, message) = node.call("ADD", "p1", &conf).run().err();
+    assert_eq!(code, 11, "{message}");
+    assert!(message.contains("/run/causeway/node.json"), "{message}");
+    assert!(message.contains("causeway agent"), "{message}");
+    assert_eq!(node.residue(), "");
+    assert_eq!(node.call("STATUS", "", &conf).run().err().0, 50);
+    node.del("p1", &conf);
+    // Networks that no agent ever served are as without one.
+    let mut other = conf.clone();
+    other["name"] = json!("podman");
+    other["bridge"] = json!("podman0");
+    node.add("p1", &other);
+    node.del("p1", &other);
+    write_node_file(Mode::Classic, Families::V4, json!({}));
+    node.add("p1", &conf);
+    node.del("p1", &conf);
+    assert_eq!(node.residue(), "");
+}
+
 #[test]
 fn full_size_packets_pass() {
     everywhere(|node, mode, families| {
