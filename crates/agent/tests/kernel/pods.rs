@@ -131,7 +131,11 @@ fn a_port_of_the_bridge_that_somebody_opened_is_closed_again() {
             if whole { Ok(()) } else { Err(node.wrong()) }
         });
         let port = format!("bridge -d link show dev {veth}");
-        let before = run(&port);
+        // The kernel takes a moment to see that the other end is up.
+        let before = eventually("carrier", DEADLINE, || {
+            let text = run(&port);
+            if text.contains("state forwarding") { Ok(text) } else { Err(text) }
+        });
         for flag in ["isolated on", "learning off", "flood off"] {
             assert!(before.contains(flag), "{flag} in {before}");
         }
@@ -160,6 +164,30 @@ fn a_port_of_the_bridge_that_somebody_opened_is_closed_again() {
             let link = run(&format!("ip link show {veth}"));
             if all && link.contains("master cni0") { Ok(()) } else { Err(node.wrong()) }
         });
+        // And the bridge itself, with all that hung on it.
+        let shows = [
+            port.clone(),
+            fdb.clone(),
+            neigh.to_owned(),
+            proxies.to_owned(),
+            "ip -4 -o addr show dev cni0 scope global".to_owned(),
+            "ip -6 -o addr show dev cni0 scope global".to_owned(),
+            "nft -s list ruleset".to_owned(),
+        ];
+        // Without the index, which is a new one.
+        let show = |command: &String| {
+            let text = crate::node::try_run(command)?;
+            let after = |l: &str| l.split_once(": ").map_or(l, |(_, rest)| rest).to_owned();
+            Ok::<_, String>(text.lines().map(after).collect::<Vec<_>>())
+        };
+        let before: Vec<_> = shows.iter().map(|s| show(s).unwrap()).collect();
+        run("ip link del cni0");
+        for (command, before) in shows.iter().zip(before) {
+            eventually(command, crate::node::REPAIR, || {
+                let now = show(command)?;
+                if now == before { Ok(()) } else { Err(format!("{now:?}\ninstead of {before:?}")) }
+            });
+        }
         std::thread::sleep(std::time::Duration::from_millis(200));
         node.assert_whole();
         let script = node.engine().script(true).expect("a script");
