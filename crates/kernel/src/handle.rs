@@ -118,6 +118,19 @@ impl Handle {
         Ok(seen.map(|s| s.index))
     }
 
+    /// Whether packets pass an interface (`IFF_RUNNING`); `None` when there is none of this name.
+    ///
+    /// The kernel learns only a moment after both ends of a veth pair are up that there is a
+    /// carrier, and drops packets until then, at a bridge's port as well. Newer ones (6.12) catch
+    /// up when they are asked.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn link_running(&mut self, name: &IfName) -> Result<Option<bool>, Error> {
+        let seen = self.route.get("look up an interface", link::get_by_name(name), link::decode)?;
+        Ok(seen.map(|s| s.running))
+    }
+
     /// One interface by name, with its index; `None` when there is none of this name.
     ///
     /// # Errors

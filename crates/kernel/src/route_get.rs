@@ -53,6 +53,21 @@ struct Answer {
 }
 
 impl Handle {
+    /// Whether packets to `ip` are taken in here. An IPv6 address that was just added may not be
+    /// there yet for packets: the kernel makes its route (table `local`) a moment later, on its own
+    /// time, also for an address without duplicate address detection.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn is_local(&mut self, ip: IpAddr) -> Result<bool, Error> {
+        let asked = vec![lookup(ip, RouteFlags::empty())];
+        match self.route.get_all("look up a route", asked, decode) {
+            Ok(answers) => Ok(answers.into_iter().flatten().any(|way| way.local)),
+            Err(Error::Refused { refusal, .. }) if is_no_way(refusal.errno) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The way by which a packet to `dst` would leave; `None` when there is none.
     ///
     /// The kernel is asked, and its answer stands unless it comes from a route that does not

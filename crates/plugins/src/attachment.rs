@@ -10,6 +10,7 @@ use causeway_types::{IfName, Mac, Mtu, names};
 
 use crate::call::Call;
 use crate::ipam::Ipam;
+use crate::names::Derived;
 use crate::node::Served;
 use crate::paths::Paths;
 use crate::record::Attachments;
@@ -31,16 +32,25 @@ pub(crate) fn context(served: bool) -> PodContext {
     PodContext { served, hairpin: false, route_protocol: names::ROUTE_PROTOCOL }
 }
 
-/// Gets the addresses, with their return noted.
+/// Gets the addresses, with their return noted. Addresses that an ADD of the same attachment got
+/// and then died with are given back first.
 ///
 /// # Errors
 /// As [`Ipam::add`]; code 999 when the IPAM plugin gave none.
 pub(crate) fn addresses(
     call: &Call,
     ipam: &Ipam,
+    node: &mut Space,
+    ends: &Derived,
     rollback: &mut Rollback,
 ) -> Result<CniResult, CniError> {
-    let given = ipam.add(call)?;
+    let given = match ipam.add(call) {
+        Err(_) if !ipam.held(call)?.is_empty() && is_abandoned(call, node, ends)? => {
+            ipam.del(call)?;
+            ipam.add(call)?
+        }
+        other => other?,
+    };
     let (call, ipam) = (call.clone(), ipam.clone());
     let asked = !matches!(ipam, Ipam::None);
     rollback.on_failure(move || ipam.del(&call));
@@ -48,6 +58,14 @@ pub(crate) fn addresses(
         return Err(CniError::internal("the IPAM plugin returned no address"));
     }
     Ok(given)
+}
+
+/// True when neither end of the attachment exists, under whatever name others give to the node's.
+fn is_abandoned(call: &Call, node: &mut Space, ends: &Derived) -> Result<bool, CniError> {
+    if node.link(&ends.host_ifname)?.is_some() {
+        return Ok(false);
+    }
+    Ok(Space::pod(&call.netns()?)?.link(&ends.ifname)?.is_none())
 }
 
 /// Refuses to go on when the node's end exists: it would be another attachment's, or one that no
@@ -89,6 +107,9 @@ pub(crate) fn wire(
     rollback.on_failure(move || remove(&mut Space::node()?, &host, &addresses));
     node.make(&wiring.host, &Observed::default()).map_err(|e| node.error(&e))?;
     pod.make(&wiring.pod, &born(&wiring.pod)).map_err(|e| pod.error(&e))?;
+    node.wait_running(&record.host_ifname)?;
+    pod.wait_running(&record.ifname)?;
+    pod.wait_local(&addresses_of(record))?;
     let Some(served) = wiring.served else { return Ok(()) };
     records.write(&AttachmentRecord { pending: false, ..record.clone() })?;
     served.confirm(call)

@@ -23,28 +23,53 @@ pub(crate) fn make_dir(dir: &Path, mode: u32) -> Result<(), CniError> {
 /// Writes a file of mode 0600 aside and renames it into place: a reader sees the old or the new
 /// content, never half of one. Not synced: after a power loss no pod lives that it speaks of.
 ///
+/// Only one writer at a time may use the same name beside it: that of a file is the attachment's
+/// that the file is of, that of a directory (see [`in_turn`]) whose holds the directory's lock.
+///
 /// # Errors
 /// Code 5; the old content is then still there.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), CniError> {
-    let aside = aside(path);
+    write_aside(path, &beside(path), content)
+}
+
+/// The same for files of a directory that is written by one at a time: all are written aside under
+/// one name, so that a writer that is killed leaves at most one such file, which the next one takes.
+///
+/// # Errors
+/// As [`replace`].
+pub(crate) fn in_turn(path: &Path, content: &[u8]) -> Result<(), CniError> {
+    write_aside(path, &path.with_file_name(ASIDE), content)
+}
+
+/// Hidden, and no address, so that host-local passes it over.
+const ASIDE: &str = ".new";
+
+fn write_aside(path: &Path, aside: &Path, content: &[u8]) -> Result<(), CniError> {
+    let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(aside);
     let write = || {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+        let mut file = match open() {
+            // Left by one that was killed. Removed rather than truncated: file systems write a
+            // truncated file to disk at once.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_file(aside)?;
+                open()?
+            }
+            other => other?,
+        };
         file.write_all(content)?;
         drop(file);
-        fs::rename(&aside, path)
+        fs::rename(aside, path)
     };
     write().map_err(|e| {
-        let _ = fs::remove_file(&aside);
+        let _ = fs::remove_file(aside);
         io_error("cannot write", path, &e)
     })
 }
 
-/// The name beside a file under which its next content is written: hidden, and different in each
-/// process.
-fn aside(path: &Path) -> PathBuf {
+/// The name beside a file under which its next content is written.
+pub(crate) fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}", std::process::id()))
+    path.with_file_name(format!(".{name}{ASIDE}"))
 }
 
 /// Reads a file; `None` when it is not there.

@@ -72,6 +72,17 @@ impl Ipam {
         }
     }
 
+    /// The addresses that the attachment holds, as far as they are kept here.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn held(&self, call: &Call) -> Result<Vec<IpAddr>, CniError> {
+        match self {
+            Ipam::HostLocal { leases, .. } => leases.held(&call.owner()),
+            Ipam::None | Ipam::Foreign(_) => Ok(Vec::new()),
+        }
+    }
+
     /// Gives the attachment's addresses back.
     ///
     /// # Errors

@@ -44,25 +44,21 @@ impl Leases {
             chosen = loaded.state.allocate(sets, owner, requested);
         }
         let leases = chosen.map_err(|e| self.refusal(&e))?;
-        self.write_records(&leases)?;
-        dir.write(&leases, owner, &loaded.torn).inspect_err(|_| self.erase_records(&leases))?;
+        // The lease first: whoever releases an attachment's leases finds its records by them.
+        dir.write(&leases, owner)?;
+        self.write_records(&leases).inspect_err(|_| {
+            // On the way out with another error. What stays all the same goes with DEL or GC.
+            for ip in addresses(&leases) {
+                let _ = self.records.remove(ip);
+                let _ = dir.remove(ip);
+            }
+        })?;
         Ok(leases)
     }
 
     fn write_records(&self, leases: &[Lease]) -> Result<(), CniError> {
         let Some(record) = &self.record else { return Ok(()) };
-        for lease in leases {
-            let written = self.records.write(lease.address.addr(), record);
-            written.inspect_err(|_| self.erase_records(leases))?;
-        }
-        Ok(())
-    }
-
-    /// On the way out with another error: a record without a lease does no harm.
-    fn erase_records(&self, leases: &[Lease]) {
-        for lease in leases.iter().filter(|_| self.record.is_some()) {
-            let _ = self.records.remove(lease.address.addr());
-        }
+        leases.iter().try_for_each(|lease| self.records.write(lease.address.addr(), record))
     }
 
     /// Takes back the leases whose record names another boot: no pod lives that could use them.
@@ -74,8 +70,8 @@ impl Leases {
                 stale.push(ip);
             }
         }
+        self.remove(dir, &stale)?;
         for ip in &stale {
-            dir.remove(*ip)?;
             loaded.state.remove(*ip);
         }
         Ok(stale.len())
@@ -146,8 +142,8 @@ impl Leases {
 
     fn remove(&self, dir: &LeaseDir, ips: &[IpAddr]) -> Result<(), CniError> {
         for ip in ips {
-            dir.remove(*ip)?;
             self.records.remove(*ip)?;
+            dir.remove(*ip)?;
         }
         Ok(())
     }
@@ -169,6 +165,10 @@ impl Leases {
         }
         chosen.map(drop).map_err(|e| unavailable(self.refusal(&e)))
     }
+}
+
+fn addresses(leases: &[Lease]) -> Vec<IpAddr> {
+    leases.iter().map(|l| l.address.addr()).collect()
 }
 
 fn used_up(chosen: &Result<Vec<Lease>, AllocError>) -> bool {

@@ -65,7 +65,8 @@ impl Attachments {
     /// Code 5.
     pub fn write(&self, record: &AttachmentRecord) -> Result<(), CniError> {
         files::make_dir(&self.dir, 0o700)?;
-        write_json(&self.path(&record.container_id, record.ifname.as_str()), record)
+        let path = self.path(&record.container_id, record.ifname.as_str());
+        files::replace(&path, &json(record))
     }
 
     /// Erases a record; one that is not there is fine.
@@ -73,7 +74,10 @@ impl Attachments {
     /// # Errors
     /// Code 5.
     pub fn remove(&self, container_id: &str, ifname: &str) -> Result<(), CniError> {
-        files::remove(&self.path(container_id, ifname))
+        let path = self.path(container_id, ifname);
+        // The trace of an ADD that was killed while it wrote.
+        files::remove(&files::beside(&path))?;
+        files::remove(&path)
     }
 
     /// All records that can be understood.
@@ -115,13 +119,13 @@ impl LeaseRecords {
         lenient(read_json(&self.path(ip)))
     }
 
-    /// Writes the record of an address.
+    /// Writes the record of an address. The caller holds the lock of the network's leases.
     ///
     /// # Errors
     /// Code 5.
     pub fn write(&self, ip: IpAddr, record: &LeaseRecord) -> Result<(), CniError> {
         files::make_dir(&self.dir, 0o700)?;
-        write_json(&self.path(ip), record)
+        files::in_turn(&self.path(ip), &json(record))
     }
 
     /// Erases the record of an address; one that is not there is fine.
@@ -147,8 +151,8 @@ fn lenient<T>(read: Result<Option<T>, CniError>) -> Result<Option<T>, CniError> 
     }
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), CniError> {
+fn json(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("plain structs always serialize");
     text.push(b'\n');
-    files::replace(path, &text)
+    text
 }

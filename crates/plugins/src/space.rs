@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use causeway_cni_spec::CniError;
 use causeway_kernel::conntrack::Conntrack;
@@ -17,6 +18,11 @@ const PROTO_RA: u8 = 9;
 
 /// What nfnetlink answers to a request for a subsystem that is not there.
 const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
+
+/// How long the kernel may take until what was made works.
+const SETTLED: Duration = Duration::from_secs(1);
+/// Between two looks at it.
+const BREATH: Duration = Duration::from_micros(50);
 
 /// Interfaces alone.
 const NOTHING: Scope = Scope {
@@ -101,6 +107,48 @@ impl Space {
     pub(crate) fn link(&mut self, name: &IfName) -> Result<Option<Link>, CniError> {
         let found = self.handle.link(name).map_err(|e| self.unreadable(&e))?;
         Ok(found.map(|(_, link)| link))
+    }
+
+    /// Waits until packets pass an interface: what is sent the moment after ADD answers must not
+    /// be lost.
+    ///
+    /// # Errors
+    /// Code 999 when it does not come to that within a second.
+    pub(crate) fn wait_running(&mut self, name: &IfName) -> Result<(), CniError> {
+        let what = format!("interface {name} has no carrier");
+        self.wait(&what, |handle| Ok(handle.link_running(name)? == Some(true)))
+    }
+
+    /// Waits until packets to addresses are taken in: the kernel is a moment late with those of
+    /// IPv6.
+    ///
+    /// # Errors
+    /// Code 999 when it does not come to that within a second.
+    pub(crate) fn wait_local(&mut self, addresses: &[IpAddr]) -> Result<(), CniError> {
+        for ip in addresses.iter().filter(|ip| ip.is_ipv6()) {
+            let what = format!("address {ip} takes no packets");
+            self.wait(&what, |handle| handle.is_local(*ip))?;
+        }
+        Ok(())
+    }
+
+    fn wait(
+        &mut self,
+        what: &str,
+        mut done: impl FnMut(&mut Handle) -> Result<bool, causeway_kernel::Error>,
+    ) -> Result<(), CniError> {
+        let start = Instant::now();
+        while !done(&mut self.handle).map_err(|e| self.unreadable(&e))? {
+            if start.elapsed() > SETTLED {
+                return Err(CniError::internal(format!(
+                    "{what} {}, {SETTLED:?} after it was made: something else removes it or sets it \
+                     down",
+                    self.place
+                )));
+            }
+            std::thread::sleep(BREATH);
+        }
+        Ok(())
     }
 
     /// The addresses of an interface.

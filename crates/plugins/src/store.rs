@@ -99,17 +99,12 @@ impl LeaseDir {
     /// Writes leases down. All or nothing: when one fails, those before it are taken back.
     ///
     /// # Errors
-    /// Code 5, also when a file of that name is there, which the lock should have prevented.
-    pub fn write(
-        &self,
-        leases: &[Lease],
-        owner: &Owner,
-        torn: &BTreeSet<IpAddr>,
-    ) -> Result<(), CniError> {
+    /// Code 5.
+    pub fn write(&self, leases: &[Lease], owner: &Owner) -> Result<(), CniError> {
         let mut written = Vec::new();
         for lease in leases {
             let ip = lease.address.addr();
-            let done = self.write_one(ip, owner, torn).and_then(|()| {
+            let done = self.write_one(ip, owner).and_then(|()| {
                 written.push(ip);
                 self.write_last(lease.set, ip)
             });
@@ -123,24 +118,11 @@ impl LeaseDir {
         Ok(())
     }
 
-    fn write_one(
-        &self,
-        ip: IpAddr,
-        owner: &Owner,
-        torn: &BTreeSet<IpAddr>,
-    ) -> Result<(), CniError> {
-        let path = self.path(ip);
-        if torn.contains(&ip) {
-            files::remove(&path)?;
-        }
-        let mut options = OpenOptions::new();
-        let created = options.write(true).create_new(true).mode(0o600).open(&path);
-        let mut file = created.map_err(|e| io_error("cannot create lease", &path, &e))?;
+    /// Renamed into place, so that a lease is whole or not there, whenever its writer dies. The
+    /// lock is held and the address was free, or its file torn.
+    fn write_one(&self, ip: IpAddr, owner: &Owner) -> Result<(), CniError> {
         let content = format!("{}\r\n{}", owner.container_id, owner.ifname);
-        file.write_all(content.as_bytes()).map_err(|e| {
-            let _ = fs::remove_file(&path);
-            io_error("cannot write lease", &path, &e)
-        })
+        files::in_turn(&self.path(ip), content.as_bytes())
     }
 
     /// Not truncated on opening: file systems take that for the replacement of a whole file and
@@ -207,7 +189,7 @@ mod tests {
     fn add(dir: &LeaseDir, owner: &Owner) -> Vec<String> {
         let mut loaded = dir.load().unwrap();
         let leases = loaded.state.allocate(&sets(), owner, &[]).unwrap();
-        dir.write(&leases, owner, &loaded.torn).unwrap();
+        dir.write(&leases, owner).unwrap();
         leases.iter().map(|l| l.address.to_string()).collect()
     }
 

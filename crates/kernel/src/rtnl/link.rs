@@ -255,6 +255,8 @@ fn peer(link: &Link, netns: Option<RawFd>) -> LinkMessage {
 pub(crate) struct Seen {
     pub(crate) index: u32,
     pub(crate) master: Option<u32>,
+    /// Packets pass (`IFF_RUNNING`): it is up, and so is what is at its other end.
+    pub(crate) running: bool,
     /// Its `master` is filled in by [`Seen::named`].
     pub(crate) link: Link,
 }
@@ -277,12 +279,13 @@ pub(crate) fn decode(reply: Reply<'_>) -> Option<Seen> {
     if i32::from(header[0]) == libc::AF_BRIDGE {
         return None;
     }
+    let flags = read::number_at(header, 8)?;
     let mut link = Link {
         name: IfName::new("?").ok()?,
         kind: LinkKind::Other(String::new()),
         mtu: None,
         mac: None,
-        up: read::number_at(header, 8)? & libc::IFF_UP as u32 != 0,
+        up: flags & libc::IFF_UP as u32 != 0,
         master: None,
         port: None,
     };
@@ -302,7 +305,8 @@ pub(crate) fn decode(reply: Reply<'_>) -> Option<Seen> {
             _ => {}
         }
     }
-    named.then_some(Seen { index: read::number_at(header, 4)?, master, link })
+    let running = flags & libc::IFF_RUNNING as u32 != 0;
+    named.then_some(Seen { index: read::number_at(header, 4)?, master, running, link })
 }
 
 fn decode_info(info: &[u8]) -> (LinkKind, Option<PortFlags>) {

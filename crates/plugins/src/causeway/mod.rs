@@ -122,7 +122,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let ipam = ipam(call, &served)?;
     let mut node = Space::node()?;
     attachment::clear_unfinished(call, &served, &ipam, &mut node)?;
-    let given = attachment::addresses(call, &ipam, rollback)?;
+    let given = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
     let record = record(call, &served, ends, netns, &given);
     attachment::refuse_existing(&mut node, &record)?;
     let mac = bridge_mac(&mut node, &record)?;

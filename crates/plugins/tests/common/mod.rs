@@ -122,7 +122,9 @@ impl Node {
         for dir in ["/var/lib/causeway", "/var/lib/cni"] {
             for file in files_below(Path::new(dir)) {
                 let name = file.file_name().unwrap().to_string_lossy().into_owned();
-                if name != "lock" && !name.starts_with("last_reserved_ip.") {
+                // `.new` is where all leases and their records are written first: one a directory.
+                let shared = name == "lock" || name == ".new";
+                if !shared && !name.starts_with("last_reserved_ip.") {
                     left.push_str(&format!("{}\n", file.display()));
                 }
             }

@@ -1,0 +1,233 @@
+//! A plugin killed at any system call: the next DEL, GC or ADD puts everything right.
+//!
+//! The plugin runs under ptrace and is killed as it enters its first, second, … system call, until it
+//! ends by itself before that.
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use common::served::{Families, Mode, addresses, conf, serve};
+use common::{Node, sh, try_sh, tutorial};
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+/// How a plugin ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Killed at the system call asked for.
+    Killed,
+    /// It ended before that.
+    Itself(i32),
+}
+
+/// Runs a plugin and kills it as it enters its system call number `at`, counted from 1.
+#[allow(clippy::zombie_processes, reason = "waitpid waits for it, stop by stop")]
+fn run_until(node: &Node, command: &str, container: &str, conf: &Value, at: usize) -> End {
+    let program = format!("{}/{}", node.bin_dir, conf["type"].as_str().unwrap());
+    // Stopped before it becomes the plugin, so that no system call of the plugin is missed.
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "kill -STOP $$; exec \"$0\"", &program])
+        .env_clear()
+        .env("CNI_COMMAND", command)
+        .env("CNI_CONTAINERID", container)
+        .env("CNI_IFNAME", "eth0")
+        .env("CNI_NETNS", format!("/run/netns/{container}"))
+        .env("CNI_PATH", &node.bin_dir)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+    assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
+    use ptrace::Options;
+    ptrace::seize(
+        pid,
+        Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_EXITKILL,
+    )
+    .unwrap();
+    kill(pid, Signal::SIGCONT).unwrap();
+    let (mut running, mut stops) = (false, 0);
+    loop {
+        match waitpid(pid, None).unwrap() {
+            WaitStatus::Exited(_, code) => return End::Itself(code),
+            WaitStatus::Signaled(_, Signal::SIGKILL, _) => return End::Killed,
+            WaitStatus::PtraceEvent(_, _, libc_event) if libc_event == EXEC => running = true,
+            WaitStatus::PtraceSyscall(_) if running => {
+                stops += 1;
+                // One stop at the entry and one at the end of each; the first is the end of exec.
+                if stops == 2 * at {
+                    kill(pid, Signal::SIGKILL).unwrap();
+                    continue;
+                }
+            }
+            other => assert!(!matches!(other, WaitStatus::Signaled(..)), "{other:?}"),
+        }
+        ptrace::syscall(pid, None).unwrap();
+    }
+}
+
+/// `PTRACE_EVENT_EXEC` (`linux/ptrace.h`).
+const EXEC: i32 = 4;
+
+/// Tells a runtime's GC that nothing is attached any more.
+fn gc(node: &Node, conf: &Value) {
+    let mut conf = conf.clone();
+    conf["cniVersion"] = json!("1.1.0");
+    conf["cni.dev/valid-attachments"] = json!([]);
+    let mut call = node.call("GC", "p1", &conf);
+    call.container = String::new();
+    call.ifname = String::new();
+    call.netns = None;
+    call.run().ok();
+}
+
+struct Case<'a> {
+    what: &'a str,
+    node: &'a Node,
+    conf: &'a Value,
+    /// A record tells an unfinished ADD from a finished one.
+    recorded: bool,
+}
+
+impl Case<'_> {
+    #[track_caller]
+    fn clean(&self, when: &str) {
+        let left = self.node.residue();
+        assert_eq!(left, "", "{}: left after {when}", self.what);
+        let (inside, _) = try_sh("ip -n p1 link show eth0");
+        assert!(!inside, "{}: eth0 is still in the pod after {when}", self.what);
+    }
+
+    /// ADD works, the pod has its network, and DEL leaves nothing.
+    #[track_caller]
+    fn works(&self, when: &str) {
+        let result = self.node.add("p1", self.conf);
+        for ip in addresses(&result) {
+            sh(&format!("ping -c1 -W3 -n {ip}"));
+        }
+        self.node.del("p1", self.conf);
+        self.clean(&format!("{when}, ADD and DEL"));
+    }
+
+    /// Another ADD in place of the one that died. One that had done everything but print its result
+    /// counts as done, as with the reference: the answer says that DEL comes first.
+    #[track_caller]
+    fn again(&self, when: &str) {
+        let answer = self.node.call("ADD", "p1", self.conf).run();
+        if answer.code != 0 {
+            let (_, message) = answer.err();
+            assert!(message.contains("call DEL first"), "{}: {when}: {message}", self.what);
+        }
+        self.node.del("p1", self.conf);
+        self.clean(&format!("{when}, ADD and DEL"));
+    }
+
+    /// Kills ADD at each of its system calls.
+    fn add(&self) -> usize {
+        for at in 1.. {
+            if let End::Itself(code) = run_until(self.node, "ADD", "p1", self.conf, at) {
+                assert_eq!(code, 0, "{}: the plugin fails by itself", self.what);
+                self.node.del("p1", self.conf);
+                self.clean("ADD");
+                return at;
+            }
+            let when = format!("ADD killed at system call {at}");
+            match at % 3 {
+                0 => self.node.del("p1", self.conf),
+                1 => gc(self.node, self.conf),
+                _ if self.recorded => self.again(&when),
+                _ => self.node.del("p1", self.conf),
+            }
+            self.clean(&when);
+            // The next container gets an address, and the pod a network.
+            if at % 8 == 0 && self.conf["type"] != "host-local" {
+                self.works(&when);
+            }
+        }
+        unreachable!("a plugin ends some day")
+    }
+
+    /// Kills DEL at each of its system calls.
+    fn del(&self) -> usize {
+        for at in 1.. {
+            self.node.add("p1", self.conf);
+            if let End::Itself(code) = run_until(self.node, "DEL", "p1", self.conf, at) {
+                assert_eq!(code, 0, "{}: the plugin fails by itself", self.what);
+                self.clean("DEL");
+                return at;
+            }
+            let when = format!("DEL killed at system call {at}");
+            match at % 3 {
+                0 => gc(self.node, self.conf),
+                1 => {
+                    self.node.del("p1", self.conf);
+                    self.node.del("p1", self.conf);
+                }
+                _ => self.node.del("p1", self.conf),
+            }
+            self.clean(&when);
+        }
+        unreachable!("a plugin ends some day")
+    }
+}
+
+fn walk(what: &str, node: &Node, conf: &Value, recorded: bool) {
+    node.pod("p1");
+    let case = Case { what, node, conf, recorded };
+    // What is made once for all pods (bridge, tables) is there from now on.
+    case.works("start");
+    let (add, del) = (case.add(), case.del());
+    println!("{what}: killed at {} system calls of ADD and {} of DEL", add - 1, del - 1);
+    assert!(add > 30 && del > 20, "{what}: {add} and {del} system calls are too few to be true");
+}
+
+#[test]
+fn routed() {
+    let node = serve(Mode::Routed, Families::Dual);
+    walk("routed", &node, &conf(Mode::Routed, Families::Dual), true);
+}
+
+#[test]
+fn bridge() {
+    let node = serve(Mode::Bridge, Families::Dual);
+    walk("bridge", &node, &conf(Mode::Bridge, Families::Dual), true);
+}
+
+#[test]
+fn classic_and_served() {
+    let node = serve(Mode::Classic, Families::Dual);
+    walk("type bridge, served", &node, &conf(Mode::Classic, Families::Dual), true);
+}
+
+#[test]
+fn classic_alone() {
+    let node = Node::new();
+    walk("type bridge", &node, &tutorial("1.0.0"), false);
+}
+
+/// Address management alone.
+#[test]
+fn host_local() {
+    let node = Node::new();
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "pod-network", "type": "host-local",
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/29"}], [{"subnet": "fd00:9::/125"}]]},
+    });
+    node.pod("p1");
+    let case = Case { what: "host-local", node: &node, conf: &conf, recorded: false };
+    let (add, del) = (case.add(), case.del());
+    println!("host-local: killed at {} system calls of ADD and {} of DEL", add - 1, del - 1);
+    // However often one died, all five addresses are there to be given out.
+    let all: Vec<String> =
+        (0..5).map(|i| node.call("ADD", &format!("c{i}"), &conf).run().ok().to_string()).collect();
+    assert_eq!(all.len(), 5);
+}
