@@ -120,8 +120,9 @@ fn served_bridge(record: &AttachmentRecord, pod: &str, add: &mut impl FnMut(Stri
     }
 }
 
-/// What the pod's namespace holds.
-pub fn pod_objects(record: &AttachmentRecord) -> Desired {
+/// What the pod's namespace holds. With the MAC of its bridge the gateway is a permanent neighbour, so
+/// that nobody else on the bridge can answer for it.
+pub fn pod_objects(record: &AttachmentRecord, bridge_mac: Option<Mac>) -> Desired {
     let mut d = Desired::default();
     let owner = Owner::Pod(record.owner_name());
     let mut add = |why: &str, object: Object| {
@@ -142,15 +143,19 @@ pub fn pod_objects(record: &AttachmentRecord) -> Desired {
         if record.addrs_of(family).next().is_none() {
             continue;
         }
-        if record.attach == Attach::Routed {
-            add(
-                "the node answers under this address for everything",
-                neigh(dev, gateway, record.host_mac),
-            );
-            if family == Family::V4 {
-                let link = host_route(dev, Cidr::host(gateway), None, Pod::PROTOCOL);
-                add("the gateway is on the link", Object::Route(link));
+        match (record.attach, bridge_mac) {
+            (Attach::Routed, _) => {
+                let why = "the node answers under this address for everything";
+                add(why, neigh(dev, gateway, record.host_mac));
+                if family == Family::V4 {
+                    let link = host_route(dev, Cidr::host(gateway), None, Pod::PROTOCOL);
+                    add("the gateway is on the link", Object::Route(link));
+                }
             }
+            (Attach::Bridge, Some(mac)) => {
+                add("nobody else can answer for the gateway", neigh(dev, gateway, mac));
+            }
+            (Attach::Bridge, None) => {}
         }
         let route = host_route(dev, Cidr::of(family.default_route()), Some(gateway), Pod::PROTOCOL);
         add("everything else goes by the gateway", Object::Route(route));

@@ -7,8 +7,10 @@ use std::time::Instant;
 use causeway_desired::node::node_objects;
 use causeway_desired::pod::pod_objects;
 use causeway_desired::script::{PodScript, render};
-use causeway_model::{Key, Object, Owner};
+use causeway_model::{Desired, Key, Object, Owner};
 use causeway_plan::{Plan, plan};
+use causeway_types::Mac;
+use causeway_types::state::AttachmentRecord;
 
 use super::{Answer, Core};
 use crate::marks;
@@ -66,7 +68,10 @@ impl<P: Port> Core<P> {
         let desired = node_objects(&self.inputs(records.clone())).desired;
         let inside: Vec<PodScript<'_>> = records
             .iter()
-            .map(|record| PodScript { record, inside: pod_objects(record) })
+            .map(|record| {
+                let inside = pod_objects(record, bridge_mac(&desired, record));
+                PodScript { record, inside }
+            })
             .collect();
         Ok(render(&self.me, &desired, &inside))
     }
@@ -118,5 +123,14 @@ impl<P: Port> Core<P> {
                 && !matches!(object, Object::Addr(_) | Object::Neigh(_) | Object::Fdb(_))
         };
         self.seen.iter().filter(|(k, o)| strange(k, o)).map(|(k, _)| k.to_string()).collect()
+    }
+}
+
+/// The MAC of the bridge that a pod hangs on, as the node wants it.
+fn bridge_mac(desired: &Desired, record: &AttachmentRecord) -> Option<Mac> {
+    let key = Key::Link(record.bridge.clone()?);
+    match &desired.get(&key)?.object {
+        Object::Link(link) => link.mac,
+        _ => None,
     }
 }

@@ -11,4 +11,5 @@ mod matrix;
 mod packets;
 mod pairs;
 mod repair;
+mod script;
 mod world;

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use causeway_cni_spec::{CniError, CniResult, Route as CniRoute};
 use causeway_desired::pod::{host_objects, pod_objects, routed_gateway};
 use causeway_ipam::Owner as LeaseOwner;
-use causeway_model::{Desired, Neigh, Object, Owner};
 use causeway_types::state::{Attach, AttachmentRecord};
 use causeway_types::{Family, Mac};
 use ipnet::IpNet;
@@ -68,7 +67,7 @@ impl Plugin for CausewayPlugin {
         let mut node = Space::node()?;
         let mac = bridge_mac(&mut node, &record)?;
         attachment::verify(&mut node, &host_objects(&record, &attachment::context(true)))?;
-        attachment::verify(&mut Space::pod(&call.netns()?)?, &pod(&record, mac))
+        attachment::verify(&mut Space::pod(&call.netns()?)?, &pod_objects(&record, mac))
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {
@@ -128,7 +127,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let mac = bridge_mac(&mut node, &record)?;
     let wiring = Wiring {
         host: host_objects(&record, &attachment::context(true)),
-        pod: pod(&record, mac),
+        pod: pod_objects(&record, mac),
         served: Some(&served),
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
@@ -179,25 +178,6 @@ fn bridge_mac(node: &mut Space, record: &AttachmentRecord) -> Result<Option<Mac>
              this node"
         ))),
     }
-}
-
-/// What the pod's namespace holds. On a bridge the gateway is a permanent neighbour, so that
-/// nobody else can answer for it.
-fn pod(record: &AttachmentRecord, bridge_mac: Option<Mac>) -> Desired {
-    let mut all = pod_objects(record);
-    let Some(mac) = bridge_mac else { return all };
-    for gateway in &record.gateways {
-        let neigh = Neigh {
-            dev: record.ifname.clone(),
-            ip: *gateway,
-            mac: Some(mac),
-            proxy: false,
-            permanent: true,
-        };
-        let why = "nobody else can answer for the gateway";
-        all.add(Owner::Pod(record.owner_name()), why, Object::Neigh(neigh));
-    }
-    all
 }
 
 fn result(call: &Call, record: &AttachmentRecord) -> CniResult {
