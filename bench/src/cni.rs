@@ -187,9 +187,20 @@ fn tempdir(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The about line of a plugin, which names its version.
+/// The about line of a plugin, and the version of the package that it comes from where the system
+/// knows: Debian's build does not print one.
 fn about(plugin: &Path) -> String {
     let output = Command::new(plugin).env_clear().output();
     let text = output.map(|o| [o.stdout, o.stderr].concat()).unwrap_or_default();
-    String::from_utf8_lossy(&text).lines().next().unwrap_or("unknown version").to_owned()
+    let line =
+        String::from_utf8_lossy(&text).lines().next().unwrap_or("version unknown").to_owned();
+    let package = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Package} ${Version}", "containernetworking-plugins"])
+        .output();
+    match package {
+        Ok(out) if out.status.success() => {
+            format!("{line}, {}", String::from_utf8_lossy(&out.stdout))
+        }
+        _ => line,
+    }
 }
