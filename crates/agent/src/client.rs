@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 
-use crate::status::{PlanReport, Status};
+use crate::status::{CollectReport, PlanReport, Status};
 
 /// Longer than any answer of a healthy agent takes.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -44,6 +44,15 @@ pub fn script(socket: &Path, pods: bool) -> anyhow::Result<String> {
 /// When no agent answers.
 pub fn reconcile(socket: &Path) -> anyhow::Result<()> {
     request(socket, "POST", "/v1/reconcile").map(drop)
+}
+
+/// Makes the agent look once for leases that nobody needs any more. One that it finds at two looks
+/// in a row is released.
+///
+/// # Errors
+/// When no agent answers.
+pub fn collect(socket: &Path) -> anyhow::Result<CollectReport> {
+    json(socket, "POST", "/v1/collect")
 }
 
 fn json<T: DeserializeOwned>(socket: &Path, method: &str, path: &str) -> anyhow::Result<T> {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use causeway_cluster::{Health, Snapshot};
-use causeway_desired::input::Config;
+use causeway_desired::input::{Config, PluginType};
+use causeway_plugins::collect::{Collector, Network};
 use causeway_types::NodeName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{oneshot, watch};
@@ -20,7 +21,7 @@ use crate::options::Paths;
 use crate::port::{Port, Stale};
 use crate::reconcile::{Answer, Core};
 use crate::report::Report;
-use crate::status::{PlanReport, Status};
+use crate::status::{CollectReport, PlanReport, Status};
 
 /// How long events are gathered before a round, unless somebody waits for it.
 const GATHER: Duration = Duration::from_millis(10);
@@ -28,6 +29,9 @@ const GATHER: Duration = Duration::from_millis(10);
 const GATHER_MOST: Duration = Duration::from_millis(160);
 /// How often everything is doubted.
 const AUDIT: Duration = Duration::from_secs(600);
+/// How often leases are looked for that nobody needs any more: one that is found twice in a row is
+/// released, so that this is also the least age of what counts as left behind. Longer than any ADD.
+const COLLECT: Duration = Duration::from_secs(30);
 /// How long a plugin's question may wait for an answer. The plugin gives up after 2 s.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_millis(1700);
 /// A round that takes longer than this is stuck.
@@ -131,9 +135,15 @@ impl Engine {
                     }
                 };
                 let metrics = Arc::clone(&shared.metrics);
+                let collector = Collector::new(Network {
+                    paths: paths.of_plugins(),
+                    name: config.network.clone(),
+                    own: config.plugin == PluginType::Causeway,
+                });
                 let core = Core::new(port, me, config, &paths, boot_id, metrics);
                 let _ = started.send(Ok(()));
-                Loop { core, inbox, snapshots, dirs, shared, waiting: Vec::new() }.run();
+                let waiting = Vec::new();
+                Loop { core, collector, inbox, snapshots, dirs, shared, waiting }.run();
             }
         };
         let spawn = std::thread::Builder::new().name("reconcile".into()).spawn(job);
@@ -213,6 +223,7 @@ fn forward(mut snapshots: watch::Receiver<Snapshot>, inbox: Inbox) -> anyhow::Re
 
 struct Loop<P> {
     core: Core<P>,
+    collector: Collector,
     inbox: Inbox,
     snapshots: watch::Receiver<Snapshot>,
     dirs: Dirs,
@@ -230,6 +241,7 @@ struct Waiting {
 impl<P: Port> Loop<P> {
     fn run(mut self) {
         let mut audit_at = Instant::now() + AUDIT;
+        let mut collect_at = Instant::now();
         let mut gather = GATHER;
         let mut commands = Vec::from([Command::Cluster]);
         loop {
@@ -254,8 +266,12 @@ impl<P: Port> Loop<P> {
                 gather = GATHER;
             }
             self.answer_plugins();
+            if now >= collect_at {
+                collect_at = now + COLLECT;
+                self.collect();
+            }
             self.answer(commands);
-            commands = self.wait(audit_at, gather);
+            commands = self.wait(audit_at.min(collect_at), gather);
         }
     }
 
@@ -296,6 +312,28 @@ impl<P: Port> Loop<P> {
         *lock(&self.shared.busy_since) = None;
     }
 
+    /// Needs nothing from the cluster: a lease is judged by what the node itself shows.
+    fn collect(&mut self) -> CollectReport {
+        let mut report = CollectReport::default();
+        match self.collector.observe() {
+            Ok(done) => {
+                self.shared.metrics.leases_released(done.released.len());
+                report.suspects = done.suspects;
+                report.failed = done.failed;
+                let line = |(ip, owner, why)| format!("{ip} of container {owner}: {why}");
+                report.released = done.released.into_iter().map(line).collect();
+            }
+            Err(error) => report.failed.push(error.to_string()),
+        }
+        for lease in &report.released {
+            tracing::info!("released the lease of {lease}");
+        }
+        for failure in &report.failed {
+            tracing::warn!("leases: {failure}; looked at again in {COLLECT:?}");
+        }
+        report
+    }
+
     fn answer_plugins(&mut self) {
         let now = Instant::now();
         for waiting in std::mem::take(&mut self.waiting) {
@@ -322,6 +360,7 @@ impl<P: Port> Loop<P> {
                     let plan = self.core.plan_now(now).map(|plan| plan_report(&plan));
                     drop(reply.send(plan));
                 }
+                Command::Collect(reply) => drop(reply.send(Ok(self.collect()))),
                 Command::Script(pods, reply) => drop(reply.send(self.core.script(pods, now))),
                 Command::Attachment(..) | Command::Cluster | Command::Stop => {}
             }

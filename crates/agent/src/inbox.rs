@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::oneshot;
 
-use crate::status::PlanReport;
+use crate::status::{CollectReport, PlanReport};
 
 /// The answer to a request: a value, or why there is none.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, String>>;
@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Plan(Reply<PlanReport>),
     /// The node's network as a script, with or without pods.
     Script(bool, Reply<String>),
+    /// Look once for leases that nobody needs any more.
+    Collect(Reply<CollectReport>),
     /// The cluster changed.
     Cluster,
     /// End.

@@ -39,6 +39,7 @@ pub(crate) struct Metrics {
     operations: Family<OpLabels, Counter>,
     objects: Family<StateLabel, Gauge>,
     repairs: Counter,
+    leases_released: Counter,
     restarts: Family<FeedLabel, Counter>,
     ready: Gauge,
     synced: Gauge,
@@ -57,6 +58,7 @@ impl Default for Metrics {
             operations: Family::default(),
             objects: Family::default(),
             repairs: Counter::default(),
+            leases_released: Counter::default(),
             restarts: Family::default(),
             ready: Gauge::default(),
             synced: Gauge::default(),
@@ -81,6 +83,8 @@ impl Metrics {
         r.register("objects", "Objects of the node by state", self.objects.clone());
         let help = "Objects put back after others removed or changed them";
         r.register("repairs", help, self.repairs.clone());
+        let help = "Leases of pods that were gone, given back without a DEL";
+        r.register("leases_released", help, self.leases_released.clone());
         r.register("watch_restarts", "Watches begun anew after an error", self.restarts.clone());
         r.register("ready", "1 when pods can be attached", self.ready.clone());
         r.register("synced", "1 when every input is in sync", self.synced.clone());
@@ -94,6 +98,10 @@ impl Metrics {
     }
 
     /// Rounds so far.
+    pub(crate) fn leases_released(&self, count: usize) {
+        self.leases_released.inc_by(count as u64);
+    }
+
     pub(crate) fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Relaxed)
     }

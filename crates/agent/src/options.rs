@@ -45,6 +45,10 @@ pub struct Paths {
     pub last_view: PathBuf,
     /// The kernel's boot ID.
     pub boot_id: PathBuf,
+    /// Leases, a directory a network.
+    pub leases: PathBuf,
+    /// The records beside them, a directory a network.
+    pub lease_records: PathBuf,
 }
 
 impl Default for Paths {
@@ -59,6 +63,8 @@ impl Default for Paths {
             socket: names::AGENT_SOCKET.into(),
             last_view: names::LAST_VIEW.into(),
             boot_id: names::BOOT_ID.into(),
+            leases: names::HOST_LOCAL_DIR.into(),
+            lease_records: names::LEASES_DIR.into(),
         }
     }
 }
@@ -76,6 +82,20 @@ impl Paths {
             socket: dir.join("agent.sock"),
             last_view: dir.join("last-view.json"),
             boot_id: names::BOOT_ID.into(),
+            leases: dir.join("networks"),
+            lease_records: dir.join("leases"),
+        }
+    }
+
+    /// The same files as the plugins know them.
+    pub fn of_plugins(&self) -> causeway_plugins::Paths {
+        causeway_plugins::Paths {
+            node_file: self.node_file.clone(),
+            agent_socket: self.socket.clone(),
+            attachments: self.attachments.clone(),
+            lease_records: self.lease_records.clone(),
+            leases: self.leases.clone(),
+            boot_id: self.boot_id.clone(),
         }
     }
 

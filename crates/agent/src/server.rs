@@ -41,6 +41,7 @@ pub(crate) fn full(app: App) -> Router {
         .route("/v1/metrics", get(metrics))
         .route("/v1/attachments/{name}", post(attachment))
         .route("/v1/reconcile", post(reconcile))
+        .route("/v1/collect", post(collect))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(app)
@@ -99,6 +100,13 @@ async fn attachment(State(app): State<App>, Path(name): Path<String>) -> Respons
 async fn reconcile(State(app): State<App>) -> Response {
     match ask(&app, Command::Reconcile, PATIENCE).await {
         Ok(()) => "ok\n".into_response(),
+        Err(why) => unavailable(why),
+    }
+}
+
+async fn collect(State(app): State<App>) -> Response {
+    match ask(&app, Command::Collect, PATIENCE).await {
+        Ok(report) => Json(report).into_response(),
         Err(why) => unavailable(why),
     }
 }

@@ -137,3 +137,15 @@ pub struct PlanReport {
     /// What waits for a pod interface that is not there.
     pub waiting: Vec<String>,
 }
+
+/// What a look for leases that nobody needs any more did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CollectReport {
+    /// Leases released, a line each: address, container, why.
+    pub released: Vec<String>,
+    /// Leases that look stale for the first time; they are released if they still do next time.
+    pub suspects: usize,
+    /// What could not be released, or not be read.
+    pub failed: Vec<String>,
+}

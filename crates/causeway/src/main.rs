@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod agent;
+mod ipam;
 mod lab;
 mod node;
 mod words;
@@ -24,6 +25,9 @@ enum Command {
     /// Asks the agent of this node.
     #[command(subcommand)]
     Node(node::Command),
+    /// The addresses that this node has given out.
+    #[command(subcommand)]
+    Ipam(ipam::Command),
     /// A whole cluster on this machine, made of network namespaces.
     #[command(subcommand)]
     Lab(lab::Command),
@@ -50,6 +54,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(args) => causeway_agent::run(args.options())?,
         Command::Node(command) => node::run(&command)?,
+        Command::Ipam(command) => ipam::run(&command)?,
         Command::Lab(command) => return lab::run(command),
         Command::Version => words::say(&format!("causeway {}\n", env!("CARGO_PKG_VERSION")))?,
     }

@@ -11,6 +11,7 @@ mod attachment;
 mod bridge;
 pub mod call;
 mod causeway;
+pub mod collect;
 mod files;
 mod host_local;
 pub mod ipam;

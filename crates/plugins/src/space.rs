@@ -151,6 +151,19 @@ impl Space {
         Ok(())
     }
 
+    /// The names of all interfaces.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn links(&mut self) -> Result<BTreeSet<IfName>, CniError> {
+        let observed = self.handle.observe(&NOTHING).map_err(|e| self.unreadable(&e))?;
+        let names = observed.iter().filter_map(|(key, _)| match key {
+            Key::Link(name) => Some(name.clone()),
+            _ => None,
+        });
+        Ok(names.collect())
+    }
+
     /// The addresses of an interface.
     ///
     /// # Errors

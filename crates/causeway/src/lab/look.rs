@@ -6,8 +6,8 @@ use anyhow::Result;
 use causeway_agent::cli;
 use causeway_lab::{Cell, Matrix, Record, matrix, names, nodes};
 
-use super::{Which, columns};
-use crate::words::{say, say_json};
+use super::Which;
+use crate::words::{columns, say, say_json};
 
 /// The labs on this machine.
 ///

@@ -240,20 +240,6 @@ fn duration(text: &str) -> Result<Duration, String> {
     if time.is_zero() { Err("must be more than nothing".into()) } else { Ok(time) }
 }
 
-/// Columns for people.
-fn columns(rows: &[Vec<String>]) -> String {
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |i: usize| rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).max();
-    let widths: Vec<usize> = (0..count).map(|i| width(i).unwrap_or(0)).collect();
-    let mut out = String::new();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(c, w)| format!("{c:w$}")).collect();
-        out.push_str(cells.join("  ").trim_end());
-        out.push('\n');
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,11 +251,5 @@ mod tests {
         for bad in ["1", "ms", "0ms", "-1s", "1h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn columns_line_up() {
-        let rows = [["a", "bb"], ["ccc", "d"]].map(|r| r.map(str::to_owned).to_vec());
-        assert_eq!(columns(&rows), "a    bb\nccc  d\n");
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use causeway_lab::{Kind, documents, get_table};
 
-use super::{Which, columns};
-use crate::words::{say, say_json};
+use super::Which;
+use crate::words::{columns, say, say_json};
 
 /// A manifest.
 #[derive(Debug, clap::Args)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::Result;
 use causeway_lab::{create_pod, delete_pod, pods};
 
-use super::{Which, columns};
-use crate::words::{say, say_json};
+use super::Which;
+use crate::words::{columns, say, say_json};
 
 /// How long a pod may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(20);

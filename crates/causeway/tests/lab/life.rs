@@ -88,6 +88,57 @@ fn without_an_agent_pods_live_start_and_end() {
     }
 }
 
+/// Field failure 1: pods whose DEL never comes. The agent gives their addresses back by itself.
+#[test]
+fn failure_1_addresses_of_lost_pods_come_back() {
+    for attach in [Attach::Routed, Attach::Bridge] {
+        with(spec(attach, Road::Vxlan), |world| {
+            let (lost, stays) = (world.pod("lost", "node-1"), world.pod("stays", "node-1"));
+            let far = world.pod("far", "node-2");
+            assert!(ipam(world, "check").0, "nothing is left behind yet");
+            // As if the runtime had died with it: no process, no namespace, no DEL.
+            let name = world.netns(&lost).file_name().unwrap().to_string_lossy().into_owned();
+            let end = format!("ip netns pids {name} | xargs -r kill -9; ip netns del {name}");
+            assert!(
+                std::process::Command::new("sh").args(["-c", &end]).status().unwrap().success()
+            );
+            eventually("it is found", PATIENCE, || {
+                let (well, said) = ipam(world, "check");
+                let named = lost.ips.iter().all(|ip| said.contains(&ip.to_string()));
+                if !well && named { Ok(()) } else { Err(said) }
+            });
+            let (done, said) = ipam(world, "gc");
+            assert!(done && said.contains("2 leases released"), "{said}");
+            let (well, said) = ipam(world, "list");
+            assert!(well && !said.contains("stale") && said.contains("default/stays"), "{said}");
+            world.whole();
+            let view = "ip route; ip -6 route; ip neigh; ip -6 neigh; ip -6 neigh show proxy; nft list ruleset";
+            eventually("nothing of it is on the node", PATIENCE, || {
+                let text = world.on("node-1", view);
+                let stale =
+                    lost.ips.iter().find(|ip| text.split_whitespace().any(|w| w == ip.to_string()));
+                stale.map_or(Ok(()), |ip| Err(format!("{ip} in {text}")))
+            });
+            for family in Families::Dual.list() {
+                assert!(world.reaches(&world.netns(&far), world.ip(&stays, *family), 56));
+            }
+        });
+    }
+}
+
+/// `causeway ipam …` on node-1: whether it succeeded, and what it said.
+fn ipam(world: &World, what: &str) -> (bool, String) {
+    let causeway = crate::world::binaries().causeway;
+    let output = std::process::Command::new(&causeway)
+        .args(["lab", "shell", "--name", &world.spec.name, "node-1", "--"])
+        .arg(&causeway)
+        .args(["ipam", what])
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
 /// Field failure 11: what changed while an agent was down leaves nothing stale.
 #[test]
 fn failure_11_a_node_goes_while_an_agent_is_down() {

@@ -20,6 +20,7 @@ use crate::ipam::Ipam;
 use crate::leases::Leases;
 use crate::names::Derived;
 use crate::node::Served;
+use crate::paths::Paths;
 use crate::record::{Attachments, LeaseRecords};
 use crate::rollback::Rollback;
 use crate::space::Space;
@@ -46,7 +47,10 @@ impl Plugin for CausewayPlugin {
         let leases = leases(call);
         let record = match noted {
             Some(record) => record,
-            None => remembered(call, Derived::of(call)?, &owner, leases.held(&owner)?),
+            None => {
+                let (ends, held) = (Derived::of(call)?, leases.held(&owner)?);
+                remembered(&call.paths, &call.conf.name, ends, &owner, held)
+            }
         };
         let release = || leases.release(&owner).map(drop);
         attachment::detach(&call.paths, &mut Space::node()?, &record, kept, release)
@@ -193,21 +197,22 @@ fn result(call: &Call, record: &AttachmentRecord) -> CniResult {
 }
 
 /// What can be known of an attachment without a record: derived names, and its leases.
-fn remembered(
-    call: &Call,
+pub(crate) fn remembered(
+    paths: &Paths,
+    network: &str,
     ends: Derived,
     owner: &LeaseOwner,
     held: Vec<IpAddr>,
 ) -> AttachmentRecord {
     // Without the node file: what a bridge would hold for the pod is then not looked for.
-    let file = crate::record::node_file(&call.paths).ok().flatten();
+    let file = crate::record::node_file(paths).ok().flatten();
     let on_bridge = file.as_ref().filter(|f| f.attach == Attach::Bridge);
     AttachmentRecord {
         container_id: owner.container_id.clone(),
         ifname: ends.ifname,
         pod: None,
         netns: String::new(),
-        network: call.conf.name.clone(),
+        network: network.to_owned(),
         attach: if on_bridge.is_some() { Attach::Bridge } else { Attach::Routed },
         pending: true,
         host_ifname: ends.host_ifname,
@@ -232,7 +237,7 @@ fn collect(
     for (ip, owner) in leases.stale(valid)? {
         if let Ok(ifname) = causeway_types::IfName::new(&owner.ifname) {
             let ends = Derived::new(&owner.container_id, ifname);
-            let record = remembered(call, ends, &owner, vec![ip]);
+            let record = remembered(&call.paths, &call.conf.name, ends, &owner, vec![ip]);
             let kept = Kept { record: false, served: true };
             attachment::detach(&call.paths, node, &record, kept, || Ok(()))?;
         }

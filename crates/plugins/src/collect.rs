@@ -1,0 +1,300 @@
+//! Leases and attachments that outlived their pods: found by a fresh process from the disk and the
+//! kernel, and released after two observations.
+//!
+//! A node that reboots or crashes gets no DEL for the pods that it had, and few runtimes call GC. So
+//! the agent looks by itself (at its start and from time to time), and `causeway ipam gc` for people.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use causeway_cni_spec::CniError;
+use causeway_ipam::{Owner, Suspect, Suspects};
+use causeway_kernel::NetNs;
+use causeway_types::state::AttachmentRecord;
+use causeway_types::{IfName, PodRef, names};
+
+use crate::attachment::{self, Kept};
+use crate::causeway::remembered;
+use crate::leases::Leases;
+use crate::names::Derived;
+use crate::paths::Paths;
+use crate::record::{self, Attachments, LeaseRecords};
+use crate::space::Space;
+use crate::store::LeaseDir;
+
+/// What is known of a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The address.
+    pub ip: IpAddr,
+    /// The container and interface that it was given to.
+    pub owner: Owner,
+    /// The pod, where that was told.
+    pub pod: Option<PodRef>,
+    /// Whether somebody needs it.
+    pub verdict: Verdict,
+    generation: u64,
+}
+
+/// Whether a lease is needed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its interface or its namespace is there.
+    Live,
+    /// Nobody can use it; and why that is so.
+    Stale(String),
+    /// Others made it: it is kept, and why.
+    Kept(String),
+}
+
+/// A network's leases, and where everything is.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// Files of the plugins.
+    pub paths: Paths,
+    /// The network's name.
+    pub name: String,
+    /// No other plugin gives out addresses of this network (type `causeway`): a lease without a
+    /// record is then the trace of a plugin that was killed.
+    pub own: bool,
+}
+
+/// Takes observations, and releases what two in a row found stale.
+#[derive(Debug)]
+pub struct Collector {
+    network: Network,
+    suspects: Suspects,
+    attachments: BTreeSet<Owner>,
+}
+
+/// What an observation did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Released now: address, owner, and why.
+    pub released: Vec<(IpAddr, Owner, String)>,
+    /// Stale at this observation for the first time.
+    pub suspects: usize,
+    /// What could not be released; it is tried again at the next observation.
+    pub failed: Vec<String>,
+}
+
+impl Network {
+    fn leases(&self) -> Leases {
+        Leases {
+            dir: self.paths.leases.join(&self.name),
+            records: LeaseRecords::at(&self.paths, &self.name),
+            record: None,
+        }
+    }
+
+    /// All leases of the network.
+    ///
+    /// # Errors
+    /// Code 5 when the disk, code 999 when the kernel cannot be read: then nothing is known.
+    pub fn look(&self) -> Result<Vec<Held>, CniError> {
+        let leases = self.leases();
+        let Some(dir) = LeaseDir::open_existing(&leases.dir)? else { return Ok(Vec::new()) };
+        let loaded = dir.load()?;
+        drop(dir);
+        let witness = Witness::call(self)?;
+        let mut all = Vec::new();
+        for (ip, owner) in loaded.state.leases() {
+            let path = leases.dir.join(ip.to_string());
+            // Gone meanwhile.
+            let Some(stamp) = stamp(&path) else { continue };
+            all.push(witness.judge(self, &leases, ip, owner.clone(), stamp)?);
+        }
+        let torn = loaded.torn.into_iter().map(|ip| Held {
+            ip,
+            owner: Owner::unknown(),
+            pod: None,
+            verdict: Verdict::Stale("its file holds nothing that can be read".to_owned()),
+            generation: stamp(&leases.dir.join(ip.to_string())).map_or(0, |s| s.generation),
+        });
+        all.extend(torn);
+        Ok(all)
+    }
+
+    /// Attachment records that speak of interfaces that are gone for good.
+    fn gone(&self) -> Result<Vec<AttachmentRecord>, CniError> {
+        let mut witness = Witness::call(self)?;
+        let records = std::mem::take(&mut witness.records);
+        Ok(records.into_values().filter(|r| witness.end_of(r).is_some()).collect())
+    }
+}
+
+struct Stamp {
+    generation: u64,
+    seconds: i64,
+}
+
+fn stamp(path: &std::path::Path) -> Option<Stamp> {
+    let meta = std::fs::metadata(path).ok()?;
+    let generation =
+        meta.ino() ^ (meta.mtime_nsec().unsigned_abs() << 20) ^ meta.mtime().unsigned_abs();
+    Some(Stamp { generation, seconds: meta.mtime() })
+}
+
+/// What the disk and the kernel say at one moment.
+struct Witness {
+    boot_id: String,
+    /// When the kernel started, in seconds since 1970.
+    booted: i64,
+    links: BTreeSet<IfName>,
+    records: BTreeMap<Owner, AttachmentRecord>,
+}
+
+impl Witness {
+    fn call(network: &Network) -> Result<Self, CniError> {
+        let all = Attachments::at(&network.paths).list()?;
+        let own = all.into_iter().filter(|r| r.network == network.name);
+        // After the records: an interface that is made meanwhile is seen.
+        Ok(Self {
+            boot_id: record::boot_id(&network.paths)?,
+            booted: booted()?,
+            records: own.map(|r| (Owner::new(&r.container_id, r.ifname.as_str()), r)).collect(),
+            links: Space::node()?.links()?,
+        })
+    }
+
+    /// Why an attachment is over; `None` while it is not.
+    fn end_of(&self, record: &AttachmentRecord) -> Option<String> {
+        if record.boot_id != self.boot_id {
+            return Some("it is from before the last boot".to_owned());
+        }
+        let there = self.links.contains(&record.host_ifname) || NetNs::open(&record.netns).is_ok();
+        (!there).then(|| {
+            format!("interface {} and namespace {} are gone", record.host_ifname, record.netns)
+        })
+    }
+
+    fn judge(
+        &self,
+        network: &Network,
+        leases: &Leases,
+        ip: IpAddr,
+        owner: Owner,
+        stamp: Stamp,
+    ) -> Result<Held, CniError> {
+        let noted = leases.records.read(ip)?.filter(|r| r.container_id == owner.container_id);
+        let record = self.records.get(&owner);
+        let pod = record
+            .and_then(|r| r.pod.clone())
+            .or_else(|| noted.as_ref().and_then(|n| n.pod.clone()));
+        let verdict = match (record, &noted) {
+            (Some(record), _) => self.end_of(record).map_or(Verdict::Live, Verdict::Stale),
+            (None, Some(n)) if n.boot_id != self.boot_id => {
+                Verdict::Stale("it is from before the last boot".to_owned())
+            }
+            (None, _) if self.has_derived(&owner) => Verdict::Live,
+            (None, None) if stamp.seconds < self.booted => {
+                Verdict::Stale("it is from before the last boot".to_owned())
+            }
+            (None, None) if !network.own => {
+                Verdict::Kept("it has no record: another plugin may have given it".to_owned())
+            }
+            (None, _) => Verdict::Stale("no attachment and no interface go with it".to_owned()),
+        };
+        Ok(Held { ip, owner, pod, verdict, generation: stamp.generation })
+    }
+
+    /// The interface that we would have made for this owner is there.
+    fn has_derived(&self, owner: &Owner) -> bool {
+        self.links.contains(&names::host_veth(&owner.container_id, &owner.ifname))
+    }
+}
+
+/// When the kernel started, in seconds since 1970 (`btime` in proc_stat(5)).
+fn booted() -> Result<i64, CniError> {
+    let path = PathBuf::from("/proc/stat");
+    let text = std::fs::read_to_string(&path)
+        .map_err(|e| crate::files::io_error("cannot read", &path, &e))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("btime "));
+    line.and_then(|n| n.trim().parse().ok())
+        .ok_or_else(|| CniError::io("/proc/stat has no line btime".to_owned()))
+}
+
+impl Collector {
+    /// A collector that has seen nothing yet.
+    pub fn new(network: Network) -> Self {
+        Self { network, suspects: Suspects::new(), attachments: BTreeSet::new() }
+    }
+
+    /// Looks once. What the look before found stale, too, and has not changed since, is released:
+    /// rules, neighbours and connections of the address first, then the lease, then the record.
+    ///
+    /// # Errors
+    /// When too little can be read to judge; nothing is released then, and the next look begins
+    /// anew.
+    pub fn observe(&mut self) -> Result<Collected, CniError> {
+        let (held, gone) = match (self.network.look(), self.network.gone()) {
+            (Ok(held), Ok(gone)) => (held, gone),
+            (held, gone) => {
+                self.suspects = Suspects::new();
+                self.attachments.clear();
+                return Err(held.err().or(gone.err()).unwrap_or_else(|| CniError::internal("")));
+            }
+        };
+        let mut whys: BTreeMap<IpAddr, String> = BTreeMap::new();
+        let stale = held.into_iter().filter_map(|h| match h.verdict {
+            Verdict::Stale(why) => {
+                whys.insert(h.ip, why);
+                Some(Suspect { ip: h.ip, owner: h.owner, generation: h.generation })
+            }
+            Verdict::Live | Verdict::Kept(_) => None,
+        });
+        let due = self.suspects.observe(stale.collect::<Vec<_>>());
+        let mut done = Collected { suspects: whys.len() - due.len(), ..Collected::default() };
+        for suspect in due {
+            let why = whys.remove(&suspect.ip).unwrap_or_default();
+            match self.release(&suspect) {
+                Ok(()) => done.released.push((suspect.ip, suspect.owner, why)),
+                Err(e) => done.failed.push(format!("lease of {}: {e}", suspect.ip)),
+            }
+        }
+        self.records(gone, &mut done);
+        Ok(done)
+    }
+
+    /// Records whose leases are gone already.
+    fn records(&mut self, gone: Vec<AttachmentRecord>, done: &mut Collected) {
+        let before = std::mem::take(&mut self.attachments);
+        for record in gone {
+            let owner = Owner::new(&record.container_id, record.ifname.as_str());
+            if before.contains(&owner)
+                && let Err(e) = self.detach(&record, true)
+            {
+                done.failed.push(format!("attachment of {owner}: {e}"));
+            }
+            self.attachments.insert(owner);
+        }
+    }
+
+    fn release(&self, suspect: &Suspect) -> Result<(), CniError> {
+        let paths = &self.network.paths;
+        let owner = &suspect.owner;
+        let leases = self.network.leases();
+        let Ok(ifname) = IfName::new(&owner.ifname) else {
+            return leases.release_if(suspect.ip, owner);
+        };
+        match Attachments::at(paths).read(&owner.container_id, &owner.ifname)? {
+            Some(record) => self.detach(&record, true),
+            None => {
+                let ends = Derived::new(&owner.container_id, ifname);
+                let held = vec![suspect.ip];
+                self.detach(&remembered(paths, &self.network.name, ends, owner, held), false)?;
+                leases.release_if(suspect.ip, owner)
+            }
+        }
+    }
+
+    fn detach(&self, record: &AttachmentRecord, noted: bool) -> Result<(), CniError> {
+        let owner = Owner::new(&record.container_id, record.ifname.as_str());
+        let leases = self.network.leases();
+        let kept = Kept { record: noted, served: true };
+        let release = || if noted { leases.release(&owner).map(drop) } else { Ok(()) };
+        attachment::detach(&self.network.paths, &mut Space::node()?, record, kept, release)
+    }
+}
