@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use causeway_desired::input::{ClusterView, Config, NodeFacts};
-use causeway_model::{Key, Object, Observed};
+use causeway_model::{Key, Object, Observed, Route};
 use causeway_types::{Family, IfName, NodeName};
 
 use crate::port::Port;
@@ -38,26 +38,36 @@ pub(crate) fn gather(underlay: &Observed, port: &mut impl Port) -> NodeFacts {
             facts.mtus.extend(link.mtu.map(|mtu| (dev.clone(), mtu)));
         }
     }
-    facts.accept_ra = listening(underlay)
-        .into_iter()
-        .filter(|dev| {
-            // 2 is what we set ourselves: the interface has to stay in the list.
-            let value = port.parameter(&format!("net/ipv6/conf/{dev}/accept_ra"));
-            matches!(value.as_deref(), Some("1" | "2"))
-        })
-        .collect();
+    facts.accept_ra = listening(underlay, port);
     let nf_call = port.parameter("net/bridge/bridge-nf-call-iptables");
     facts.bridge_nf_call = nf_call.map(|value| value != "0");
     facts
 }
 
-/// Interfaces with a route that a router's advertisement brought.
-fn listening(underlay: &Observed) -> BTreeSet<IfName> {
-    let routes = underlay.iter().filter_map(|(_, object)| match object {
-        Object::Route(r) if r.protocol == RTPROT_RA && r.family() == Family::V6 => r.dev.clone(),
-        _ => None,
-    });
-    routes.collect()
+/// Interfaces that listen to routers, and would not any more once the node forwards: those with a
+/// route that an advertisement brought, and, while nobody has turned forwarding on yet, the uplinks,
+/// whose first advertisement may be still to come.
+fn listening(underlay: &Observed, port: &mut impl Port) -> Vec<IfName> {
+    let routes = || {
+        underlay.iter().filter_map(|(_, object)| match object {
+            Object::Route(r) => Some((r, r.dev.clone()?)),
+            _ => None,
+        })
+    };
+    let brought = |r: &Route| r.protocol == RTPROT_RA && r.family() == Family::V6;
+    let advertised: BTreeSet<IfName> =
+        routes().filter(|(r, _)| brought(r)).map(|(_, dev)| dev).collect();
+    let uplinks = routes().filter(|(r, _)| r.dst.prefix_len() == 0).map(|(_, dev)| dev);
+    let all: BTreeSet<IfName> = advertised.iter().cloned().chain(uplinks).collect();
+    let unforwarded = port.parameter("net/ipv6/conf/all/forwarding").as_deref() == Some("0");
+    all.into_iter()
+        .filter(|dev| match port.parameter(&format!("net/ipv6/conf/{dev}/accept_ra")).as_deref() {
+            // What we set ourselves: the interface has to stay in the list.
+            Some("2") => true,
+            Some("1") => unforwarded || advertised.contains(dev),
+            _ => false,
+        })
+        .collect()
 }
 
 /// True for addresses by which other nodes can reach this one.

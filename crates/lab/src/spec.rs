@@ -2,33 +2,11 @@
 
 use std::path::PathBuf;
 
+pub use causeway_desired::input::{PluginType as Plugin, Road};
 use causeway_types::state::Attach;
 use causeway_types::{Cidr, Family, Mtu};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-
-/// The road that the agents are told to take.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Road {
-    /// Direct to neighbours, VXLAN across routers.
-    #[default]
-    Auto,
-    /// Routes by the nodes' addresses.
-    Direct,
-    /// VXLAN always.
-    Vxlan,
-}
-
-/// The plugin type in the configuration list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Plugin {
-    /// Type `causeway`.
-    Causeway,
-    /// The classic: type `bridge` with `host-local`.
-    Bridge,
-}
 
 /// Address families of nodes and pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

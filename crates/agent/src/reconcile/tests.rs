@@ -386,3 +386,42 @@ fn an_interface_with_routes_from_routers_keeps_listening() {
     t.round();
     assert!(t.status().objects.iter().all(|o| !o.key.contains("accept_ra")));
 }
+
+/// The first advertisement may come after forwarding was turned on. Where others have turned it on
+/// before us, an uplink that does not listen is their decision.
+#[test]
+fn an_uplink_goes_on_listening_for_its_first_router() {
+    for (forwarding, listens) in [("0", true), ("1", false)] {
+        let mut t = Test::new();
+        let mut me = view(&[1]);
+        for info in me.nodes.values_mut() {
+            info.addresses.push("fd00:1::11".parse().unwrap());
+            info.pod_cidrs.push("fd00:10:244:1::/64".parse().unwrap());
+        }
+        let uplink = Route {
+            dst: "0.0.0.0/0".parse().unwrap(),
+            table: Route::MAIN,
+            metric: 0,
+            kind: RouteKind::Unicast,
+            dev: Some("eth0".parse().unwrap()),
+            via: Some("192.168.1.1".parse().unwrap()),
+            onlink: false,
+            src: None,
+            scope: RouteScope::Universe,
+            protocol: 4,
+            mtu: None,
+        };
+        t.core.port.kernel.state.insert(Object::Route(uplink));
+        t.core.port.parameters.insert("net/ipv6/conf/all/forwarding".into(), forwarding.into());
+        t.core.port.parameters.insert("net/ipv6/conf/eth0/accept_ra".into(), "1".into());
+        t.core.audit();
+        t.core.set_snapshot(Snapshot::synced_with(me));
+        t.round();
+        t.assert_whole();
+        assert_eq!(
+            t.has("sysctl net/ipv6/conf/eth0/accept_ra"),
+            listens,
+            "forwarding {forwarding}"
+        );
+    }
+}

@@ -126,6 +126,32 @@ impl World {
         inside(ns, || causeway_lab::fetch(&url))
     }
 
+    /// Sends bytes over TCP to a pod's server, in full segments, and counts what comes back beside
+    /// its greeting.
+    pub(crate) fn echoes(
+        &self,
+        ns: &std::path::Path,
+        to: IpAddr,
+        bytes: usize,
+    ) -> anyhow::Result<usize> {
+        use std::io::{Read, Write};
+        inside(ns, || {
+            let to = std::net::SocketAddr::new(to, 8080);
+            let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let mut writer = stream.try_clone()?;
+            let sender = std::thread::spawn(move || {
+                writer.write_all(&vec![b'x'; bytes])?;
+                writer.shutdown(std::net::Shutdown::Write)
+            });
+            let mut text = Vec::new();
+            stream.read_to_end(&mut text)?;
+            sender.join().expect("the sender does not panic")?;
+            let greeting = text.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+            Ok(text.len() - greeting)
+        })
+    }
+
     /// Does an echo request come back?
     pub(crate) fn reaches(&self, ns: &std::path::Path, to: IpAddr, size: usize) -> bool {
         let sent = causeway_lab::ping(ns, to, 1, size, Duration::from_secs(3));
