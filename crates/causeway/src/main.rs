@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod agent;
+mod cni;
 mod ipam;
 mod lab;
 mod node;
@@ -25,6 +26,9 @@ enum Command {
     /// Asks the agent of this node.
     #[command(subcommand)]
     Node(node::Command),
+    /// What a container runtime does, by hand: add, del, check, status, gc.
+    #[command(subcommand)]
+    Cni(cni::Command),
     /// The addresses that this node has given out.
     #[command(subcommand)]
     Ipam(ipam::Command),
@@ -54,6 +58,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(args) => causeway_agent::run(args.options())?,
         Command::Node(command) => node::run(&command)?,
+        Command::Cni(command) => cni::run(&command)?,
         Command::Ipam(command) => ipam::run(&command)?,
         Command::Lab(command) => return lab::run(command),
         Command::Version => words::say(&format!("causeway {}\n", env!("CARGO_PKG_VERSION")))?,
