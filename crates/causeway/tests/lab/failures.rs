@@ -180,13 +180,12 @@ fn failure_28_masquerade_is_for_the_outside_alone() {
         // A node of the cluster is not outside: it sees the pod.
         let rules = world.on("node-1", "nft list table inet causeway");
         assert!(rules.contains("fully-random"), "{rules}");
-        let ear = crate::packets::Ear::udp(
-            &world.node_ns("node-2"),
-            world.spec.node_addr("node-2", Family::V4).addr(),
-            7777,
-        );
-        let to = std::net::SocketAddr::new(world.spec.node_addr("node-2", Family::V4).addr(), 7777);
-        crate::packets::send_udp(&world.netns(&pods[0]), to, b"hi").unwrap();
-        assert!(ear.hears(Duration::from_secs(3)));
+        for family in Families::Dual.list() {
+            let node = world.spec.node_addr("node-2", *family).addr();
+            let ear = crate::packets::Ear::udp(&world.node_ns("node-2"), node, 7777);
+            let to = std::net::SocketAddr::new(node, 7777);
+            crate::packets::send_udp(&world.netns(&pods[0]), to, b"hi").unwrap();
+            assert_eq!(ear.sender(Duration::from_secs(3)), Some(world.ip(&pods[0], *family)));
+        }
     });
 }

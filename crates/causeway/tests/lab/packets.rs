@@ -118,8 +118,14 @@ impl Ear {
 
     /// Did anything come in this time?
     pub(crate) fn hears(&self, wait: Duration) -> bool {
+        self.sender(wait).is_some()
+    }
+
+    /// Who sent what came in this time.
+    pub(crate) fn sender(&self, wait: Duration) -> Option<IpAddr> {
         self.0.set_read_timeout(Some(wait)).unwrap();
         let mut buffer = [std::mem::MaybeUninit::<u8>::uninit(); 2048];
-        self.0.recv(&mut buffer).is_ok()
+        let (_, from) = self.0.recv_from(&mut buffer).ok()?;
+        from.as_socket().map(|address| address.ip())
     }
 }
