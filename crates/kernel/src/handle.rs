@@ -121,7 +121,7 @@ impl Handle {
     /// Whether packets pass an interface (`IFF_RUNNING`); `None` when there is none of this name.
     ///
     /// The kernel learns only a moment after both ends of a veth pair are up that there is a
-    /// carrier, and drops packets until then, at a bridge's port as well. Newer ones (6.12) catch
+    /// carrier, and drops packets until then, at a bridge's port as well. Some versions catch
     /// up when they are asked.
     ///
     /// # Errors
