@@ -8,15 +8,22 @@ use std::path::{Path, PathBuf};
 
 use causeway_cni_spec::CniError;
 
+/// Every change of the disk asks here first. Tests kill the plugin at this point, or have the disk
+/// refuse.
+#[cfg(not(test))]
+pub(crate) fn about_to_change() -> io::Result<()> {
+    Ok(())
+}
+#[cfg(test)]
+pub(crate) use crate::faults::about_to_change;
+
 /// Makes a directory and those above it with a mode; one that is there stays as it is.
 ///
 /// # Errors
 /// Code 5.
 pub(crate) fn make_dir(dir: &Path, mode: u32) -> Result<(), CniError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(dir)
+    about_to_change()
+        .and_then(|()| DirBuilder::new().recursive(true).mode(mode).create(dir))
         .map_err(|e| io_error("cannot make directory", dir, &e))
 }
 
@@ -45,23 +52,28 @@ pub(crate) fn in_turn(path: &Path, content: &[u8]) -> Result<(), CniError> {
 const ASIDE: &str = ".new";
 
 fn write_aside(path: &Path, aside: &Path, content: &[u8]) -> Result<(), CniError> {
-    let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(aside);
+    let open = || {
+        about_to_change()?;
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(aside)
+    };
     let write = || {
         let mut file = match open() {
             // Left by one that was killed. Removed rather than truncated: file systems write a
             // truncated file to disk at once.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                fs::remove_file(aside)?;
+                remove_file(aside)?;
                 open()?
             }
             other => other?,
         };
+        about_to_change()?;
         file.write_all(content)?;
         drop(file);
+        about_to_change()?;
         fs::rename(aside, path)
     };
     write().map_err(|e| {
-        let _ = fs::remove_file(aside);
+        let _ = remove_file(aside);
         io_error("cannot write", path, &e)
     })
 }
@@ -89,10 +101,15 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, CniError> {
 /// # Errors
 /// Code 5.
 pub(crate) fn remove(path: &Path) -> Result<(), CniError> {
-    match fs::remove_file(path) {
+    match remove_file(path) {
         Err(e) if !is_absent(&e) => Err(io_error("cannot remove", path, &e)),
         _ => Ok(()),
     }
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    about_to_change()?;
+    fs::remove_file(path)
 }
 
 /// The names in a directory, unsorted; none when it is not there.

@@ -45,9 +45,10 @@ impl Leases {
         }
         let leases = chosen.map_err(|e| self.refusal(&e))?;
         // The lease first: whoever releases an attachment's leases finds its records by them.
-        dir.write(&leases, owner)?;
-        self.write_records(&leases).inspect_err(|_| {
-            // On the way out with another error. What stays all the same goes with DEL or GC.
+        let written = dir.write(&leases, owner).and_then(|()| self.write_records(&leases));
+        written.inspect_err(|_| {
+            // On the way out with another error. What stays all the same goes with DEL or GC. A
+            // record may be that of a torn lease whose place was taken.
             for ip in addresses(&leases) {
                 let _ = self.records.remove(ip);
                 let _ = dir.remove(ip);
@@ -62,11 +63,16 @@ impl Leases {
     }
 
     /// Takes back the leases whose record names another boot: no pod lives that could use them.
+    /// A record of somebody else says nothing: it stayed behind where another plugin gave the
+    /// address back, or where the file of a lease was torn.
     fn reclaim(&self, dir: &LeaseDir, loaded: &mut Loaded) -> Result<usize, CniError> {
         let Some(LeaseRecord { boot_id, .. }) = &self.record else { return Ok(0) };
         let mut stale = Vec::new();
-        for (ip, _) in loaded.state.leases() {
-            if self.records.read(ip)?.is_some_and(|r| r.boot_id != *boot_id) {
+        for (ip, owner) in loaded.state.leases() {
+            let own = |r: &LeaseRecord| {
+                (&r.container_id, &r.ifname) == (&owner.container_id, &owner.ifname)
+            };
+            if self.records.read(ip)?.is_some_and(|r| own(&r) && r.boot_id != *boot_id) {
                 stale.push(ip);
             }
         }
@@ -222,11 +228,23 @@ mod tests {
     #[test]
     fn leases_from_before_the_boot_come_back_when_needed() {
         let tmp = tempfile::tempdir().unwrap();
-        leases(tmp.path(), Some("boot-1")).allocate(&sets(), &owner("a"), &[]).unwrap();
+        leases(tmp.path(), Some("boot-1")).allocate(&sets(), &owner("c"), &[]).unwrap();
         let now = leases(tmp.path(), Some("boot-2"));
         now.allocate(&sets(), &owner("b"), &[]).unwrap();
-        assert!(now.held(&owner("a")).unwrap().is_empty());
-        assert!(now.allocate(&sets(), &owner("c"), &[]).is_err());
+        assert!(now.held(&owner("c")).unwrap().is_empty());
+        assert!(now.allocate(&sets(), &owner("d"), &[]).is_err());
+    }
+
+    /// The reference gave the address back, which leaves our record of before the boot, and gave it
+    /// to a pod of this boot: that one lives.
+    #[test]
+    fn a_record_of_somebody_else_takes_nothing_back() {
+        let tmp = tempfile::tempdir().unwrap();
+        leases(tmp.path(), Some("boot-1")).allocate(&sets(), &owner("c"), &[]).unwrap();
+        let now = leases(tmp.path(), Some("boot-2"));
+        std::fs::write(now.dir.join("10.1.2.2"), "by-reference\r\neth0").unwrap();
+        assert!(now.allocate(&sets(), &owner("c2"), &[]).is_err());
+        assert_eq!(now.held(&owner("by-reference")).unwrap().len(), 1);
     }
 
     #[test]

@@ -12,6 +12,8 @@ mod bridge;
 pub mod call;
 mod causeway;
 pub mod collect;
+#[cfg(test)]
+mod faults;
 mod files;
 mod host_local;
 pub mod ipam;
@@ -25,6 +27,8 @@ pub mod record;
 pub mod rollback;
 mod space;
 pub mod store;
+#[cfg(test)]
+mod walk;
 
 use std::io::{Read, Write};
 use std::path::Path;

@@ -20,7 +20,7 @@ use causeway_cni_spec::CniError;
 use causeway_cni_spec::env::is_identifier;
 use causeway_ipam::{Lease, Owner, State};
 
-use crate::files::{self, io_error, is_absent};
+use crate::files::{self, about_to_change, io_error, is_absent};
 
 const LOCK: &str = "lock";
 const LAST: &str = "last_reserved_ip.";
@@ -65,6 +65,7 @@ impl LeaseDir {
     }
 
     fn lock(dir: &Path) -> io::Result<Self> {
+        about_to_change()?;
         let mut options = OpenOptions::new();
         let lock =
             options.write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK))?;
@@ -96,24 +97,15 @@ impl LeaseDir {
         Ok(loaded)
     }
 
-    /// Writes leases down. All or nothing: when one fails, those before it are taken back.
+    /// Writes leases down. When one fails, those before it stay: the caller takes them back.
     ///
     /// # Errors
     /// Code 5.
     pub fn write(&self, leases: &[Lease], owner: &Owner) -> Result<(), CniError> {
-        let mut written = Vec::new();
         for lease in leases {
             let ip = lease.address.addr();
-            let done = self.write_one(ip, owner).and_then(|()| {
-                written.push(ip);
-                self.write_last(lease.set, ip)
-            });
-            if let Err(error) = done {
-                for ip in written {
-                    let _ = self.remove(ip);
-                }
-                return Err(error);
-            }
+            self.write_one(ip, owner)?;
+            self.write_last(lease.set, ip)?;
         }
         Ok(())
     }
@@ -131,11 +123,14 @@ impl LeaseDir {
         let path = self.dir.join(format!("{LAST}{set}"));
         let text = ip.to_string();
         let write = || {
+            about_to_change()?;
             let mut options = OpenOptions::new();
             let mut file =
                 options.write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            about_to_change()?;
             file.write_all(text.as_bytes())?;
             if file.metadata()?.len() > text.len() as u64 {
+                about_to_change()?;
                 file.set_len(text.len() as u64)?;
             }
             Ok(())
