@@ -1,6 +1,7 @@
 //! Laws of the allocator on random ranges, and a random walk beside a naive model.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use causeway_ipam::{AllocError, Owner, Range, RangeSet, State, Suspect, Suspects};
@@ -153,6 +154,58 @@ proptest! {
             prop_assert_eq!(released, now.intersection(&before).cloned().collect::<Vec<_>>());
             before = now;
         }
+    }
+}
+
+/// A million calls on networks of each kind, the state and the model going on through all of them.
+/// `CAUSEWAY_SEED` repeats a walk.
+#[test]
+fn a_million_calls() {
+    let seed = std::env::var("CAUSEWAY_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32);
+    let range = |base: u32, ipv4| {
+        let net = IpNet::new(address(base, ipv4), if ipv4 { 28 } else { 124 }).unwrap();
+        Range::new(net, None, None, None).unwrap()
+    };
+    let set = |ipv4| RangeSet::new(vec![range(0, ipv4), range(128, ipv4)]).unwrap();
+    for sets in [vec![set(true)], vec![set(false)], vec![set(true), set(false)]] {
+        let (mut state, mut model) = (State::new(), Model::new(&sets));
+        let (mut random, mut given) = (seed, 0);
+        for n in 0..333_334 {
+            // SplitMix64.
+            let mut below = |n: usize| {
+                random = random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let z = (random ^ (random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                ((z ^ (z >> 31)) % n as u64) as usize
+            };
+            let (what, owner) = (below(200), pod(below(60)));
+            match what {
+                0..110 => {
+                    let wish = (what < 10).then(|| model.all[below(model.all.len())]);
+                    let got = state.allocate(&sets, &owner, &Vec::from_iter(wish)).ok();
+                    let got: Option<Vec<IpAddr>> =
+                        got.map(|l| l.into_iter().map(|l| l.address.addr()).collect());
+                    given += usize::from(got.is_some());
+                    assert_eq!(got, model.allocate(owner, wish), "step {n}, CAUSEWAY_SEED={seed}");
+                }
+                110 => {
+                    let valid: BTreeSet<Owner> = (0..below(60)).map(pod).collect();
+                    let got = state.release_stale(&valid).into_iter().map(|(ip, _)| ip);
+                    let want = model.release(|o| !valid.contains(o));
+                    assert_eq!(Vec::from_iter(got), want, "step {n}, CAUSEWAY_SEED={seed}");
+                }
+                _ => {
+                    let want = model.release(|o| *o == owner);
+                    assert_eq!(state.release(&owner), want, "step {n}, CAUSEWAY_SEED={seed}");
+                }
+            }
+            if n % 64 == 0 {
+                let leases: BTreeMap<_, _> = state.leases().map(|(i, o)| (i, o.clone())).collect();
+                assert_eq!(leases, model.leases, "step {n}, CAUSEWAY_SEED={seed}");
+            }
+        }
+        assert!(given > 30_000, "only {given} were given");
     }
 }
 
