@@ -1,5 +1,10 @@
 //! The watches themselves.
 
+#[cfg(test)]
+mod api;
+#[cfg(test)]
+mod sequences;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
