@@ -4,6 +4,7 @@
 //! it does not matter. The kernel is behind [`Port`].
 
 mod answers;
+mod closing;
 #[cfg(test)]
 mod tests;
 
@@ -239,12 +240,9 @@ impl<P: Port> Core<P> {
                             somebody else, or cannot be so on this kernel";
                 self.failures.failed(key.clone(), text.to_owned(), now);
             }
-            let due: Vec<Op> = plan
-                .ops
-                .iter()
-                .filter(|op| !self.failures.must_wait(&op.key(), now))
-                .cloned()
-                .collect();
+            let (due, waiting): (Vec<Op>, Vec<Op>) =
+                plan.ops.iter().cloned().partition(|op| !self.failures.must_wait(&op.key(), now));
+            let due = closing::allowed(&due, &waiting, &plan.ops);
             if pass == 0 {
                 self.count_repairs(&due);
             }
@@ -253,7 +251,7 @@ impl<P: Port> Core<P> {
                 break;
             }
             self.write_intent(&due)?;
-            done.extend(self.apply(&due, now));
+            done.extend(self.apply_closed(&due, waiting, now));
         }
         self.settle();
         Ok(())
@@ -469,6 +467,20 @@ impl<P: Port> Core<P> {
         });
         let made: Vec<Key> = made.filter(|key| !self.owned.keys().contains(key)).collect();
         self.owned.record(made).map_err(|e| format!("cannot write the record of what we made: {e}"))
+    }
+
+    /// Does the operations, part by part: what closes is done before what it closes is opened.
+    /// Answers the keys of those that succeeded.
+    fn apply_closed(&mut self, due: &[Op], mut undone: Vec<Op>, now: Instant) -> Vec<Key> {
+        let plan = self.last_plan.ops.clone();
+        let mut done = Vec::new();
+        for part in due.chunk_by(|a, b| a.closes() == b.closes()) {
+            let part = closing::allowed(part, &undone, &plan);
+            let made = self.apply(&part, now);
+            undone.extend(part.into_iter().filter(|op| !made.contains(&op.key())));
+            done.extend(made);
+        }
+        done
     }
 
     /// Does the operations. Answers the keys of those that succeeded.

@@ -124,6 +124,7 @@ fn closed_tunnel(table: &mut NftTable, ground: &Ground<'_>) {
     if ground.config.road != Road::Direct {
         peers_only(&udp, &mut inward, &mut outward, &mut arriving);
     }
+    peers_pods_only(&mut inward);
     let mut filter = |name: &str, hook, priority, rules| {
         table.chains.insert(name.to_owned(), base(ChainType::Filter, hook, priority, rules));
     };
@@ -153,6 +154,10 @@ fn peers_only(
     }
     let local = vec![Stmt::is(Field::FibDaddrType, KeyPart::AddrType(LOCAL))];
     inward.push(drop("a tunnel packet from no peer", udp(local)));
+}
+
+/// On every road: the device of a former one may still be there when the table is written.
+fn peers_pods_only(inward: &mut Vec<Rule>) {
     let dev = IfName::new(names::VXLAN_DEV).expect("a valid name");
     for family in Family::BOTH {
         let from = Stmt::is(Field::IifName, KeyPart::IfName(dev.clone()));

@@ -158,7 +158,9 @@ fn recreate(desired: &Desired, observed: &mut Observed, own: &Ownership) -> Vec<
         if wrong && makeable && own.foreign(&entry.object, &have).is_none() {
             let name = want.name.clone();
             observed.retain(|_, object| !stands_on(object, &name));
-            ops.push((stage(&entry.object), Op::Remove(have)));
+            // A tunnel goes before the table, which closes the new one and not the old one.
+            let tunnel = matches!(&have, Object::Link(l) if matches!(l.kind, LinkKind::Vxlan(_)));
+            ops.push((if tunnel { 0 } else { stage(&entry.object) }, Op::Remove(have)));
         }
     }
     ops

@@ -5,11 +5,13 @@
 //!
 //! # Order
 //! Tables of family inet come first, because a tunnel device takes packets from the moment it is
-//! up and its filter must be there by then; then links, their kernel parameters, addresses,
-//! neighbours and forwarding entries, the guards of pod interfaces (family netdev: they need the
-//! device), then routes, and the switch that turns forwarding on last of all. Removals follow, in
-//! the reverse order, so that a packet never meets a half of the old state that the new one
-//! replaced.
+//! up and its filter must be there by then (a tunnel device that is made anew with other parameters
+//! goes before, because the new table closes the new one only); then links, their kernel
+//! parameters, addresses, neighbours and forwarding entries, the guards of pod interfaces (family
+//! netdev: they need the device), then routes, and the switch that turns forwarding on last of all.
+//! Removals follow, in the reverse order, so that a packet never meets a half of the old state that
+//! the new one replaced. Order alone does not help when a table is refused: whoever applies a plan holds back
+//! what [`Op::opens`] until all that [`Op::closes`] is done.
 //!
 //! # Ownership
 //! Only objects that are recorded as ours are removed ([`Ownership`]). What somebody else made

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use causeway_model::nft::{Base, Element, KeyPart, NftFamily, NftTable, Rule, Set};
-use causeway_model::{Key, Object};
+use causeway_model::{Key, LinkKind, Object};
 use serde::Serialize;
+
+use crate::dependency::turns_forwarding_on;
 
 /// One operation. It succeeds or fails as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -127,6 +129,32 @@ impl Op {
         match self {
             Op::Create(object) | Op::Remove(object) | Op::Change { to: object, .. } => object.key(),
             Op::Nft { table, .. } => Key::Table { family: table.family, name: table.name.clone() },
+        }
+    }
+}
+
+impl Op {
+    /// True for a table that closes what others open: it must be in place before them.
+    pub fn closes(&self) -> bool {
+        matches!(self, Op::Nft { table, ops }
+            if table.family == NftFamily::Inet && ops.last() != Some(&NftOp::DelTable))
+    }
+
+    /// True when packets can flow by what the operation makes: a tunnel device that comes up, and
+    /// forwarding. It has to wait while an operation that [`Op::closes`] is not done.
+    pub fn opens(&self) -> bool {
+        let (from, to) = match self {
+            Op::Create(to) => (None, to),
+            Op::Change { from, to } => (Some(from), to),
+            Op::Remove(_) | Op::Nft { .. } => return false,
+        };
+        match to {
+            Object::Link(to) => {
+                let was_up = matches!(from, Some(Object::Link(from)) if from.up);
+                matches!(to.kind, LinkKind::Vxlan(_)) && to.up && !was_up
+            }
+            Object::Sysctl(s) => turns_forwarding_on(&s.path),
+            _ => false,
         }
     }
 }

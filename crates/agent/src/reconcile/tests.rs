@@ -14,6 +14,10 @@ use causeway_plan::sim::SimKernel;
 use causeway_types::{Mtu, names};
 use rustix::event::{EventfdFlags, eventfd};
 
+mod laws;
+mod scenarios;
+mod world;
+
 use super::Core;
 use crate::metrics::Metrics;
 use crate::options::Paths;
