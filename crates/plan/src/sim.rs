@@ -1,7 +1,9 @@
 //! A simulated kernel: it refuses what the real one refuses for want of something to stand on,
 //! and fails any operation on request.
 //!
-//! It knows only rules that `crates/kernel/tests/sim_rules.rs` shows on the real kernel.
+//! It knows only rules that `crates/kernel/tests/sim_rules.rs` shows on the real kernel, side by
+//! side. Where it is stricter (it refuses to remove what is not there, and a tunnel's entry on a
+//! port), that test says so.
 
 use std::net::IpAddr;
 
@@ -39,6 +41,9 @@ pub struct SimKernel {
     pub done: usize,
     /// The operation with this number fails, once, and does nothing.
     pub fail_at: Option<usize>,
+    /// Ingress chains need no device, and outlive theirs, as was seen on 6.18. Other kernels refuse
+    /// them without the device and remove them with it.
+    pub keeps_ingress_chains: bool,
 }
 
 impl SimKernel {
@@ -122,7 +127,7 @@ impl SimKernel {
                     port.port = None;
                     self.state.insert(Object::Link(port));
                 }
-                Object::Table(table) => {
+                Object::Table(table) if !self.keeps_ingress_chains => {
                     self.state.insert(Object::Table(without_device(&table, link)));
                 }
                 _ => {}
@@ -247,7 +252,8 @@ impl SimKernel {
                 table.sets.remove(name).ok_or(Refusal::Missing)?;
             }
             NftOp::AddChain { name, base } => {
-                if let Some(device) = base.as_ref().and_then(|b| b.device.as_ref()) {
+                let device = base.as_ref().and_then(|b| b.device.as_ref());
+                if let Some(device) = device.filter(|_| !self.keeps_ingress_chains) {
                     self.link(device)?;
                 }
                 let chain = Chain { base: base.clone(), rules: Vec::new() };

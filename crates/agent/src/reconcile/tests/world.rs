@@ -303,7 +303,9 @@ impl Node {
 }
 
 fn watched(paths: &Paths, config: &Config, state: Observed) -> Core<Watched> {
-    let sim = core(paths, state).port;
+    let mut sim = core(paths, state).port;
+    // Kernels of both kinds.
+    sim.kernel.keeps_ingress_chains = config.attach == Attach::Bridge;
     let port =
         Watched { sim, fault: Fault::None, refused: None, log: Vec::new(), wrong: Vec::new() };
     let me = "node-1".parse().unwrap();
