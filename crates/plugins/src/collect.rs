@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 use causeway_cni_spec::CniError;
 use causeway_ipam::{Owner, Suspect, Suspects};
@@ -36,6 +35,8 @@ pub struct Held {
     /// Whether somebody needs it.
     pub verdict: Verdict,
     generation: u64,
+    /// A record goes with it.
+    noted: bool,
 }
 
 /// Whether a lease is needed.
@@ -103,15 +104,16 @@ impl Network {
         for (ip, owner) in loaded.state.leases() {
             let path = leases.dir.join(ip.to_string());
             // Gone meanwhile.
-            let Some(stamp) = stamp(&path) else { continue };
-            all.push(witness.judge(self, &leases, ip, owner.clone(), stamp)?);
+            let Some(generation) = generation(&path) else { continue };
+            all.push(witness.judge(self, &leases, ip, owner.clone(), generation)?);
         }
         let torn = loaded.torn.into_iter().map(|ip| Held {
             ip,
             owner: Owner::unknown(),
             pod: None,
             verdict: Verdict::Stale("its file holds nothing that can be read".to_owned()),
-            generation: stamp(&leases.dir.join(ip.to_string())).map_or(0, |s| s.generation),
+            generation: generation(&leases.dir.join(ip.to_string())).unwrap_or(0),
+            noted: false,
         });
         all.extend(torn);
         Ok(all)
@@ -125,23 +127,16 @@ impl Network {
     }
 }
 
-struct Stamp {
-    generation: u64,
-    seconds: i64,
-}
-
-fn stamp(path: &std::path::Path) -> Option<Stamp> {
+/// A number that changes when a lease is written anew; compared with others of its kind only, so
+/// that a clock which is set does no harm.
+fn generation(path: &std::path::Path) -> Option<u64> {
     let meta = std::fs::metadata(path).ok()?;
-    let generation =
-        meta.ino() ^ (meta.mtime_nsec().unsigned_abs() << 20) ^ meta.mtime().unsigned_abs();
-    Some(Stamp { generation, seconds: meta.mtime() })
+    Some(meta.ino() ^ (meta.mtime_nsec().unsigned_abs() << 20) ^ meta.mtime().unsigned_abs())
 }
 
 /// What the disk and the kernel say at one moment.
 struct Witness {
     boot_id: String,
-    /// When the kernel started, in seconds since 1970.
-    booted: i64,
     links: BTreeSet<IfName>,
     records: BTreeMap<Owner, AttachmentRecord>,
 }
@@ -153,7 +148,6 @@ impl Witness {
         // After the records: an interface that is made meanwhile is seen.
         Ok(Self {
             boot_id: record::boot_id(&network.paths)?,
-            booted: booted()?,
             records: own.map(|r| (Owner::new(&r.container_id, r.ifname.as_str()), r)).collect(),
             links: Space::node()?.links()?,
         })
@@ -176,7 +170,7 @@ impl Witness {
         leases: &Leases,
         ip: IpAddr,
         owner: Owner,
-        stamp: Stamp,
+        generation: u64,
     ) -> Result<Held, CniError> {
         let noted = leases.records.read(ip)?.filter(|r| r.container_id == owner.container_id);
         let record = self.records.get(&owner);
@@ -189,31 +183,20 @@ impl Witness {
                 Verdict::Stale("it is from before the last boot".to_owned())
             }
             (None, _) if self.has_derived(&owner) => Verdict::Live,
-            (None, None) if stamp.seconds < self.booted => {
-                Verdict::Stale("it is from before the last boot".to_owned())
-            }
-            (None, None) if !network.own => {
-                Verdict::Kept("it has no record: another plugin may have given it".to_owned())
+            (None, noted) if !network.own && noted.as_ref().is_none_or(|n| n.seen) => {
+                Verdict::Kept(
+                    "it has no record of ours: another plugin may have given it".to_owned(),
+                )
             }
             (None, _) => Verdict::Stale("no attachment and no interface go with it".to_owned()),
         };
-        Ok(Held { ip, owner, pod, verdict, generation: stamp.generation })
+        Ok(Held { ip, owner, pod, verdict, generation, noted: noted.is_some() })
     }
 
     /// The interface that we would have made for this owner is there.
     fn has_derived(&self, owner: &Owner) -> bool {
         self.links.contains(&names::host_veth(&owner.container_id, &owner.ifname))
     }
-}
-
-/// When the kernel started, in seconds since 1970 (`btime` in proc_stat(5)).
-fn booted() -> Result<i64, CniError> {
-    let path = PathBuf::from("/proc/stat");
-    let text = std::fs::read_to_string(&path)
-        .map_err(|e| crate::files::io_error("cannot read", &path, &e))?;
-    let line = text.lines().find_map(|l| l.strip_prefix("btime "));
-    line.and_then(|n| n.trim().parse().ok())
-        .ok_or_else(|| CniError::io("/proc/stat has no line btime".to_owned()))
 }
 
 impl Collector {
@@ -237,6 +220,7 @@ impl Collector {
                 return Err(held.err().or(gone.err()).unwrap_or_else(|| CniError::internal("")));
             }
         };
+        let mut done = Collected { failed: self.note(&held), ..Collected::default() };
         let mut whys: BTreeMap<IpAddr, String> = BTreeMap::new();
         let stale = held.into_iter().filter_map(|h| match h.verdict {
             Verdict::Stale(why) => {
@@ -246,7 +230,7 @@ impl Collector {
             Verdict::Live | Verdict::Kept(_) => None,
         });
         let due = self.suspects.observe(stale.collect::<Vec<_>>());
-        let mut done = Collected { suspects: whys.len() - due.len(), ..Collected::default() };
+        done.suspects = whys.len() - due.len();
         for suspect in due {
             let why = whys.remove(&suspect.ip).unwrap_or_default();
             match self.release(&suspect) {
@@ -256,6 +240,20 @@ impl Collector {
         }
         self.records(gone, &mut done);
         Ok(done)
+    }
+
+    /// Notes leases of other plugins, so that they are known to be from before the next boot. A
+    /// lease's own time would not do: clocks are set, often after the first pods of a boot.
+    fn note(&self, held: &[Held]) -> Vec<String> {
+        let boot_id = match record::boot_id(&self.network.paths) {
+            Ok(id) => id,
+            Err(e) => return vec![e.to_string()],
+        };
+        let leases = self.network.leases();
+        let kept = held.iter().filter(|h| matches!(h.verdict, Verdict::Kept(_)) && !h.noted);
+        kept.filter_map(|h| leases.note(h.ip, &h.owner, &boot_id).err())
+            .map(|e| e.to_string())
+            .collect()
     }
 
     /// Records whose leases are gone already.

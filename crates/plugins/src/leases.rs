@@ -69,10 +69,8 @@ impl Leases {
         let Some(LeaseRecord { boot_id, .. }) = &self.record else { return Ok(0) };
         let mut stale = Vec::new();
         for (ip, owner) in loaded.state.leases() {
-            let own = |r: &LeaseRecord| {
-                (&r.container_id, &r.ifname) == (&owner.container_id, &owner.ifname)
-            };
-            if self.records.read(ip)?.is_some_and(|r| own(&r) && r.boot_id != *boot_id) {
+            let record = self.records.read(ip)?.filter(|r| is_of(r, owner));
+            if record.is_some_and(|r| r.boot_id != *boot_id) {
                 stale.push(ip);
             }
         }
@@ -154,6 +152,27 @@ impl Leases {
         Ok(())
     }
 
+    /// Notes that a lease of another plugin was there in this boot, if it still is and has no record
+    /// of its own: after a reboot that tells that nobody uses it.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn note(&self, ip: IpAddr, owner: &Owner, boot_id: &str) -> Result<(), CniError> {
+        let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(()) };
+        let noted = self.records.read(ip)?.is_some_and(|r| is_of(&r, owner));
+        if noted || dir.load()?.state.owner_of(ip) != Some(owner) {
+            return Ok(());
+        }
+        let record = LeaseRecord {
+            container_id: owner.container_id.clone(),
+            ifname: owner.ifname.clone(),
+            pod: None,
+            boot_id: boot_id.to_owned(),
+            seen: true,
+        };
+        self.records.write(ip, &record)
+    }
+
     /// Would an attachment get its addresses now?
     ///
     /// # Errors
@@ -171,6 +190,10 @@ impl Leases {
         }
         chosen.map(drop).map_err(|e| unavailable(self.refusal(&e)))
     }
+}
+
+fn is_of(record: &LeaseRecord, owner: &Owner) -> bool {
+    (&record.container_id, &record.ifname) == (&owner.container_id, &owner.ifname)
 }
 
 fn addresses(leases: &[Lease]) -> Vec<IpAddr> {
@@ -200,6 +223,7 @@ mod tests {
             ifname: "eth0".into(),
             pod: None,
             boot_id: boot.into(),
+            seen: false,
         });
         Leases { dir: tmp.join("net"), records: LeaseRecords::at(&paths, "net"), record }
     }

@@ -81,6 +81,7 @@ impl Served {
             ifname: call.env.ifname.clone(),
             pod: call.pod(),
             boot_id: self.boot_id.clone(),
+            seen: false,
         }
     }
 

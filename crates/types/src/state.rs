@@ -108,6 +108,9 @@ pub struct LeaseRecord {
     pub pod: Option<PodRef>,
     /// Boot ID under which the lease was given: after a reboot nobody uses it.
     pub boot_id: String,
+    /// Another plugin gave the lease, and the boot is that under which it was seen.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub seen: bool,
 }
 
 impl AttachmentRecord {

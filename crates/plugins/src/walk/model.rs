@@ -141,6 +141,7 @@ impl Model {
             ifname: owner.ifname.clone(),
             pod: None,
             boot_id: format!("boot-{}", self.boot),
+            seen: false,
         });
         Leases { dir: self.lease_dir(), records: LeaseRecords::at(&paths, NETWORK), record }
     }
@@ -177,7 +178,8 @@ impl Model {
             760..840 => self.del_dead(what),
             840..870 => self.del_unknown(what),
             870..910 => self.gc(what),
-            910..950 => self.status(what),
+            910..935 => self.status(what),
+            935..950 => self.note(what),
             950..970 => self.reference(what),
             970..990 => self.garbage(what),
             990..995 => self.reboot(what),
@@ -367,6 +369,20 @@ impl Model {
         if let (Some(end), None) = (end, fault) {
             assert_eq!(end.is_err(), self.used_up(true), "{end:?}: {:?}", self.disk);
         }
+        self.check();
+    }
+
+    /// The agent looks at what the reference gave.
+    fn note(&mut self, what: &mut String) {
+        let others = self.live.iter().filter(|(_, pod)| !pod.recorded);
+        let others: Vec<Owner> = others.map(|(owner, _)| owner.clone()).collect();
+        let Some(owner) = self.rng.pick(others.into_iter()) else { return self.add_new(what) };
+        let fault = self.fault();
+        *what = format!("look at {owner}, {fault:?}");
+        let (leases, boot) = (self.leases(&owner, false), format!("boot-{}", self.boot));
+        let ip = self.live[&owner].ips[0];
+        self.call(fault, || leases.note(ip, &owner, &boot));
+        self.look(None, |_| false);
         self.check();
     }
 
