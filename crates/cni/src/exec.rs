@@ -61,7 +61,21 @@ impl Exec for ProcessExec {
 /// # Errors
 /// The process could not be started or waited for.
 pub fn run_process(process: &mut Process, stdin: &[u8]) -> io::Result<Output> {
+    run_watched(process, stdin, |_| {})
+}
+
+/// As [`run_process`]; `started` sees the process before anything is waited for, to follow it or to
+/// cut it short.
+///
+/// # Errors
+/// As [`run_process`].
+pub fn run_watched(
+    process: &mut Process,
+    stdin: &[u8],
+    started: impl FnOnce(&std::process::Child),
+) -> io::Result<Output> {
     let mut child = spawn_patiently(process)?;
+    started(&child);
     let mut pipe = child.stdin.take();
     // A plugin may print before it has read everything, so both directions must go at once.
     let output = std::thread::scope(|scope| {

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
+use crate::clock;
 use crate::enter::wrapper;
 use crate::spec::Dirs;
 
@@ -25,6 +27,28 @@ pub enum Action {
     Restart,
     /// Ended at once (SIGKILL), then started again.
     Kill,
+    /// Ended at once (SIGKILL), and not started again.
+    Halt,
+}
+
+impl Action {
+    /// Whether the agent is not started again afterwards.
+    fn stays_down(self) -> bool {
+        matches!(self, Action::Stop | Action::Halt)
+    }
+
+    /// Whether it gets no time for a good end.
+    fn at_once(self) -> bool {
+        matches!(self, Action::Kill | Action::Halt)
+    }
+}
+
+/// What an agent is started as, from its next start on.
+#[derive(Clone, Debug)]
+struct Program {
+    path: PathBuf,
+    /// The file with the offset of a false wall clock.
+    clock: Option<PathBuf>,
 }
 
 /// How an agent does.
@@ -45,6 +69,7 @@ type Order = (Action, oneshot::Sender<()>);
 struct Handle {
     orders: tokio::sync::mpsc::UnboundedSender<Order>,
     state: watch::Receiver<AgentState>,
+    program: Arc<Mutex<Program>>,
 }
 
 /// All agents of a lab.
@@ -65,28 +90,73 @@ impl Agents {
         let all = nodes.iter().map(|node| {
             let (orders, inbox) = tokio::sync::mpsc::unbounded_channel();
             let (tx, state) = watch::channel(AgentState::default());
+            let program = Program { path: causeway.to_owned(), clock: None };
+            let program = Arc::new(Mutex::new(program));
             let agent = Agent {
                 causeway: causeway.to_owned(),
                 lab: lab.to_owned(),
                 node: node.clone(),
                 state: tx,
+                program: program.clone(),
             };
             tokio::spawn(agent.keep(inbox));
-            (node.clone(), Handle { orders, state })
+            (node.clone(), Handle { orders, state, program })
         });
         Self { all: all.collect() }
     }
 
     /// Carries out an action on one node's agent and waits until it is done.
     pub(crate) async fn act(&self, node: &str, action: Action) -> Result<AgentState> {
-        let handle = self.all.get(node).with_context(|| {
-            let names: Vec<&str> = self.all.keys().map(String::as_str).collect();
-            format!("there is no node {node:?}; there are: {}", names.join(", "))
-        })?;
+        let handle = self.find(node)?;
         let (tx, done) = oneshot::channel();
         handle.orders.send((action, tx)).map_err(|_| anyhow!("the lab is ending"))?;
         done.await.map_err(|_| anyhow!("the lab is ending"))?;
         Ok(handle.state.borrow().clone())
+    }
+
+    fn find(&self, node: &str) -> Result<&Handle> {
+        self.all.get(node).with_context(|| {
+            let names: Vec<&str> = self.all.keys().map(String::as_str).collect();
+            format!("there is no node {node:?}; there are: {}", names.join(", "))
+        })
+    }
+
+    /// Ends one node's agent in good order and starts another program in its place, as an upgrade
+    /// does.
+    pub(crate) async fn upgrade(&self, node: &str, path: &Path) -> Result<AgentState> {
+        if !path.is_file() {
+            bail!("{} is no file; name the new program", path.display());
+        }
+        locked(&self.find(node)?.program).path = path.to_owned();
+        self.act(node, Action::Restart).await
+    }
+
+    /// Lets the wall clock that one node's agent sees jump. The first time, the agent is started
+    /// again, with a clock that can jump.
+    pub(crate) async fn set_clock(&self, node: &str, node_dir: &Path, seconds: i64) -> Result<()> {
+        let handle = self.find(node)?;
+        let file = clock::file(node_dir);
+        if locked(&handle.program).clock.is_none() {
+            clock::environment(&file)?;
+            clock::set(&file, 0)?;
+            locked(&handle.program).clock = Some(file.clone());
+            let before = handle.state.borrow().starts;
+            self.act(node, Action::Restart).await?;
+            let mut state = handle.state.clone();
+            let there = state.wait_for(|s| s.starts > before && s.pid.is_some());
+            let pid = there.await.context("the lab is ending")?.pid;
+            if let Err(error) = clock::holds(pid.unwrap_or(0)).await {
+                locked(&handle.program).clock = None;
+                return Err(error);
+            }
+        }
+        clock::set(&file, seconds)
+    }
+
+    /// The nodes whose agents see a clock that can jump.
+    pub(crate) fn clocks(&self) -> BTreeMap<String, PathBuf> {
+        let of = |h: &Handle| locked(&h.program).clock.clone();
+        self.all.iter().filter_map(|(n, h)| Some((n.clone(), of(h)?))).collect()
     }
 
     /// How they all do.
@@ -95,11 +165,16 @@ impl Agents {
     }
 }
 
+fn locked(program: &Mutex<Program>) -> MutexGuard<'_, Program> {
+    program.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Agent {
     causeway: PathBuf,
     lab: String,
     node: String,
     state: watch::Sender<AgentState>,
+    program: Arc<Mutex<Program>>,
 }
 
 /// Why an agent's process ended.
@@ -133,7 +208,7 @@ impl Agent {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST);
                 }
-                Some(End::Asked((Action::Stop, done))) => {
+                Some(End::Asked((action, done))) if action.stays_down() => {
                     let _ = done.send(());
                     if self.wait_for_start(&mut orders).await.is_none() {
                         return;
@@ -153,7 +228,7 @@ impl Agent {
         loop {
             let (action, done) = orders.recv().await?;
             let _ = done.send(());
-            if action != Action::Stop {
+            if !action.stays_down() {
                 return Some(());
             }
         }
@@ -167,8 +242,12 @@ impl Agent {
             .append(true)
             .open(&path)
             .with_context(|| path.display().to_string())?;
+        let program = locked(&self.program).clone();
         let mut command = wrapper(&self.causeway, &self.lab, &self.node);
-        command.arg(&self.causeway).args(["agent", "--node-name", &self.node]);
+        command.arg(&program.path).args(["agent", "--node-name", &self.node]);
+        if let Some(file) = &program.clock {
+            command.envs(clock::environment(file)?);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = tokio::process::Command::from(command).spawn()?;
         self.state.send_modify(|s| {
@@ -193,7 +272,7 @@ impl Agent {
                 let _ = order.1.send(());
                 continue;
             }
-            if order.0 != Action::Kill {
+            if !order.0.at_once() {
                 send(&child, Signal::TERM);
                 if tokio::time::timeout(GRACE, child.wait()).await.is_ok() {
                     break End::Asked(order);

@@ -1,47 +1,115 @@
 //! The lab's control socket: what is asked of the lab itself rather than of its Kubernetes API.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use axum::extract::{Path, State};
+use anyhow::{Context, Result, anyhow};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::UnixListener;
 
 use crate::agents::{Action, Agents};
+use crate::kubelet::Kubelet;
+use crate::reboot::reboot;
+use crate::spec::Spec;
+
+/// What can be asked about.
+pub(crate) struct Lab {
+    pub(crate) spec: Spec,
+    pub(crate) agents: Agents,
+    pub(crate) kubelets: BTreeMap<String, Arc<Kubelet>>,
+}
+
+impl Lab {
+    fn kubelet(&self, node: &str) -> Result<Arc<Kubelet>> {
+        self.kubelets.get(node).cloned().ok_or_else(|| anyhow!("there is no node {node:?}"))
+    }
+}
 
 /// Answers until the lab ends.
 ///
 /// # Errors
 /// When the socket fails.
-pub(crate) async fn serve(listener: UnixListener, agents: Arc<Agents>) -> Result<()> {
+pub(crate) async fn serve(listener: UnixListener, lab: Arc<Lab>) -> Result<()> {
     let router = Router::new()
         .route("/agents", get(states))
+        .route("/agents/{node}/upgrade", post(upgrade))
         .route("/agents/{node}/{action}", post(act))
-        .with_state(agents);
+        .route("/clocks", get(clocks))
+        .route("/nodes/{node}/reboot", post(power_cut))
+        .route("/nodes/{node}/clock/{seconds}", post(set_clock))
+        .route("/nodes/{node}/plugins/kill/{times}", post(kill_plugins))
+        .with_state(lab);
     axum::serve(listener, router).await.context("the lab's control socket")
 }
 
-async fn states(State(agents): State<Arc<Agents>>) -> Response {
-    Json(agents.states()).into_response()
+fn said<T: Serialize>(result: Result<T>) -> Response {
+    match result {
+        Ok(value) => Json(value).into_response(),
+        Err(error) => {
+            let body = Json(json!({ "message": format!("{error:#}") }));
+            (StatusCode::UNPROCESSABLE_ENTITY, body).into_response()
+        }
+    }
+}
+
+async fn states(State(lab): State<Arc<Lab>>) -> Response {
+    Json(lab.agents.states()).into_response()
+}
+
+async fn clocks(State(lab): State<Arc<Lab>>) -> Response {
+    Json(lab.agents.clocks()).into_response()
 }
 
 async fn act(
-    State(agents): State<Arc<Agents>>,
+    State(lab): State<Arc<Lab>>,
     Path((node, action)): Path<(String, Action)>,
 ) -> Response {
-    match agents.act(&node, action).await {
-        Ok(state) => Json(state).into_response(),
-        Err(error) => {
-            let body = Json(json!({ "message": format!("{error:#}") }));
-            (StatusCode::NOT_FOUND, body).into_response()
-        }
-    }
+    said(lab.agents.act(&node, action).await)
+}
+
+/// The new program of an agent.
+#[derive(Deserialize)]
+struct To {
+    to: PathBuf,
+}
+
+async fn upgrade(
+    State(lab): State<Arc<Lab>>,
+    Path(node): Path<String>,
+    Query(To { to }): Query<To>,
+) -> Response {
+    said(lab.agents.upgrade(&node, &to).await)
+}
+
+async fn set_clock(
+    State(lab): State<Arc<Lab>>,
+    Path((node, seconds)): Path<(String, i64)>,
+) -> Response {
+    let dir = lab.spec.dirs().node(&node);
+    said(lab.agents.set_clock(&node, &dir, seconds).await)
+}
+
+async fn kill_plugins(
+    State(lab): State<Arc<Lab>>,
+    Path((node, times)): Path<(String, u32)>,
+) -> Response {
+    said(lab.kubelet(&node).map(|kubelet| kubelet.kill_plugins(times)))
+}
+
+async fn power_cut(State(lab): State<Arc<Lab>>, Path(node): Path<String>) -> Response {
+    let result = match lab.kubelet(&node) {
+        Ok(kubelet) => reboot(&lab.spec, &node, &lab.agents, kubelet).await,
+        Err(error) => Err(error),
+    };
+    said(result)
 }
 
 /// A unix socket for its owner alone. Nobody can connect before it is served, so that the mode is

@@ -58,16 +58,19 @@ async fn serve_lab(record: &Record, caller: TcpListener) -> Result<()> {
     let config = ControllersConfig { pod_ranges: ranges, schedule: true };
     tokio::spawn(controllers::run(api.clone(), config, std::future::pending()));
     let nodes = spec.node_names();
+    let mut kubelets = std::collections::BTreeMap::new();
     for node in &nodes {
         let kubelet = Kubelet::new(api.clone(), spec, node, &record.causeway);
+        kubelets.insert(node.clone(), kubelet.clone());
         kubelet.register()?;
         // As nodes join one after another, so that node N has subnet N.
         wait_for_cidr(&api, node).await?;
         tokio::spawn(kubelet.clone().report_ready());
         tokio::spawn(kubelet.run_pods());
     }
-    let agents = Arc::new(Agents::start(&record.causeway, &spec.name, &nodes));
-    let control = tokio::spawn(control::serve(control::bind(&dirs.control())?, agents));
+    let agents = Agents::start(&record.causeway, &spec.name, &nodes);
+    let lab = Arc::new(control::Lab { spec: spec.clone(), agents, kubelets });
+    let control = tokio::spawn(control::serve(control::bind(&dirs.control())?, lab));
     tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),

@@ -63,6 +63,13 @@ pub(crate) fn prepare(dirs: &Dirs, node: &str) -> Result<Vec<PathBuf>> {
         }
     }
     std::fs::create_dir_all(home.join("etc-cni/net.d"))?;
-    std::fs::write(home.join("boot_id"), crate::api::random_uid() + "\n")?;
+    new_boot(&home)?;
     Ok(made)
+}
+
+/// Gives a node a boot ID that it never had. The file stays the same: processes have it mounted.
+pub(crate) fn new_boot(home: &Path) -> Result<()> {
+    let file = home.join("boot_id");
+    std::fs::write(&file, crate::api::random_uid() + "\n")
+        .with_context(|| file.display().to_string())
 }

@@ -6,16 +6,20 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use causeway_cni_spec::exec::{Exec, Output, run_process};
+use causeway_cni_spec::exec::{Exec, Output, run_watched};
 use causeway_cni_spec::runtime::{Attachment, Runtime, load_dir};
 use causeway_kernel::netns::{self, NetNs};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
-use crate::api::{DeleteOptions, Event, FieldSelector, Key, Part, Store, WatchOptions, timestamp};
+use crate::api::{
+    DeleteOptions, Event, FieldSelector, Key, ListOptions, Part, Store, WatchOptions, timestamp,
+};
 use crate::enter::wrapper;
 use crate::procs;
 use crate::spec::{Dirs, Spec};
@@ -26,6 +30,32 @@ struct InNode {
     causeway: PathBuf,
     lab: String,
     node: String,
+    /// How many of the next plugins are to be killed.
+    to_kill: Arc<AtomicU32>,
+}
+
+/// A plugin's work takes a few milliseconds, getting into the node one or two: a plugin that is to
+/// be killed dies at a random moment of these.
+const LIFE: Duration = Duration::from_millis(12);
+
+impl InNode {
+    /// Whether the plugin that is about to run is to be killed; it counts as one.
+    fn doomed(&self) -> bool {
+        let less = |n: u32| n.checked_sub(1);
+        self.to_kill.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+    }
+}
+
+/// Kills a process at a random moment of its life, unless it has ended by then.
+fn cut_short(child: &std::process::Child) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    // It is not waited for yet, so that the number is still its own; the descriptor stays its own.
+    let Some(fd) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { return };
+    let after = LIFE / 256 * u32::from(crate::api::random_bytes::<1>()[0]);
+    std::thread::spawn(move || {
+        std::thread::sleep(after);
+        let _ = pidfd_send_signal(&fd, Signal::KILL);
+    });
 }
 
 impl Exec for InNode {
@@ -33,7 +63,12 @@ impl Exec for InNode {
         let mut command = wrapper(&self.causeway, &self.lab, &self.node);
         command.arg(binary).env_clear().envs(env.iter().map(|(k, v)| (k, v)));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        run_process(&mut command, stdin)
+        let doomed = self.doomed();
+        run_watched(&mut command, stdin, |child| {
+            if doomed {
+                cut_short(child);
+            }
+        })
     }
 }
 
@@ -47,6 +82,11 @@ pub(crate) struct Kubelet {
     causeway: PathBuf,
     runtime: Runtime<InNode>,
     status_delay: Duration,
+    to_kill: Arc<AtomicU32>,
+    /// The sandboxes that each pod (by UID) has had so far. Each is a container of its own.
+    sandboxes: Mutex<HashMap<String, u32>>,
+    /// Held while a pod is made or ended, and alone while the node reboots.
+    power: RwLock<()>,
 }
 
 /// How often a node that is not ready looks whether it is.
@@ -59,8 +99,13 @@ const RETRY: Duration = Duration::from_secs(1);
 impl Kubelet {
     pub(crate) fn new(store: Store, spec: &Spec, node: &str, causeway: &Path) -> Arc<Self> {
         let dirs = spec.dirs();
-        let exec =
-            InNode { causeway: causeway.to_owned(), lab: spec.name.clone(), node: node.to_owned() };
+        let to_kill = Arc::new(AtomicU32::new(0));
+        let exec = InNode {
+            causeway: causeway.to_owned(),
+            lab: spec.name.clone(),
+            node: node.to_owned(),
+            to_kill: to_kill.clone(),
+        };
         let cache = dirs.node(node).join("cni-cache");
         Arc::new(Self {
             store,
@@ -75,18 +120,15 @@ impl Kubelet {
             dirs,
             causeway: causeway.to_owned(),
             status_delay: Duration::from_millis(spec.status_delay_ms),
+            to_kill,
+            sandboxes: Mutex::default(),
+            power: RwLock::default(),
         })
     }
 
     /// Creates the Node object, not ready yet.
     pub(crate) fn register(&self) -> Result<()> {
         let role = if self.node == "cp" { "control-plane" } else { "worker" };
-        let addresses: Vec<Value> = self
-            .addresses
-            .iter()
-            .map(|a| json!({"type": "InternalIP", "address": a}))
-            .chain([json!({"type": "Hostname", "address": self.node})])
-            .collect();
         let mut node = json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": {"name": self.node, "labels": {
@@ -96,7 +138,7 @@ impl Kubelet {
             }},
             "spec": {},
             "status": {
-                "addresses": addresses,
+                "addresses": self.addresses(),
                 "capacity": {"cpu": "1", "memory": "1Gi", "pods": "110"},
                 "allocatable": {"cpu": "1", "memory": "1Gi", "pods": "110"},
                 "nodeInfo": {
@@ -112,6 +154,11 @@ impl Kubelet {
         }
         self.store.create("nodes", "", node, false).map_err(|e| anyhow!("{e:?}"))?;
         Ok(())
+    }
+
+    fn addresses(&self) -> Value {
+        let all = self.addresses.iter().map(|a| json!({"type": "InternalIP", "address": a}));
+        all.chain([json!({"type": "Hostname", "address": self.node})]).collect()
     }
 
     fn conf_dir(&self) -> PathBuf {
@@ -158,15 +205,17 @@ impl Kubelet {
         }
     }
 
+    /// The pods of this node.
+    fn mine(&self) -> FieldSelector {
+        FieldSelector::equals("spec.nodeName", &self.node)
+    }
+
     /// Makes and ends the node's pods for ever.
     pub(crate) async fn run_pods(self: Arc<Self>) {
         let mut running: HashMap<String, tokio::sync::mpsc::UnboundedSender<Value>> =
             HashMap::new();
         loop {
-            let options = WatchOptions {
-                fields: FieldSelector::equals("spec.nodeName", &self.node),
-                ..WatchOptions::default()
-            };
+            let options = WatchOptions { fields: self.mine(), ..WatchOptions::default() };
             let Ok(mut watch) = self.store.watch("pods", "", options) else { return };
             while let Some(event) = watch.next().await {
                 let (Event::Added(pod) | Event::Modified(pod) | Event::Deleted(pod)) = event else {
@@ -224,6 +273,7 @@ impl Kubelet {
     }
 
     fn start(&self, pod: &Value) -> Result<()> {
+        let _power = self.power.read().unwrap_or_else(PoisonError::into_inner);
         if text(pod, "/status/phase") == "Running" {
             return Ok(());
         }
@@ -241,9 +291,57 @@ impl Kubelet {
         let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
         let uid = text(pod, "/metadata/uid");
         // A container's ID is 64 hex digits; a pod's UID has 32.
-        let id = uid.replace('-', "");
+        let sandbox = self.sandboxes(|all| all.get(uid).copied().unwrap_or_default());
+        let id = format!("{}{sandbox:032x}", uid.replace('-', ""));
         let netns = self.dirs.pod_netns(&self.node, namespace, name);
-        Attachment::new(format!("{id}{id}"), netns, "eth0").for_pod(namespace, name, uid)
+        Attachment::new(id, netns, "eth0").for_pod(namespace, name, uid)
+    }
+
+    fn sandboxes<T>(&self, look: impl FnOnce(&mut HashMap<String, u32>) -> T) -> T {
+        look(&mut self.sandboxes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The next plugins that run, so many, are killed at a random moment.
+    pub(crate) fn kill_plugins(&self, times: u32) {
+        self.to_kill.store(times, Ordering::SeqCst);
+    }
+
+    /// Lets the node go down and come back while no pod is made or ended, then starts its pods again:
+    /// their sandboxes are gone, and nobody ended them.
+    ///
+    /// # Errors
+    /// Those of `reboot`.
+    pub(crate) fn rebooted(&self, reboot: impl FnOnce() -> Result<()>) -> Result<()> {
+        let _alone = self.power.write().unwrap_or_else(PoisonError::into_inner);
+        reboot()?;
+        let node = Key::new("", &self.node);
+        let said = self.store.modify("nodes", &node, Part::Status, |node| {
+            node["status"]["addresses"] = self.addresses();
+        });
+        said.map_err(|e| anyhow!("{e:?}"))?;
+        let options = ListOptions { fields: self.mine(), ..ListOptions::default() };
+        let pods = self.store.list("pods", "", &options).map_err(|e| anyhow!("{e:?}"))?;
+        for pod in pods.items {
+            let key = Key::new(text(&pod, "/metadata/namespace"), text(&pod, "/metadata/name"));
+            let forgotten = self.store.modify("pods", &key, Part::Status, |pod| {
+                let status = &mut pod["status"];
+                status["phase"] = json!("Pending");
+                if let Some(status) = status.as_object_mut() {
+                    for gone in ["podIP", "podIPs", "containerStatuses"] {
+                        status.remove(gone);
+                    }
+                }
+                for kind in ["ContainersReady", "Ready"] {
+                    let new = condition(kind, false, "SandboxChanged", "the node has booted");
+                    set_condition(&mut status["conditions"], new);
+                }
+            });
+            match forgotten {
+                Err(e) if e.code != 404 => bail!("{e:?}"),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn attach(&self, pod: &Value, namespace: &str, name: &str) -> Result<Vec<IpAddr>> {
@@ -251,16 +349,20 @@ impl Kubelet {
         let (_, list) = load_dir(&self.conf_dir())
             .map_err(|e| anyhow!("{e}"))?
             .context("network is not ready: no configuration list in /etc/cni/net.d")?;
-        let attachment = self.attachment(pod);
         if path.exists() {
             // Left by an attempt that failed: begin anew.
             self.detach(pod, &path)?;
         }
+        let uid = text(pod, "/metadata/uid").to_owned();
+        self.sandboxes(|all| *all.entry(uid).or_default() += 1);
+        let attachment = self.attachment(pod);
         let ns = netns::create_named(&path).map_err(|e| anyhow!("{e}"))?;
         ns.run(netns::loopback_up).map_err(|e| anyhow!("{e}"))?.map_err(|e| anyhow!("{e}"))?;
         let result = match self.runtime.add(&list, &attachment) {
             Ok(result) => result,
             Err(error) => {
+                // As container runtimes do; what this leaves, the next sandbox does not know.
+                let _ = self.runtime.del(&list, &attachment);
                 let _ = netns::delete_named(&path);
                 bail!("plugin: {error}");
             }
@@ -297,6 +399,7 @@ impl Kubelet {
     }
 
     fn end(&self, pod: &Value) -> Result<()> {
+        let _power = self.power.read().unwrap_or_else(PoisonError::into_inner);
         let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
         if !pod["spec"]["hostNetwork"].as_bool().unwrap_or(false) {
             self.detach(pod, &self.dirs.pod_netns(&self.node, namespace, name))?;

@@ -46,6 +46,21 @@ pub(crate) fn inside(namespaces: &[PathBuf]) -> Vec<Pid> {
         .collect()
 }
 
+/// Ends all processes in the namespaces by force, as a power cut does, and waits until none is left.
+pub(crate) fn kill_all(namespaces: &[PathBuf]) {
+    let start = Instant::now();
+    loop {
+        let left = inside(namespaces);
+        if left.is_empty() || start.elapsed() > Duration::from_secs(5) {
+            return;
+        }
+        for pid in left {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Ends all processes in the namespaces and waits until none is left; a second for a good end,
 /// then by force. Answers how many there were.
 pub(crate) fn end_all(namespaces: &[PathBuf]) -> usize {

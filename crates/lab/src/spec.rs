@@ -156,6 +156,13 @@ impl Spec {
         Self::host(self.subnet_of(node), 10 + Self::number(node), family)
     }
 
+    /// Addresses that a node could have instead, with the subnet's length: no node has them to
+    /// begin with.
+    pub fn spare_addrs(&self, node: &str, family: Family) -> impl Iterator<Item = IpNet> {
+        let subnet = self.subnet_of(node);
+        (211..=254).map(move |host| Self::host(subnet, host, family))
+    }
+
     /// The router's address on a switch.
     pub fn router_addr(subnet: u8, family: Family) -> IpNet {
         Self::host(subnet, 1, family)

@@ -114,11 +114,41 @@ pub(crate) fn build(spec: &Spec) -> Result<()> {
     underlay(spec, &nodes).build(&dirs.netns("net")).context("the underlay")?;
     settle_at_once(&dirs.netns("outside"), "eth0")?;
     outside(spec).build(&dirs.netns("outside")).context("the outside world")?;
-    for node in &nodes {
-        settle_at_once(&dirs.netns(node), "eth0")?;
-        node_space(spec, node).build(&dirs.netns(node)).with_context(|| node.clone())?;
-    }
-    Ok(())
+    nodes.iter().try_for_each(|node| furnish(spec, node))
+}
+
+/// Gives a node's namespace, in which one end of its cable lies, addresses and routes.
+fn furnish(spec: &Spec, node: &str) -> Result<()> {
+    let ns = spec.dirs().netns(node);
+    settle_at_once(&ns, "eth0")?;
+    node_space(spec, node).build(&ns).with_context(|| node.to_owned())
+}
+
+/// Makes a node's namespace and cable anew, as they were in the beginning. Those that there are
+/// must have no process inside.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn renew(spec: &Spec, node: &str) -> Result<()> {
+    let dirs = spec.dirs();
+    let net = netns::NetNs::open(dirs.netns("net")).map_err(|e| anyhow!("{e}"))?;
+    let mut handle = Handle::open_in(&net).map_err(|e| anyhow!("{e}"))?;
+    // The kernel clears a namespace away when it finds time; a cable goes at once, both ends.
+    let kind = LinkKind::Veth { peer: None, peer_mac: None, peer_netns: None };
+    let cable = causeway_plan::Op::Remove(Object::Link(Link::up(ifname(node), kind)));
+    handle.apply(&[cable]).remove(0).map_err(|e| anyhow!("{e}"))?;
+    netns::delete_named(&dirs.netns(node)).map_err(|e| anyhow!("{e}"))?;
+    netns::create_named(&dirs.netns(node)).map_err(|e| anyhow!("{e}"))?;
+    let mut space = Space::new(spec.mtu);
+    plug_in(&mut space, spec, node);
+    space.build(&dirs.netns("net")).context("the underlay")?;
+    furnish(spec, node)
+}
+
+/// A node's cable, from its switch.
+fn plug_in(space: &mut Space, spec: &Spec, node: &str) {
+    let switch = format!("sw{}", spec.subnet_of(node));
+    space.cable(node, &spec.dirs().netns(node), Some(&switch));
 }
 
 /// A real node's addresses have long passed their test for duplicates when an agent starts. A
@@ -147,8 +177,7 @@ fn underlay(spec: &Spec, nodes: &[String]) -> Space {
         }
     }
     for node in nodes {
-        let switch = format!("sw{}", spec.subnet_of(node));
-        space.cable(node, &dirs.netns(node), Some(&switch));
+        plug_in(&mut space, spec, node);
     }
     space.cable("outside", &dirs.netns("outside"), None);
     for family in spec.families.list() {

@@ -1,6 +1,6 @@
 //! `causeway lab agent`.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use causeway_lab::wait_until_whole;
 use clap::ValueEnum;
 use std::time::Duration;
@@ -13,6 +13,7 @@ enum Word {
     Start,
     Stop,
     Restart,
+    Upgrade,
 }
 
 /// Which agent, and what about it.
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// End it at once (SIGKILL), not in good order.
     #[arg(long)]
     kill: bool,
+    /// The program that an upgrade starts in its place.
+    #[arg(long, required_if_eq("what", "upgrade"))]
+    to: Option<std::path::PathBuf>,
 }
 
 /// Carries it out.
@@ -36,10 +40,17 @@ pub(crate) struct Args {
 /// When there is no such node, or the agent does not come back.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let action = match (args.what, args.kill) {
-        (Word::Start, _) => "start",
-        (Word::Stop, _) => "stop",
-        (Word::Restart, false) => "restart",
-        (Word::Restart, true) => "kill",
+        (Word::Start, _) => "start".to_owned(),
+        (Word::Stop, false) => "stop".to_owned(),
+        (Word::Stop, true) => "halt".to_owned(),
+        (Word::Restart, false) => "restart".to_owned(),
+        (Word::Restart, true) => "kill".to_owned(),
+        (Word::Upgrade, _) => {
+            let to = args.to.as_deref().unwrap_or_else(|| std::path::Path::new("causeway"));
+            let to = to.canonicalize().with_context(|| to.display().to_string())?;
+            let to = to.to_str().context("the program's path is no UTF-8")?;
+            format!("upgrade?to={}", escaped(to))
+        }
     };
     let client = args.which.client()?;
     client.control(http::Method::POST, &format!("/agents/{}/{action}", args.node))?;
@@ -50,6 +61,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Word::Start => "runs",
         Word::Stop => "is stopped",
         Word::Restart => "runs again",
+        Word::Upgrade => "is the new program",
     };
     say(&format!("the agent of {} {done}\n", args.node))
+}
+
+/// A path in a query (RFC 3986, section 2.1).
+fn escaped(path: &str) -> String {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/-_.~".contains(b);
+    path.bytes()
+        .map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
 }

@@ -9,6 +9,7 @@ use causeway_lab::{Client, Record};
 use clap::{Args, Subcommand};
 
 mod agent;
+mod fault;
 mod look;
 mod objects;
 mod pod;
@@ -120,8 +121,10 @@ pub(crate) enum Command {
         #[command(flatten)]
         which: Which,
     },
-    /// Starts, stops, restarts or kills the agent of a node.
+    /// Starts, stops, restarts, kills or upgrades the agent of a node.
     Agent(agent::Args),
+    /// Lets something go wrong: `fault list` shows what.
+    Fault(fault::Args),
     /// Runs a command inside a node (used by the lab itself).
     #[command(name = "__in", hide = true)]
     In {
@@ -191,6 +194,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
             say(&format!("{}\n", path.display()))?;
         }
         Command::Agent(args) => agent::run(&args)?,
+        Command::Fault(args) => fault::run(&args)?,
         Command::In { lab, node, command } => match causeway_lab::exec(&lab, &node, &command)? {},
         Command::Daemon { lab } => {
             log();

@@ -29,6 +29,7 @@ mod validate;
 pub use error::{ApiError, Cause, Subject};
 pub use faults::{FaultSettings, Faults};
 pub use http::{Config, ServeError, serve, serve_local};
+pub(crate) use meta::random_bytes;
 pub use meta::{random_token, random_uid, timestamp};
 pub use patch::Patch;
 pub use registry::{Registry, Resource, Version};
