@@ -321,17 +321,19 @@ impl Lab<'_> {
     /// none is sent while the hole is there.
     fn black_hole(&self, bytes: u16, tell: &mut dyn FnMut(&str)) -> Result<()> {
         let mtu = self.spec.mtu.get();
-        if u32::from(bytes) >= u32::from(mtu) || bytes < 1280 {
+        if u32::from(bytes) >= mtu || bytes < 1280 {
             bail!("a black hole for more than {bytes} bytes: give 1280 to {}", mtu - 1);
         }
         let node = self.node;
-        self.in_underlay(&format!("ip link set {node} mtu {bytes} gso_max_segs 1"), tell)?;
+        // The kernel leaves room for a VLAN tag (`__is_skb_forwardable`).
+        let mtu = bytes - 4;
+        self.in_underlay(&format!("ip link set {node} mtu {mtu} gso_max_segs 1"), tell)?;
         self.on_node("ip link set eth0 gso_max_segs 1", tell)
     }
 
     fn no_black_hole(&self, tell: &mut dyn FnMut(&str)) -> Result<()> {
         let mtu = inside(&self.spec.dirs().netns("net"), || mtu_of(self.node))?;
-        let right = u32::from(self.spec.mtu.get());
+        let right = self.spec.mtu.get();
         if mtu == right {
             return Ok(());
         }

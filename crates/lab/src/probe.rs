@@ -169,6 +169,20 @@ fn millis<S: serde::Serializer>(d: &Duration, s: S) -> Result<S::Ok, S::Error> {
 /// # Errors
 /// When the namespace or the socket fails.
 pub fn watch_loss(ns: &Path, to: IpAddr, interval: Duration, time: Duration) -> Result<Loss> {
+    let start = Instant::now();
+    watch_loss_while(ns, to, interval, || start.elapsed() < time)
+}
+
+/// Sends an echo request each interval as long as it is told to, whatever comes back, and counts.
+///
+/// # Errors
+/// When the namespace or the socket fails.
+pub fn watch_loss_while(
+    ns: &Path,
+    to: IpAddr,
+    interval: Duration,
+    go_on: impl Fn() -> bool + Send + Sync,
+) -> Result<Loss> {
     inside(ns, || {
         let echo = Echo::open(to, 32)?;
         let start = Instant::now();
@@ -185,7 +199,7 @@ pub fn watch_loss(ns: &Path, to: IpAddr, interval: Duration, time: Duration) -> 
                 last = Instant::now();
             }
         };
-        while start.elapsed() < time {
+        while go_on() {
             if echo.send(sent as u16).is_err() {
                 refused += 1;
             }

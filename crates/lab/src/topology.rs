@@ -9,7 +9,7 @@ use causeway_kernel::{Handle, netns, sysctl};
 use causeway_model::{
     Addr, Desired, Link, LinkKind, Object, Owner, Route, RouteKind, RouteScope, Sysctl,
 };
-use causeway_types::{Cidr, Family, IfName, Mtu};
+use causeway_types::{Cidr, Family, IfName, Mac, Mtu};
 use ipnet::IpNet;
 
 use crate::spec::Spec;
@@ -36,6 +36,10 @@ impl Space {
             link.mtu = Some(self.mtu);
         }
         link.master = master.map(ifname);
+        if link.kind == LinkKind::Bridge {
+            // A bridge without one takes another each time that its ports change.
+            link.mac = Some(Mac::derived(name));
+        }
         self.add(Object::Link(link))
     }
 
@@ -43,7 +47,8 @@ impl Space {
     fn cable(&mut self, name: &str, peer_ns: &Path, master: Option<&str>) -> &mut Self {
         let kind = LinkKind::Veth {
             peer: Some(ifname("eth0")),
-            peer_mac: None,
+            // As of a network card: a machine that boots has the one that it had.
+            peer_mac: Some(Mac::derived(&peer_ns.to_string_lossy())),
             peer_netns: Some(peer_ns.to_string_lossy().into_owned()),
         };
         self.link(name, kind, master)

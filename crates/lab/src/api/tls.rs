@@ -1,6 +1,7 @@
 //! The lab's own certificate authority, the server's certificate, and the kubeconfig.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -46,6 +47,15 @@ impl std::fmt::Debug for Identity {
     }
 }
 
+/// As kubeadm's: an authority for ten years, a server's certificate for one, both a little older
+/// than the lab.
+fn valid(certificate: &mut CertificateParams, years: u32) {
+    let day = Duration::from_secs(86_400);
+    let now = SystemTime::now();
+    certificate.not_before = (now - day).into();
+    certificate.not_after = (now + day * 365 * years).into();
+}
+
 impl Identity {
     /// Makes an authority and a certificate for these names and addresses.
     pub fn new(lab: &str, names: &[String]) -> Result<Self, TlsError> {
@@ -58,6 +68,7 @@ impl Identity {
         ca.distinguished_name.push(DnType::CommonName, format!("causeway lab {lab}"));
         ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        valid(&mut ca, 10);
         let ca_key = KeyPair::generate()?;
         let ca_certificate = ca.self_signed(&ca_key)?;
         let issuer = Issuer::new(ca, ca_key);
@@ -66,6 +77,7 @@ impl Identity {
         server.distinguished_name.push(DnType::CommonName, "causeway lab API");
         server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         server.use_authority_key_identifier_extension = true;
+        valid(&mut server, 1);
         let key = KeyPair::generate()?;
         let certificate = server.signed_by(&key, &issuer)?;
         Ok(Identity {

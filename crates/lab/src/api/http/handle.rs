@@ -171,7 +171,7 @@ async fn faults(
     headers: &HeaderMap,
     incoming: Incoming,
 ) -> Result<Response<Body>, ApiError> {
-    let faults = &context.config.faults;
+    let faults = &context.faults;
     if *method == Method::PUT {
         let value = body::parse(headers, &body::read(incoming).await?)?;
         let settings: FaultSettings = serde_json::from_value(value)

@@ -89,6 +89,8 @@ pub enum ServeError {
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) store: Store,
+    /// The faults that requests read and set; those that requests suffer are the configuration's.
+    pub(crate) faults: Arc<Faults>,
 }
 
 /// Serves the API on sockets that listen already (they may belong to different network namespaces)
@@ -102,7 +104,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let acceptor = TlsAcceptor::from(config.identity.server()?);
-    let context = Arc::new(Context { config, store });
+    let faults = config.faults.clone();
+    let context = Arc::new(Context { config, store, faults });
     let mut tasks = JoinSet::new();
     for listener in listeners {
         listener.set_nonblocking(true)?;
@@ -121,8 +124,8 @@ pub async fn serve(
 ///
 /// Never returns by itself; dropping the future closes all connections.
 pub async fn serve_local(mut config: Config, store: Store, listener: UnixListener) {
-    config.faults = Arc::default();
-    let context = Arc::new(Context { config, store });
+    let faults = std::mem::take(&mut config.faults);
+    let context = Arc::new(Context { config, store, faults });
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
