@@ -14,8 +14,8 @@ fn spec(name: &str, attach: Attach) -> Spec {
 #[test]
 fn two_at_once_do_not_meet() {
     isolated(|| {
-        let one = World::up(spec("one", Attach::Routed));
-        let two = World::up(spec("two", Attach::Bridge));
+        let one = World::up(spec("one", Attach::Routed), &crate::world::binaries());
+        let two = World::up(spec("two", Attach::Bridge), &crate::world::binaries());
         assert_eq!(names(), ["one", "two"]);
         // The same addresses in both, and each answers with its own pods.
         for (world, pod) in [(&one, "first"), (&two, "second")] {
@@ -43,7 +43,7 @@ fn two_at_once_do_not_meet() {
 #[test]
 fn nothing_is_left_after_a_kill() {
     isolated(|| {
-        let world = World::up(spec("killed", Attach::Bridge));
+        let world = World::up(spec("killed", Attach::Bridge), &crate::world::binaries());
         world.pods();
         let nodes = causeway_lab::nodes(&world.spec).unwrap();
         let agents: Vec<i32> = nodes.iter().filter_map(|n| n.process.pid).collect();
@@ -86,7 +86,7 @@ fn what_cannot_come_up_is_taken_down_again() {
 #[test]
 fn a_lab_is_closed() {
     isolated(|| {
-        let world = World::up(spec("closed", Attach::Routed));
+        let world = World::up(spec("closed", Attach::Routed), &crate::world::binaries());
         let pod = world.pod("a", "node-1");
         // Neither an address of the machine's own loopback nor any outside of the lab is reached.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -90,7 +90,7 @@ fn bridge_by_the_classic_configuration() {
 }
 
 fn scenario(spec: Spec, bridge_nf: bool) {
-    let world = World::up(spec);
+    let world = World::up(spec, &crate::world::binaries());
     if bridge_nf {
         for node in world.spec.node_names() {
             world.on(

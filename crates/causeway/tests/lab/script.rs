@@ -78,7 +78,7 @@ fn builds_the_same_network() {
     for (attach, plugin, road, families) in CASES {
         isolated(move || {
             let spec = Spec { nodes: 2, attach, plugin, road, families, ..Spec::default() };
-            let world = World::up(spec.clone());
+            let world = World::up(spec.clone(), &crate::world::binaries());
             let pods: Vec<Pod> = ["a", "b"].map(|name| world.pod(name, "node-1")).into();
             world.pod("c", "node-2");
             world.whole();

@@ -45,10 +45,20 @@ pub(crate) fn isolated(test: impl FnOnce() + Send) {
     }
 }
 
+/// The test build of `causeway`, which is linked dynamically, whatever the programs under test are.
+pub(crate) fn test_build() -> Binaries {
+    Binaries { causeway: env!("CARGO_BIN_EXE_causeway").into(), ..binaries() }
+}
+
 /// Runs a test on a lab, and looks for residue afterwards.
 pub(crate) fn with(spec: Spec, test: impl FnOnce(&World) + Send) {
+    with_programs(spec, &binaries(), test);
+}
+
+/// As [`with`], with certain programs.
+pub(crate) fn with_programs(spec: Spec, programs: &Binaries, test: impl FnOnce(&World) + Send) {
     isolated(move || {
-        let world = World::up(spec);
+        let world = World::up(spec, programs);
         test(&world);
         let name = world.spec.name.clone();
         drop(world);
@@ -57,8 +67,8 @@ pub(crate) fn with(spec: Spec, test: impl FnOnce(&World) + Send) {
 }
 
 impl World {
-    pub(crate) fn up(spec: Spec) -> Self {
-        causeway_lab::up(&spec, &binaries(), &mut |_| {})
+    pub(crate) fn up(spec: Spec, programs: &Binaries) -> Self {
+        causeway_lab::up(&spec, programs, &mut |_| {})
             .unwrap_or_else(|e| panic!("{spec:?}: {e:#}"));
         let client = Client::open(&spec.name).unwrap();
         Self { spec, client }
