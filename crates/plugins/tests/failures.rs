@@ -69,6 +69,37 @@ fn the_pods_side_fails() {
     assert!(!sh("ip -n p1 link").contains("eth0"));
 }
 
+/// Field failure 8: what is left of a namespace that was unmounted is a plain file. DEL succeeds there,
+/// and waits for nobody.
+#[test]
+fn failure_08_the_namespace_is_something_else() {
+    let node = Node::new();
+    fs::write("/run/plain", "").unwrap();
+    sh("mkfifo /run/pipe");
+    let conf = tutorial("1.0.0");
+    let lo = json!({"cniVersion": "1.0.0", "name": "lo", "type": "loopback"});
+    for path in ["/run/plain", "/run/pipe", "/run", "/run/gone", ""] {
+        node.pod("p1");
+        node.add("p1", &conf);
+        node.remove_pod("p1");
+        for conf in [&conf, &lo] {
+            let mut call = node.call("DEL", "p1", conf);
+            call.netns = Some(path.to_owned());
+            let mut child = call.spawn();
+            let start = std::time::Instant::now();
+            while child.try_wait().unwrap().is_none() {
+                if start.elapsed() > std::time::Duration::from_secs(20) {
+                    child.kill().unwrap();
+                    panic!("DEL hangs at {path:?}");
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            finish(child).ok();
+        }
+        assert_eq!(node.residue(), "", "{path:?}");
+    }
+}
+
 #[test]
 fn many_at_once_get_addresses_of_their_own() {
     let node = Node::new();
