@@ -119,13 +119,13 @@ fn gc(network: &Network) -> Result<()> {
             network.cache.display()
         );
     }
-    let there = |netns: &Option<PathBuf>| netns.as_ref().is_some_and(|p| NetNs::open(p).is_ok());
-    let valid: Vec<_> = all
-        .iter()
-        .map(|cached| &cached.attachment)
-        .filter(|a| there(&a.netns))
-        .map(Attachment::id)
-        .collect();
+    let mut valid = Vec::new();
+    for attachment in all.iter().map(|cached| &cached.attachment) {
+        let found = attachment.netns.as_ref().map(NetNs::find).transpose();
+        if found.map_err(|e| anyhow!("{e}"))?.flatten().is_some() {
+            valid.push(attachment.id());
+        }
+    }
     runtime.gc(&list, &valid).map_err(|e| anyhow!("{e}"))?;
     say(&format!("{} attachments are valid, {} were not\n", valid.len(), all.len() - valid.len()))
 }

@@ -55,6 +55,26 @@ impl NetNs {
         Ok(Self { file: file.into(), path: path.to_owned() })
     }
 
+    /// The same; `None` where no namespace is any more: nothing, or what is left when one was
+    /// unmounted.
+    ///
+    /// # Errors
+    /// When it cannot be told, for want of rights or descriptors: it may well be there.
+    pub fn find(path: impl AsRef<Path>) -> Result<Option<Self>, Error> {
+        use rustix::io::Errno;
+        match Self::open(path) {
+            Ok(found) => Ok(Some(found)),
+            Err(Error::Netns { source, .. }) if source.kind() == io::ErrorKind::InvalidInput => {
+                Ok(None)
+            }
+            Err(e) => {
+                let gone = [Errno::NOENT, Errno::NOTDIR, Errno::NXIO, Errno::LOOP];
+                let gone = gone.iter().any(|g| e.errno() == Some(g.raw_os_error()));
+                if gone { Ok(None) } else { Err(e) }
+            }
+        }
+    }
+
     /// The namespace of the calling thread.
     ///
     /// # Errors

@@ -40,6 +40,32 @@ fn a_plain_file_is_not_a_namespace() {
     assert!(err.contains("not a namespace"), "{err}");
 }
 
+/// What cannot be opened for another reason is not taken for gone.
+#[test]
+fn gone_is_told_from_not_to_be_told() {
+    netns::unshare_for_test().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("plain"), "").unwrap();
+    let made = Command::new("mkfifo").arg(path("pipe")).status().unwrap();
+    assert!(made.success());
+    let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    std::os::unix::fs::symlink("link", path("link")).unwrap();
+    for name in ["plain", "pipe", "socket", "link", "nothing", "plain/below", "."] {
+        assert!(NetNs::find(path(name)).unwrap().is_none(), "{name}");
+    }
+    assert!(NetNs::find("").unwrap().is_none());
+    let here = "/proc/thread-self/ns/net";
+    assert!(NetNs::find(here).unwrap().is_some());
+    // Every descriptor is taken.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let few = rustix::process::Rlimit { current: Some(3), ..limit };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, few).unwrap();
+    let found = NetNs::find(here);
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    assert!(found.is_err(), "{found:?}");
+}
+
 #[test]
 fn a_namespace_made_by_ip_can_be_entered_and_removed() {
     netns::unshare_for_test().unwrap();

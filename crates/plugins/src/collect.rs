@@ -16,7 +16,7 @@ use causeway_types::{IfName, PodRef, names};
 
 use crate::attachment::{self, Kept};
 use crate::causeway::remembered;
-use crate::leases::Leases;
+use crate::leases::{Leases, is_of};
 use crate::names::Derived;
 use crate::paths::Paths;
 use crate::record::{self, Attachments, LeaseRecords};
@@ -123,7 +123,13 @@ impl Network {
     fn gone(&self) -> Result<Vec<AttachmentRecord>, CniError> {
         let mut witness = Witness::call(self)?;
         let records = std::mem::take(&mut witness.records);
-        Ok(records.into_values().filter(|r| witness.end_of(r).is_some()).collect())
+        let mut gone = Vec::new();
+        for record in records.into_values() {
+            if witness.end_of(&record)?.is_some() {
+                gone.push(record);
+            }
+        }
+        Ok(gone)
     }
 }
 
@@ -154,14 +160,17 @@ impl Witness {
     }
 
     /// Why an attachment is over; `None` while it is not.
-    fn end_of(&self, record: &AttachmentRecord) -> Option<String> {
+    ///
+    /// # Errors
+    /// Code 999 when it cannot be told.
+    fn end_of(&self, record: &AttachmentRecord) -> Result<Option<String>, CniError> {
         if record.boot_id != self.boot_id {
-            return Some("it is from before the last boot".to_owned());
+            return Ok(Some("it is from before the last boot".to_owned()));
         }
-        let there = self.links.contains(&record.host_ifname) || NetNs::open(&record.netns).is_ok();
-        (!there).then(|| {
-            format!("interface {} and namespace {} are gone", record.host_ifname, record.netns)
-        })
+        let (host, netns) = (&record.host_ifname, &record.netns);
+        let unknown = |e: causeway_kernel::Error| CniError::internal(e.to_string());
+        let there = self.links.contains(host) || NetNs::find(netns).map_err(unknown)?.is_some();
+        Ok((!there).then(|| format!("interface {host} and namespace {netns} are gone")))
     }
 
     fn judge(
@@ -172,13 +181,13 @@ impl Witness {
         owner: Owner,
         generation: u64,
     ) -> Result<Held, CniError> {
-        let noted = leases.records.read(ip)?.filter(|r| r.container_id == owner.container_id);
+        let noted = leases.records.read(ip)?.filter(|r| is_of(r, &owner));
         let record = self.records.get(&owner);
         let pod = record
             .and_then(|r| r.pod.clone())
             .or_else(|| noted.as_ref().and_then(|n| n.pod.clone()));
         let verdict = match (record, &noted) {
-            (Some(record), _) => self.end_of(record).map_or(Verdict::Live, Verdict::Stale),
+            (Some(record), _) => self.end_of(record)?.map_or(Verdict::Live, Verdict::Stale),
             (None, Some(n)) if n.boot_id != self.boot_id => {
                 Verdict::Stale("it is from before the last boot".to_owned())
             }

@@ -192,7 +192,8 @@ impl Leases {
     }
 }
 
-fn is_of(record: &LeaseRecord, owner: &Owner) -> bool {
+/// The record speaks of this attachment's lease.
+pub(crate) fn is_of(record: &LeaseRecord, owner: &Owner) -> bool {
     (&record.container_id, &record.ifname) == (&owner.container_id, &owner.ifname)
 }
 

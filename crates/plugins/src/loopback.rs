@@ -25,11 +25,7 @@ impl Plugin for LoopbackPlugin {
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {
-        match call.netns().and_then(|netns| Space::pod(&netns)) {
-            Ok(mut pod) => set_up(&mut pod, false),
-            // Its interfaces are gone with the namespace.
-            Err(_) => Ok(()),
-        }
+        Space::what_is_left(call)?.map_or(Ok(()), |mut pod| set_up(&mut pod, false))
     }
 
     fn check(&self, call: &Call) -> Result<(), CniError> {

@@ -13,11 +13,17 @@ use causeway_plan::{NftOp, Op, Ownership, TableId, plan, withdraw};
 use causeway_types::{IfName, names};
 use ipnet::IpNet;
 
+use crate::call::Call;
+
 /// `RTPROT_RA` (`linux/rtnetlink.h`): made from a router advertisement.
 const PROTO_RA: u8 = 9;
 
 /// What nfnetlink answers to a request for a subsystem that is not there.
 const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
+
+fn unreachable(error: causeway_kernel::Error) -> CniError {
+    CniError::environment(format!("CNI_NETNS: {error}"))
+}
 
 /// How long the kernel may take until what was made works.
 const SETTLED: Duration = Duration::from_secs(1);
@@ -56,8 +62,20 @@ impl Space {
     /// # Errors
     /// Code 4 when the path is no namespace.
     pub(crate) fn pod(path: &str) -> Result<Self, CniError> {
-        let netns = NetNs::open(Path::new(path))
-            .map_err(|e| CniError::environment(format!("CNI_NETNS: {e}")))?;
+        Self::inside(NetNs::open(Path::new(path)).map_err(unreachable)?, path)
+    }
+
+    /// The namespace at `CNI_NETNS`, for DEL: `None` when it is gone, and all its interfaces with it.
+    ///
+    /// # Errors
+    /// Code 4 when it cannot be opened though it may be there, code 999 when no socket can be had.
+    pub(crate) fn what_is_left(call: &Call) -> Result<Option<Self>, CniError> {
+        let Some(path) = call.env.netns.as_deref() else { return Ok(None) };
+        let found = NetNs::find(path).map_err(unreachable)?;
+        found.map(|netns| Self::inside(netns, &path.display().to_string())).transpose()
+    }
+
+    fn inside(netns: NetNs, path: &str) -> Result<Self, CniError> {
         let handle = Handle::open_in(&netns).map_err(|e| CniError::internal(e.to_string()))?;
         Ok(Self { handle, place: format!("in the pod's namespace {path}") })
     }

@@ -100,6 +100,28 @@ fn failure_08_the_namespace_is_something_else() {
     }
 }
 
+/// Without a descriptor to open it by, a namespace is not taken for gone.
+#[test]
+fn del_that_cannot_look_does_not_say_that_it_is_done() {
+    let node = Node::new();
+    node.pod("p1");
+    let conf = json!({"cniVersion": "1.0.0", "name": "lo", "type": "loopback"});
+    let (mut done, mut failed) = (0, 0);
+    for descriptors in 3..12 {
+        sh("ip -n p1 link set lo up");
+        let script = format!("#!/bin/sh\nulimit -n {descriptors}\nexec /run/bin/loopback\n");
+        fs::write("/run/limited", script).unwrap();
+        sh("chmod +x /run/limited");
+        let mut call = node.call("DEL", "p1", &conf);
+        call.program = Some("/run/limited".to_owned());
+        let code = call.run().code;
+        let up = sh("ip -n p1 link show lo").contains(",UP");
+        assert_eq!(code != 0, up, "{descriptors} descriptors: code {code}, lo up: {up}");
+        if up { failed += 1 } else { done += 1 }
+    }
+    assert!(done > 0 && failed > 0, "{done} done, {failed} failed");
+}
+
 #[test]
 fn many_at_once_get_addresses_of_their_own() {
     let node = Node::new();

@@ -97,12 +97,10 @@ fn skeleton(
 /// An attachment that the reference plugins made has another name on the node: it goes by its
 /// name in the pod. Only where this network is known to have made it.
 fn remove_others(call: &Call, record: &AttachmentRecord) -> Result<(), CniError> {
-    let Ok(netns) = call.netns() else { return Ok(()) };
     if record.addresses.is_empty() {
         return Ok(());
     }
-    // What is no namespace is where one was: its interfaces are gone with it.
-    let Ok(mut pod) = Space::pod(&netns) else { return Ok(()) };
+    let Some(mut pod) = Space::what_is_left(call)? else { return Ok(()) };
     match pod.link(&record.ifname)? {
         Some(link @ Link { kind: LinkKind::Veth { .. }, .. }) => {
             let op = Op::Remove(Object::Link(link));
