@@ -97,11 +97,12 @@ impl Metrics {
         self.duration.observe(took.as_secs_f64());
     }
 
-    /// Rounds so far.
+    /// So many leases of pods that were gone were given back.
     pub(crate) fn leases_released(&self, count: usize) {
         self.leases_released.inc_by(count as u64);
     }
 
+    /// Rounds so far.
     pub(crate) fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Relaxed)
     }

@@ -472,7 +472,7 @@ impl<P: Port> Core<P> {
     /// Does the operations, part by part: what closes is done before what it closes is opened.
     /// Answers the keys of those that succeeded.
     fn apply_closed(&mut self, due: &[Op], mut undone: Vec<Op>, now: Instant) -> Vec<Key> {
-        let plan = self.last_plan.ops.clone();
+        let plan = std::mem::take(&mut self.last_plan.ops);
         let mut done = Vec::new();
         for part in due.chunk_by(|a, b| a.closes() == b.closes()) {
             let part = closing::allowed(part, &undone, &plan);
@@ -480,6 +480,7 @@ impl<P: Port> Core<P> {
             undone.extend(part.into_iter().filter(|op| !made.contains(&op.key())));
             done.extend(made);
         }
+        self.last_plan.ops = plan;
         done
     }
 

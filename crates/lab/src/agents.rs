@@ -13,7 +13,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::clock;
 use crate::enter::wrapper;
-use crate::spec::Dirs;
+use crate::spec::{Dirs, Spec};
 
 /// What is done with an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,7 @@ struct Handle {
 
 /// All agents of a lab.
 pub(crate) struct Agents {
+    spec: Spec,
     all: BTreeMap<String, Handle>,
 }
 
@@ -86,23 +87,23 @@ const GRACE: Duration = Duration::from_secs(5);
 
 impl Agents {
     /// Starts the agents of all nodes.
-    pub(crate) fn start(causeway: &Path, lab: &str, nodes: &[String]) -> Self {
-        let all = nodes.iter().map(|node| {
+    pub(crate) fn start(causeway: &Path, spec: &Spec) -> Self {
+        let all = spec.node_names().into_iter().map(|node| {
             let (orders, inbox) = tokio::sync::mpsc::unbounded_channel();
             let (tx, state) = watch::channel(AgentState::default());
             let program = Program { path: causeway.to_owned(), clock: None };
             let program = Arc::new(Mutex::new(program));
             let agent = Agent {
                 causeway: causeway.to_owned(),
-                lab: lab.to_owned(),
+                lab: spec.name.clone(),
                 node: node.clone(),
                 state: tx,
                 program: program.clone(),
             };
             tokio::spawn(agent.keep(inbox));
-            (node.clone(), Handle { orders, state, program })
+            (node, Handle { orders, state, program })
         });
-        Self { all: all.collect() }
+        Self { spec: spec.clone(), all: all.collect() }
     }
 
     /// Carries out an action on one node's agent and waits until it is done.
@@ -115,10 +116,8 @@ impl Agents {
     }
 
     fn find(&self, node: &str) -> Result<&Handle> {
-        self.all.get(node).with_context(|| {
-            let names: Vec<&str> = self.all.keys().map(String::as_str).collect();
-            format!("there is no node {node:?}; there are: {}", names.join(", "))
-        })
+        self.spec.check_node(node)?;
+        self.all.get(node).with_context(|| format!("{node} has no agent"))
     }
 
     /// Ends one node's agent in good order and starts another program in its place, as an upgrade

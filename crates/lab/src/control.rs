@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -29,7 +29,8 @@ pub(crate) struct Lab {
 
 impl Lab {
     fn kubelet(&self, node: &str) -> Result<Arc<Kubelet>> {
-        self.kubelets.get(node).cloned().ok_or_else(|| anyhow!("there is no node {node:?}"))
+        self.spec.check_node(node)?;
+        self.kubelets.get(node).cloned().with_context(|| format!("{node} has no kubelet"))
     }
 }
 

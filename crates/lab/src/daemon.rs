@@ -68,7 +68,7 @@ async fn serve_lab(record: &Record, caller: TcpListener) -> Result<()> {
         tokio::spawn(kubelet.clone().report_ready());
         tokio::spawn(kubelet.run_pods());
     }
-    let agents = Agents::start(&record.causeway, &spec.name, &nodes);
+    let agents = Agents::start(&record.causeway, spec);
     let lab = Arc::new(control::Lab { spec: spec.clone(), agents, kubelets });
     let control = tokio::spawn(control::serve(control::bind(&dirs.control())?, lab));
     tokio::select! {

@@ -179,9 +179,7 @@ const SETTINGS: &str = "/causeway.lab/faults";
 pub fn inflict(spec: &Spec, fault: Fault, how: &How, tell: &mut dyn FnMut(&str)) -> Result<()> {
     let client = Client::open(&spec.name)?;
     let lab = Lab { spec, client: &client, node: &how.node };
-    if !spec.node_names().contains(&how.node) {
-        bail!("there is no node {:?}; there are: {}", how.node, spec.node_names().join(", "));
-    }
+    spec.check_node(&how.node)?;
     match fault {
         Fault::Cut | Fault::Down | Fault::Stall | Fault::Gone | Fault::TooMany | Fault::Slow => {
             let settings = settings(fault, how)?;

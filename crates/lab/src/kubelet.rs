@@ -403,6 +403,7 @@ impl Kubelet {
         let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
         if !pod["spec"]["hostNetwork"].as_bool().unwrap_or(false) {
             self.detach(pod, &self.dirs.pod_netns(&self.node, namespace, name))?;
+            self.sandboxes(|all| all.remove(text(pod, "/metadata/uid")));
         }
         let options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
         match self.store.delete("pods", &Key::new(namespace, name), &options) {

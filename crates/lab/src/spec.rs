@@ -119,6 +119,18 @@ impl Spec {
         std::iter::once("cp".to_owned()).chain(workers).collect()
     }
 
+    /// A node of the lab?
+    ///
+    /// # Errors
+    /// When it is none: with those that there are.
+    pub fn check_node(&self, node: &str) -> anyhow::Result<()> {
+        let all = self.node_names();
+        if !all.iter().any(|name| name == node) {
+            anyhow::bail!("there is no node {node:?}; there are: {}", all.join(", "));
+        }
+        Ok(())
+    }
+
     /// Number of a node in [`Spec::node_names`]: 0 for `cp`.
     fn number(node: &str) -> u8 {
         node.strip_prefix("node-").and_then(|n| n.parse().ok()).unwrap_or(0)

@@ -46,6 +46,14 @@ pub enum LinkKind {
     Other(String),
 }
 
+impl LinkKind {
+    /// True for devices that bring packets of other nodes out of outer ones: those that a filter has
+    /// to close.
+    pub fn is_tunnel(&self) -> bool {
+        matches!(self, LinkKind::Vxlan(_))
+    }
+}
+
 /// What makes a VXLAN device (`IFLA_VXLAN_*` in `linux/if_link.h`). A change of any of these
 /// needs a new device. Learning is always off: the FDB is ours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

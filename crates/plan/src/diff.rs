@@ -159,7 +159,7 @@ fn recreate(desired: &Desired, observed: &mut Observed, own: &Ownership) -> Vec<
             let name = want.name.clone();
             observed.retain(|_, object| !stands_on(object, &name));
             // A tunnel goes before the table, which closes the new one and not the old one.
-            let tunnel = matches!(&have, Object::Link(l) if matches!(l.kind, LinkKind::Vxlan(_)));
+            let tunnel = matches!(&have, Object::Link(l) if l.kind.is_tunnel());
             ops.push((if tunnel { 0 } else { stage(&entry.object) }, Op::Remove(have)));
         }
     }

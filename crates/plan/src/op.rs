@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use causeway_model::nft::{Base, Element, KeyPart, NftFamily, NftTable, Rule, Set};
-use causeway_model::{Key, LinkKind, Object};
+use causeway_model::{Key, Object};
 use serde::Serialize;
 
 use crate::dependency::turns_forwarding_on;
@@ -131,9 +131,7 @@ impl Op {
             Op::Nft { table, .. } => Key::Table { family: table.family, name: table.name.clone() },
         }
     }
-}
 
-impl Op {
     /// True for a table that closes what others open: it must be in place before them.
     pub fn closes(&self) -> bool {
         matches!(self, Op::Nft { table, ops }
@@ -151,7 +149,7 @@ impl Op {
         match to {
             Object::Link(to) => {
                 let was_up = matches!(from, Some(Object::Link(from)) if from.up);
-                matches!(to.kind, LinkKind::Vxlan(_)) && to.up && !was_up
+                to.kind.is_tunnel() && to.up && !was_up
             }
             Object::Sysctl(s) => turns_forwarding_on(&s.path),
             _ => false,

@@ -3,7 +3,7 @@
 //! Order alone does not see to that: a table may be refused, and what comes after it must then wait,
 //! while all that has nothing to do with it goes on.
 
-use causeway_model::{LinkKind, Object};
+use causeway_model::Object;
 use causeway_plan::Op;
 
 /// Those of some operations that may be done while others of the same plan are not.
@@ -19,5 +19,5 @@ pub(super) fn allowed(ops: &[Op], undone: &[Op], plan: &[Op]) -> Vec<Op> {
 fn goes_first(op: &Op, plan: &[Op]) -> bool {
     let Op::Remove(Object::Link(link)) = op else { return false };
     let again = |op: &Op| matches!(op, Op::Create(Object::Link(new)) if new.name == link.name);
-    matches!(link.kind, LinkKind::Vxlan(_)) && plan.iter().any(again)
+    link.kind.is_tunnel() && plan.iter().any(again)
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use causeway_lab::{Client, Record};
 use clap::{Args, Subcommand};
 
@@ -207,9 +207,7 @@ pub(crate) fn run(command: Command) -> Result<ExitCode> {
 
 fn shell(which: &Which, node: &str, mut command: Vec<OsString>) -> Result<()> {
     let spec = which.record()?.spec;
-    if !spec.node_names().iter().any(|n| n == node) {
-        bail!("there is no node {node:?}; there are: {}", spec.node_names().join(", "));
-    }
+    spec.check_node(node)?;
     if command.is_empty() {
         let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
         eprintln!("on {node} of lab {}; `exit` leads back", which.name);

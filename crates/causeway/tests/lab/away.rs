@@ -1,11 +1,11 @@
 //! Nodes that come, go, move and change their names and subnets while an agent is not there to see
 //! it: nothing of what they were is left in the kernel, and all that they are is there.
 
-use causeway_lab::{Families, Plugin, Road, Spec};
+use causeway_lab::{Families, Road};
 use causeway_types::state::Attach;
 use serde_json::{Value, json};
 
-use crate::world::{PATIENCE, World, eventually, with};
+use crate::world::{PATIENCE, World, dual, eventually, with};
 
 /// A Node that has no agent: only what others make of it counts.
 pub(crate) fn node(name: &str, host: u8, subnet: u8) -> Value {
@@ -49,9 +49,7 @@ fn view(world: &World, on: &str) -> Vec<String> {
 }
 
 fn away(attach: Attach, road: Road, how: &str) {
-    let plugin = if attach == Attach::Bridge { Plugin::Bridge } else { Plugin::Causeway };
-    let spec = Spec { nodes: 2, attach, plugin, road, families: Families::Dual, ..Spec::default() };
-    with(spec, |world| {
+    with(dual(2, attach, road), |world| {
         let (a, b) = (world.pod("a", "node-1"), world.pod("b", "node-2"));
         for (name, host, subnet) in [
             ("leaves", 101, 101),

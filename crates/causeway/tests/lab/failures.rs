@@ -4,21 +4,16 @@
 
 use std::time::Duration;
 
-use causeway_lab::{Families, Plugin, Road, Spec};
+use causeway_lab::{Families, Road, Spec};
 use causeway_types::Family;
 use causeway_types::state::Attach;
 
-use crate::world::{PATIENCE, World, eventually, with};
-
-fn spec(attach: Attach, road: Road) -> Spec {
-    let plugin = if attach == Attach::Bridge { Plugin::Bridge } else { Plugin::Causeway };
-    Spec { nodes: 2, attach, plugin, road, families: Families::Dual, ..Spec::default() }
-}
+use crate::world::{PATIENCE, World, dual, eventually, with};
 
 /// A node that rejoins has the tunnel MAC that its peers know: it is derived from its name.
 #[test]
 fn failure_10_a_node_rejoins_with_a_new_tunnel_device() {
-    with(spec(Attach::Routed, Road::Vxlan), |world| {
+    with(dual(2, Attach::Routed, Road::Vxlan), |world| {
         let (a, b) = (world.pod("a", "node-1"), world.pod("b", "node-2"));
         let mac = world.on("node-2", "cat /dev/null; ip -br link show cw-vxlan | awk '{print $3}'");
         // While the agents are down, so that nobody could tell anybody.
@@ -49,7 +44,7 @@ fn failure_10_a_node_rejoins_with_a_new_tunnel_device() {
 /// The underlay's MTU shrinks: devices and new pods follow, and large packets pass.
 #[test]
 fn failure_12_the_underlay_has_a_smaller_mtu() {
-    with(spec(Attach::Routed, Road::Vxlan), |world| {
+    with(dual(2, Attach::Routed, Road::Vxlan), |world| {
         let old = world.pod("old", "node-1");
         let net = world.spec.dirs().netns("net");
         for node in world.spec.node_names() {
@@ -79,7 +74,7 @@ fn failure_12_the_underlay_has_a_smaller_mtu() {
 /// Many pods at once on one node: no global lock is waited for, no program is started by a plugin.
 #[test]
 fn failure_16_a_burst_of_pods_without_iptables() {
-    with(spec(Attach::Bridge, Road::Direct), |world| {
+    with(dual(2, Attach::Bridge, Road::Direct), |world| {
         let start = std::time::Instant::now();
         for i in 0..40 {
             let object = serde_json::json!({
@@ -113,7 +108,7 @@ fn failure_16_a_burst_of_pods_without_iptables() {
 #[test]
 fn failure_37_neighbours_are_permanent() {
     for attach in [Attach::Routed, Attach::Bridge] {
-        with(spec(attach, Road::Vxlan), |world| {
+        with(dual(2, attach, Road::Vxlan), |world| {
             let pods = world.pods();
             world.all_reach_all();
             let neighbours = world.on("node-1", "ip neigh show; ip -6 neigh show");
@@ -137,7 +132,7 @@ fn failure_37_neighbours_are_permanent() {
 #[test]
 fn failure_36_same_node_packets_pass_the_forward_hook() {
     for attach in [Attach::Routed, Attach::Bridge] {
-        with(spec(attach, Road::Direct), |world| {
+        with(dual(2, attach, Road::Direct), |world| {
             let (a, b) = (world.pod("a", "node-1"), world.pod("b", "node-1"));
             world.on("node-1", "echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables; \
                 nft add table inet count; nft add chain inet count f '{ type filter hook forward priority -10; }'; \
@@ -161,7 +156,7 @@ fn counted(world: &World) -> u64 {
 /// many of them leave at once to the same server and port.
 #[test]
 fn failure_28_masquerade_is_for_the_outside_alone() {
-    with(spec(Attach::Routed, Road::Direct), |world| {
+    with(dual(2, Attach::Routed, Road::Direct), |world| {
         let pods = world.pods();
         std::thread::scope(|scope| {
             for pod in &pods {

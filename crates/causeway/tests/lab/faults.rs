@@ -3,18 +3,13 @@
 
 use std::process::Command;
 
-use causeway_lab::{Families, Fault, Plugin, Road, Spec, delete_pod};
+use causeway_lab::{Families, Fault, Road, Spec, delete_pod};
 use causeway_types::Family;
 use causeway_types::state::Attach;
 
 use crate::world::{
-    PATIENCE, REPAIR, World, binaries, eventually, test_build, with, with_programs,
+    PATIENCE, REPAIR, World, binaries, dual, eventually, test_build, with, with_programs,
 };
-
-fn spec(attach: Attach, road: Road) -> Spec {
-    let plugin = if attach == Attach::Bridge { Plugin::Bridge } else { Plugin::Causeway };
-    Spec { nodes: 2, attach, plugin, road, families: Families::Dual, ..Spec::default() }
-}
 
 /// `causeway lab WORDS`: whether it succeeded, and what it said.
 fn lab(world: &World, words: &[&str]) -> (bool, String) {
@@ -42,7 +37,7 @@ fn view(world: &World, node: &str) -> String {
 #[test]
 fn all_of_them_are_survived() {
     for (attach, road) in [(Attach::Routed, Road::Vxlan), (Attach::Bridge, Road::Direct)] {
-        with(spec(attach, road), |world| {
+        with(dual(2, attach, road), |world| {
             world.pods();
             world.all_reach_all();
             for fault in Fault::ALL {
@@ -123,7 +118,7 @@ fn black_hole(world: &World) {
 #[test]
 fn failure_1_a_reboot_leaks_no_lease() {
     for attach in [Attach::Routed, Attach::Bridge] {
-        with(spec(attach, Road::Vxlan), |world| {
+        with(dual(2, attach, Road::Vxlan), |world| {
             let pods = world.pods();
             let old: Vec<_> = pods.iter().filter(|p| p.node == "node-1").collect();
             let boot = || {
@@ -170,31 +165,18 @@ fn failure_1_a_reboot_leaks_no_lease() {
                 held.sort();
                 if left == held { Ok(()) } else { Err(format!("{left:?} instead of {held:?}")) }
             });
-            let (_, said) = lab_shell(world, "node-1", &["ipam", "check"]);
+            let (_, said) = world.causeway("node-1", &["ipam", "check"]);
             assert!(!said.contains("stale"), "{said}");
             world.all_reach_all();
         });
     }
 }
 
-/// `causeway WORDS` on a node.
-fn lab_shell(world: &World, node: &str, words: &[&str]) -> (bool, String) {
-    let causeway = binaries().causeway;
-    let output = Command::new(&causeway)
-        .args(["lab", "shell", "--name", &world.spec.name, node, "--"])
-        .arg(&causeway)
-        .args(words)
-        .output()
-        .unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
-}
-
 /// The wall clock jumps ten years there and back while watches are cut: the API's certificate is not
 /// valid at such a time. What was built stays, pods start and end, and the agent is back with the time.
 #[test]
 fn a_clock_that_jumps() {
-    with_programs(spec(Attach::Routed, Road::Vxlan), &test_build(), |world| {
+    with_programs(dual(2, Attach::Routed, Road::Vxlan), &test_build(), |world| {
         world.pods();
         for years in [10, -10] {
             let before = view(world, "node-1");

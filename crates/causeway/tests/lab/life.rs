@@ -1,69 +1,16 @@
 //! Agents that restart, stop and die; nodes that come and go meanwhile.
 
-use std::time::Duration;
-
-use causeway_lab::{Families, Loss, Plugin, Road, Spec, watch_loss};
+use causeway_lab::{Families, Road};
 use causeway_types::Family;
 use causeway_types::state::Attach;
 use serde_json::json;
 
-use crate::world::{PATIENCE, World, eventually, with};
-
-fn spec(attach: Attach, road: Road) -> Spec {
-    let plugin = if attach == Attach::Bridge { Plugin::Bridge } else { Plugin::Causeway };
-    Spec { nodes: 3, attach, plugin, road, families: Families::Dual, ..Spec::default() }
-}
-
-/// Sends a packet each millisecond from pod to pod while something happens.
-fn under_traffic(world: &World, what: impl FnOnce()) -> Vec<Loss> {
-    let (a, b) = (world.pod("from", "node-1"), world.pod("to", "node-2"));
-    let ns = world.netns(&a);
-    let ips = b.ips.clone();
-    std::thread::scope(|scope| {
-        let watches: Vec<_> = ips
-            .into_iter()
-            .map(|ip| {
-                let ns = ns.clone();
-                let (interval, time) = (Duration::from_millis(1), Duration::from_secs(3));
-                scope.spawn(move || watch_loss(&ns, ip, interval, time).unwrap())
-            })
-            .collect();
-        std::thread::sleep(Duration::from_millis(300));
-        what();
-        watches.into_iter().map(|w| w.join().unwrap()).collect()
-    })
-}
-
-#[test]
-fn a_restart_loses_nothing() {
-    for (attach, road) in [(Attach::Routed, Road::Vxlan), (Attach::Bridge, Road::Direct)] {
-        with(spec(attach, road), |world| {
-            let losses = under_traffic(world, || {
-                for action in ["restart", "kill", "stop", "start"] {
-                    for node in ["node-1", "node-2"] {
-                        world.agent(node, action);
-                    }
-                    std::thread::sleep(Duration::from_millis(300));
-                }
-            });
-            for loss in losses {
-                assert!(loss.sent > 1000, "{loss:?}");
-                assert_eq!(loss.lost, 0, "{attach:?} {road:?}: {loss:?}");
-            }
-            world.whole();
-            assert_eq!(
-                world.status("node-1").unwrap().repairs,
-                0,
-                "an adopted node needs no repair"
-            );
-        });
-    }
-}
+use crate::world::{PATIENCE, World, dual, eventually, with};
 
 #[test]
 fn without_an_agent_pods_live_start_and_end() {
     for attach in [Attach::Routed, Attach::Bridge] {
-        with(spec(attach, Road::Vxlan), |world| {
+        with(dual(3, attach, Road::Vxlan), |world| {
             let stay = world.pod("stay", "node-1");
             let far = world.pod("far", "node-2");
             world.agent("node-1", "stop");
@@ -92,10 +39,10 @@ fn without_an_agent_pods_live_start_and_end() {
 #[test]
 fn failure_1_addresses_of_lost_pods_come_back() {
     for attach in [Attach::Routed, Attach::Bridge] {
-        with(spec(attach, Road::Vxlan), |world| {
+        with(dual(3, attach, Road::Vxlan), |world| {
             let (lost, stays) = (world.pod("lost", "node-1"), world.pod("stays", "node-1"));
             let far = world.pod("far", "node-2");
-            assert!(ipam(world, "check").0, "nothing is left behind yet");
+            assert!(world.causeway("node-1", &["ipam", "check"]).0, "nothing is left behind yet");
             // As if the runtime had died with it: no process, no namespace, no DEL.
             let name = world.netns(&lost).file_name().unwrap().to_string_lossy().into_owned();
             let end = format!("ip netns pids {name} | xargs -r kill -9; ip netns del {name}");
@@ -103,13 +50,13 @@ fn failure_1_addresses_of_lost_pods_come_back() {
                 std::process::Command::new("sh").args(["-c", &end]).status().unwrap().success()
             );
             eventually("it is found", PATIENCE, || {
-                let (well, said) = ipam(world, "check");
+                let (well, said) = world.causeway("node-1", &["ipam", "check"]);
                 let named = lost.ips.iter().all(|ip| said.contains(&ip.to_string()));
                 if !well && named { Ok(()) } else { Err(said) }
             });
-            let (done, said) = ipam(world, "gc");
+            let (done, said) = world.causeway("node-1", &["ipam", "gc"]);
             assert!(done && said.contains("2 leases released"), "{said}");
-            let (well, said) = ipam(world, "list");
+            let (well, said) = world.causeway("node-1", &["ipam", "list"]);
             assert!(well && !said.contains("stale") && said.contains("default/stays"), "{said}");
             world.whole();
             let view = "ip route; ip -6 route; ip neigh; ip -6 neigh; ip -6 neigh show proxy; nft list ruleset";
@@ -126,24 +73,11 @@ fn failure_1_addresses_of_lost_pods_come_back() {
     }
 }
 
-/// `causeway ipam …` on node-1: whether it succeeded, and what it said.
-fn ipam(world: &World, what: &str) -> (bool, String) {
-    let causeway = crate::world::binaries().causeway;
-    let output = std::process::Command::new(&causeway)
-        .args(["lab", "shell", "--name", &world.spec.name, "node-1", "--"])
-        .arg(&causeway)
-        .args(["ipam", what])
-        .output()
-        .unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
-}
-
 /// Field failure 11: what changed while an agent was down leaves nothing stale.
 #[test]
 fn failure_11_a_node_goes_while_an_agent_is_down() {
     for (attach, road) in [(Attach::Routed, Road::Vxlan), (Attach::Bridge, Road::Direct)] {
-        with(spec(attach, road), |world| {
+        with(dual(3, attach, road), |world| {
             world.agent("node-1", "stop");
             // The node's kubelet and agent go with it; otherwise they would register it again.
             world.agent("node-3", "stop");
@@ -184,7 +118,7 @@ fn gone(world: &World, node: &str) {
 /// The Node object is deleted and comes again: its subnet is another one, its pods' traffic moves.
 #[test]
 fn a_node_registers_again_with_another_subnet() {
-    with(spec(Attach::Routed, Road::Vxlan), |world| {
+    with(dual(3, Attach::Routed, Road::Vxlan), |world| {
         world.agent("node-3", "stop");
         gone(world, "node-3");
         let node = json!({

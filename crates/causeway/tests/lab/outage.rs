@@ -5,13 +5,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use causeway_lab::{Families, Plugin, Road, Spec, delete_pod};
+use causeway_lab::{Families, Road, delete_pod};
 use causeway_types::state::Attach;
 use serde_json::json;
 
 use crate::away::{create, delete, node, readdress};
 use crate::streams::under_traffic;
-use crate::world::{PATIENCE, World, binaries, eventually, with};
+use crate::world::{PATIENCE, World, dual, eventually, with};
 
 /// How long the API is away: CAUSEWAY_OUTAGE seconds, or a few.
 fn outage() -> Duration {
@@ -22,22 +22,13 @@ fn outage() -> Duration {
 /// Asks the plugins of a node every 100 ms whether they could attach a pod. Answers how often they
 /// said yes, and every no.
 fn ask_status(world: &World, on: &str, go_on: &AtomicBool) -> (u32, Vec<String>) {
-    let causeway = binaries().causeway;
     let (mut yes, mut no) = (0, Vec::new());
     let mut next = Instant::now();
     while go_on.load(Ordering::Relaxed) {
-        let output = Command::new(&causeway)
-            .args(["lab", "shell", "--name", &world.spec.name, on, "--"])
-            .arg(&causeway)
-            .args(["cni", "status", "/etc/cni/net.d/05-causeway.conflist"])
-            .env("CNI_PATH", world.spec.dirs().bin())
-            .output()
-            .unwrap();
-        match output.status.success() {
-            true => yes += 1,
-            false => no.push(
-                String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
-            ),
+        let list = "/etc/cni/net.d/05-causeway.conflist";
+        match world.causeway(on, &["cni", "status", list]) {
+            (true, _) => yes += 1,
+            (false, said) => no.push(said),
         }
         next += Duration::from_millis(100);
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -102,9 +93,7 @@ fn pods_come_and_go(world: &World, round: u32) {
 
 /// Field failure 5, too: no plugin needs the API.
 fn api_away(attach: Attach, road: Road) {
-    let plugin = if attach == Attach::Bridge { Plugin::Bridge } else { Plugin::Causeway };
-    let spec = Spec { nodes: 2, attach, plugin, road, families: Families::Dual, ..Spec::default() };
-    with(spec, |world| {
+    with(dual(2, attach, road), |world| {
         let (a, b) = (world.pod("a", "node-1"), world.pod("b", "node-2"));
         for i in 0..20 {
             create(world, &node(&format!("n{i}"), 100 + i, 100 + i));

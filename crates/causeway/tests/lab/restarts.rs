@@ -1,17 +1,17 @@
-//! Field failure 6: agents are restarted, killed and upgraded under traffic, at random moments. Not a
+//! Field failure 6: agents are restarted, stopped, killed and upgraded under traffic, at random moments. Not a
 //! packet is lost.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use causeway_lab::{Families, Plugin, Road, Spec};
+use causeway_lab::Road;
 use causeway_types::state::Attach;
 use http::Method;
 
 use crate::streams::under_traffic;
-use crate::world::{World, binaries, with};
+use crate::world::{World, binaries, dual, with};
 
-/// Of each kind.
+/// Of each kind. What is stopped stays down until the next order for it.
 const TIMES: usize = 20;
 
 /// Another program file with the same meaning, as the next version of it is.
@@ -33,7 +33,8 @@ fn orders(versions: &[PathBuf]) -> Vec<(String, u64)> {
     let mut all: Vec<(u64, String)> = (0..TIMES)
         .flat_map(|i| {
             let to = versions[i % versions.len()].display();
-            ["restart".to_owned(), "kill".to_owned(), format!("upgrade?to={to}")]
+            let plain = ["restart", "kill", "stop"].map(str::to_owned);
+            plain.into_iter().chain([format!("upgrade?to={to}")])
         })
         .enumerate()
         .map(|(i, order)| (random.hash_one(i), order))
@@ -41,15 +42,13 @@ fn orders(versions: &[PathBuf]) -> Vec<(String, u64)> {
     all.sort();
     let pause = |i: usize| 20 + random.hash_one(i) % 330;
     let with_pauses: Vec<(String, u64)> =
-        all.into_iter().enumerate().map(|(i, (_, order))| (order, pause(i + TIMES * 3))).collect();
+        all.into_iter().enumerate().map(|(i, (_, order))| (order, pause(i + TIMES * 4))).collect();
     println!("{with_pauses:?}");
     with_pauses
 }
 
 fn restarts(attach: Attach, road: Road) {
-    let plugin = if attach == Attach::Bridge { Plugin::Bridge } else { Plugin::Causeway };
-    let spec = Spec { nodes: 2, attach, plugin, road, families: Families::Dual, ..Spec::default() };
-    with(spec, |world| {
+    with(dual(2, attach, road), |world| {
         let (a, b) = (world.pod("a", "node-1"), world.pod("b", "node-2"));
         let versions = [next_version(world, 1), next_version(world, 2)];
         let report = under_traffic(world, &a, &b, || {
@@ -57,6 +56,9 @@ fn restarts(attach: Attach, road: Road) {
                 std::thread::sleep(Duration::from_millis(pause));
                 let path = format!("/agents/node-{}/{order}", i % 2 + 1);
                 world.client.control(Method::POST, &path).unwrap_or_else(|e| panic!("{e:#}"));
+            }
+            for node in ["node-1", "node-2"] {
+                world.agent(node, "start");
             }
             world.whole();
         });

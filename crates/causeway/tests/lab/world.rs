@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use causeway_agent::client as agent;
 use causeway_agent::status::Status;
-use causeway_lab::{Binaries, Client, Pod, Spec, create_pod, inside};
+use causeway_lab::{Binaries, Client, Families, Plugin, Pod, Road, Spec, create_pod, inside};
 use causeway_types::Family;
+use causeway_types::state::Attach;
 use http::Method;
 
 /// For what takes as long as it takes on a busy machine.
@@ -29,6 +30,12 @@ pub(crate) fn binaries() -> Binaries {
     let cni = std::env::var_os("CAUSEWAY_CNI_BIN")
         .map_or_else(|| causeway.with_file_name("causeway-cni"), PathBuf::from);
     Binaries { causeway, cni }
+}
+
+/// A dual stack lab with the plugin that goes with an attachment.
+pub(crate) fn dual(nodes: u8, attach: Attach, road: Road) -> Spec {
+    let plugin = if attach == Attach::Bridge { Plugin::Bridge } else { Plugin::Causeway };
+    Spec { nodes, attach, plugin, road, families: Families::Dual, ..Spec::default() }
 }
 
 /// Runs a test in a world of its own, on a thread that nothing else lives on.
@@ -160,6 +167,20 @@ impl World {
             let greeting = text.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
             Ok(text.len() - greeting)
         })
+    }
+
+    /// `causeway WORDS` on a node: whether it succeeded, and what it said.
+    pub(crate) fn causeway(&self, node: &str, words: &[&str]) -> (bool, String) {
+        let causeway = binaries().causeway;
+        let output = Command::new(&causeway)
+            .args(["lab", "shell", "--name", &self.spec.name, node, "--"])
+            .arg(&causeway)
+            .args(words)
+            .env("CNI_PATH", self.spec.dirs().bin())
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Does an echo request come back?
