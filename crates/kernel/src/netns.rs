@@ -4,7 +4,7 @@
 //! that ends with it ([`NetNs::run`]), or for the life of a guard that cannot leave its thread
 //! ([`NetNs::enter`]).
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -40,7 +40,10 @@ impl NetNs {
     /// When nothing is there, or something that is not a namespace.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::netns(path, "open", e))?;
+        // A pipe in its place is not waited for.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+        let open = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let file = open.map_err(|e| Error::netns(path, "open", e))?;
         let kind = rustix::fs::fstatfs(&file).map_err(|e| Error::netns(path, "open", e))?.f_type;
         if kind as u64 != NSFS_MAGIC {
             let why = io::Error::new(

@@ -16,6 +16,7 @@ use crate::paths::Paths;
 use crate::record::Attachments;
 use crate::rollback::Rollback;
 use crate::space::Space;
+use crate::store::InFlight;
 
 /// What an attachment puts where.
 pub(crate) struct Wiring<'a> {
@@ -43,18 +44,18 @@ pub(crate) fn addresses(
     node: &mut Space,
     ends: &Derived,
     rollback: &mut Rollback,
-) -> Result<CniResult, CniError> {
+) -> Result<(CniResult, InFlight), CniError> {
     let given = match ipam.add(call) {
         Err(_) if !ipam.held(call)?.is_empty() && is_abandoned(call, node, ends)? => {
-            ipam.del(call)?;
+            ipam.del(call, &[])?;
             ipam.add(call)?
         }
         other => other?,
     };
     let (call, ipam) = (call.clone(), ipam.clone());
     let asked = !matches!(ipam, Ipam::None);
-    rollback.on_failure(move || ipam.del(&call));
-    if asked && given.ips.is_empty() {
+    rollback.on_failure(move || ipam.del(&call, &[]));
+    if asked && given.0.ips.is_empty() {
         return Err(CniError::internal("the IPAM plugin returned no address"));
     }
     Ok(given)
@@ -179,7 +180,9 @@ pub(crate) fn detach(
 ) -> Result<(), CniError> {
     let records = Attachments::at(paths);
     if kept.record && !record.pending {
-        records.write(&AttachmentRecord { pending: true, ..record.clone() })?;
+        // So that an ADD after a DEL that was killed goes on by itself. A disk without room, or one
+        // that is read-only, must not keep the interface.
+        let _ = records.write(&AttachmentRecord { pending: true, ..record.clone() });
     }
     let host = host_objects(record, &context(kept.served));
     remove(node, &host, &addresses_of(record))?;
@@ -219,7 +222,7 @@ pub(crate) fn clear_unfinished(
     }
     let host = host_objects(&record, &context(true));
     remove(node, &host, &addresses_of(&record))?;
-    ipam.del(call)?;
+    ipam.del(call, &addresses_of(&record))?;
     records.remove(id, ifname)
 }
 

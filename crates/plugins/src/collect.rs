@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 use causeway_cni_spec::CniError;
 use causeway_ipam::{Owner, Suspect, Suspects};
@@ -22,7 +21,7 @@ use crate::names::Derived;
 use crate::paths::Paths;
 use crate::record::{self, Attachments, LeaseRecords};
 use crate::space::Space;
-use crate::store::LeaseDir;
+use crate::store::{self, LeaseDir};
 
 /// What is known of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +95,10 @@ impl Network {
     pub fn look(&self) -> Result<Vec<Held>, CniError> {
         let leases = self.leases();
         let Some(dir) = LeaseDir::open_existing(&leases.dir)? else { return Ok(Vec::new()) };
-        let loaded = dir.load()?;
+        let loaded = leases.load_repaired(&dir)?;
+        let busy = |ip: &IpAddr| dir.is_in_flight(*ip);
+        let in_flight: BTreeSet<IpAddr> =
+            loaded.state.leases().map(|(ip, _)| ip).filter(busy).collect();
         drop(dir);
         let witness = Witness::call(self)?;
         let mut all = Vec::new();
@@ -104,16 +106,27 @@ impl Network {
             let path = leases.dir.join(ip.to_string());
             // Gone meanwhile.
             let Some(stamp) = stamp(&path) else { continue };
-            all.push(witness.judge(self, &leases, ip, owner.clone(), stamp)?);
+            let mut held = witness.judge(self, &leases, ip, owner.clone(), stamp)?;
+            if in_flight.contains(&ip) {
+                held.verdict = Verdict::Live;
+            }
+            all.push(held);
         }
-        let torn = loaded.torn.into_iter().map(|ip| Held {
+        let unread = |ip, verdict| Held {
             ip,
             owner: Owner::unknown(),
             pod: None,
-            verdict: Verdict::Stale("its file holds nothing that can be read".to_owned()),
+            verdict,
             generation: stamp(&leases.dir.join(ip.to_string())).map_or(0, |s| s.generation),
-        });
-        all.extend(torn);
+        };
+        let why = "its file holds nothing that can be read";
+        all.extend(loaded.old.into_iter().map(|ip| unread(ip, Verdict::Stale(why.to_owned()))));
+        // A pod from before the agent has no record to tell that it is its.
+        let torn = match self.own {
+            true => Verdict::Stale(why.to_owned()),
+            false => Verdict::Kept(format!("{why}: remove it if no pod has the address")),
+        };
+        all.extend(loaded.torn.into_iter().map(|ip| unread(ip, torn.clone())));
         Ok(all)
     }
 
@@ -131,7 +144,7 @@ struct Stamp {
 }
 
 fn stamp(path: &std::path::Path) -> Option<Stamp> {
-    let meta = std::fs::metadata(path).ok()?;
+    let meta = path.symlink_metadata().ok()?;
     let generation =
         meta.ino() ^ (meta.mtime_nsec().unsigned_abs() << 20) ^ meta.mtime().unsigned_abs();
     Some(Stamp { generation, seconds: meta.mtime() })
@@ -153,7 +166,7 @@ impl Witness {
         // After the records: an interface that is made meanwhile is seen.
         Ok(Self {
             boot_id: record::boot_id(&network.paths)?,
-            booted: booted()?,
+            booted: store::booted()?,
             records: own.map(|r| (Owner::new(&r.container_id, r.ifname.as_str()), r)).collect(),
             links: Space::node()?.links()?,
         })
@@ -204,16 +217,6 @@ impl Witness {
     fn has_derived(&self, owner: &Owner) -> bool {
         self.links.contains(&names::host_veth(&owner.container_id, &owner.ifname))
     }
-}
-
-/// When the kernel started, in seconds since 1970 (`btime` in proc_stat(5)).
-fn booted() -> Result<i64, CniError> {
-    let path = PathBuf::from("/proc/stat");
-    let text = std::fs::read_to_string(&path)
-        .map_err(|e| crate::files::io_error("cannot read", &path, &e))?;
-    let line = text.lines().find_map(|l| l.strip_prefix("btime "));
-    line.and_then(|n| n.trim().parse().ok())
-        .ok_or_else(|| CniError::io("/proc/stat has no line btime".to_owned()))
 }
 
 impl Collector {
@@ -294,7 +297,8 @@ impl Collector {
         let owner = Owner::new(&record.container_id, record.ifname.as_str());
         let leases = self.network.leases();
         let kept = Kept { record: noted, served: true };
-        let release = || if noted { leases.release(&owner).map(drop) } else { Ok(()) };
+        let named = attachment::addresses_of(record);
+        let release = || if noted { leases.release(&owner, &named) } else { Ok(()) };
         attachment::detach(&self.network.paths, &mut Space::node()?, record, kept, release)
     }
 }

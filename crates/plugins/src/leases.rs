@@ -9,8 +9,9 @@ use causeway_cni_spec::CniError;
 use causeway_ipam::{AllocError, Lease, Owner, RangeSet};
 use causeway_types::state::LeaseRecord;
 
+use crate::files::{Planned, is_absent};
 use crate::record::LeaseRecords;
-use crate::store::{LeaseDir, Loaded};
+use crate::store::{InFlight, LeaseDir, Loaded};
 
 /// The leases of one network.
 #[derive(Clone, Debug)]
@@ -22,6 +23,15 @@ pub struct Leases {
     /// What to write into the record of each new lease; `None` for a network that nobody serves,
     /// whose leases get none.
     pub record: Option<LeaseRecord>,
+}
+
+/// What belongs to none of the valid attachments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stale {
+    /// Leases, files that nobody can read included (their owner is unknown).
+    pub leases: Vec<(IpAddr, Owner)>,
+    /// Files that nobody can read while a valid attachment has no lease: one of them may be its.
+    pub doubtful: Vec<IpAddr>,
 }
 
 impl Leases {
@@ -36,16 +46,16 @@ impl Leases {
         sets: &[RangeSet],
         owner: &Owner,
         requested: &[IpAddr],
-    ) -> Result<Vec<Lease>, CniError> {
+    ) -> Result<(Vec<Lease>, InFlight), CniError> {
         let dir = LeaseDir::open(&self.dir)?;
-        let mut loaded = dir.load()?;
+        let mut loaded = taken(dir.load()?);
         let mut chosen = loaded.state.allocate(sets, owner, requested);
         if used_up(&chosen) && self.reclaim(&dir, &mut loaded)? > 0 {
             chosen = loaded.state.allocate(sets, owner, requested);
         }
-        let leases = chosen.map_err(|e| self.refusal(&e))?;
+        let leases = chosen.map_err(|e| self.refusal(&e, &loaded))?;
         // The lease first: whoever releases an attachment's leases finds its records by them.
-        dir.write(&leases, owner)?;
+        let in_flight = dir.write(&leases, owner)?;
         self.write_records(&leases).inspect_err(|_| {
             // On the way out with another error. What stays all the same goes with DEL or GC.
             for ip in addresses(&leases) {
@@ -53,7 +63,7 @@ impl Leases {
                 let _ = dir.remove(ip);
             }
         })?;
-        Ok(leases)
+        Ok((leases, in_flight))
     }
 
     fn write_records(&self, leases: &[Lease]) -> Result<(), CniError> {
@@ -65,8 +75,13 @@ impl Leases {
     fn reclaim(&self, dir: &LeaseDir, loaded: &mut Loaded) -> Result<usize, CniError> {
         let Some(LeaseRecord { boot_id, .. }) = &self.record else { return Ok(0) };
         let mut stale = Vec::new();
-        for (ip, _) in loaded.state.leases() {
-            if self.records.read(ip)?.is_some_and(|r| r.boot_id != *boot_id) {
+        for (ip, owner) in loaded.state.leases() {
+            // The record of another container says nothing of this lease.
+            let own = |r: &LeaseRecord| {
+                r.container_id == owner.container_id || *owner == Owner::unknown()
+            };
+            let record = self.records.read(ip)?.filter(own);
+            if record.is_some_and(|r| r.boot_id != *boot_id) {
                 stale.push(ip);
             }
         }
@@ -77,12 +92,19 @@ impl Leases {
         Ok(stale.len())
     }
 
-    fn refusal(&self, error: &AllocError) -> CniError {
+    fn refusal(&self, error: &AllocError, loaded: &Loaded) -> CniError {
         match error {
             AllocError::Exhausted { .. } => CniError::internal(format!(
                 "{error}; leases are in {}: remove those of pods that are gone (the command GC \
-                 does) or enlarge the range",
-                self.dir.display()
+                 does) or enlarge the range{}",
+                self.dir.display(),
+                match loaded.torn.iter().next() {
+                    Some(ip) => format!(
+                        "; {} of them, {ip} first, hold nothing that can be read and may be in use",
+                        loaded.torn.len()
+                    ),
+                    None => String::new(),
+                }
             )),
             AllocError::Duplicate { .. } | AllocError::Taken { .. } => {
                 CniError::internal(error.to_string())
@@ -104,26 +126,92 @@ impl Leases {
         }
     }
 
-    /// Gives back all addresses of an attachment. What is gone is fine.
+    /// Gives back all addresses of an attachment. What is gone is fine. Of the addresses that
+    /// others name as its own (its record, the result of ADD), those go whose files cannot be read
+    /// or were overwritten.
     ///
     /// # Errors
     /// Code 5.
-    pub fn release(&self, owner: &Owner) -> Result<Vec<IpAddr>, CniError> {
-        let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(Vec::new()) };
-        let ips = dir.load()?.state.leases_of(owner);
-        self.remove(&dir, &ips)?;
-        Ok(ips)
+    pub fn release(&self, owner: &Owner, named: &[IpAddr]) -> Result<(), CniError> {
+        let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(()) };
+        let loaded = dir.load()?;
+        let leased = loaded.state.leases_of(owner);
+        let mut own = Vec::new();
+        for ip in leased.iter().chain(named.iter().filter(|ip| !leased.contains(ip))) {
+            let unread = loaded.torn.contains(ip) || loaded.old.contains(ip);
+            if match self.records.witness(*ip)? {
+                Some(witnessed) => witnessed == *owner,
+                None => leased.contains(ip) || unread,
+            } {
+                own.push(*ip);
+            }
+        }
+        self.remove(&dir, &own)
     }
 
-    /// The leases of none of the valid attachments, torn files included (their owner is unknown).
+    /// Reads all leases; what records tell better is put right.
     ///
     /// # Errors
     /// Code 5.
-    pub fn stale(&self, valid: &BTreeSet<Owner>) -> Result<Vec<(IpAddr, Owner)>, CniError> {
-        let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(Vec::new()) };
-        let loaded = dir.load()?;
-        let torn = loaded.torn.into_iter().map(|ip| (ip, Owner::unknown()));
-        Ok(loaded.state.stale(valid).into_iter().chain(torn).collect())
+    pub fn load_repaired(&self, dir: &LeaseDir) -> Result<Loaded, CniError> {
+        let mut loaded = dir.load()?;
+        let read = loaded.state.leases().map(|(ip, owner)| (ip, owner.clone()));
+        let unread = loaded.torn.iter().chain(&loaded.old).map(|ip| (*ip, Owner::unknown()));
+        for (ip, found) in read.chain(unread).collect::<Vec<_>>() {
+            let Some(owner) = self.records.witness(ip)?.filter(|owner| *owner != found) else {
+                continue;
+            };
+            // Known is known, also where it cannot be written.
+            let _ = dir.write_one(ip, &owner);
+            loaded.torn.remove(&ip);
+            loaded.old.remove(&ip);
+            loaded.state.insert(ip, owner);
+        }
+        Ok(loaded)
+    }
+
+    /// The leases of none of the valid attachments, which hold an address of so many sets each.
+    /// Those of an ADD that has not ended are not among them.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn stale(&self, valid: &BTreeSet<Owner>, sets: usize) -> Result<Stale, CniError> {
+        let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(Stale::default()) };
+        let loaded = self.load_repaired(&dir)?;
+        let idle = |ip: &IpAddr| !dir.is_in_flight(*ip);
+        let mut leases: Vec<(IpAddr, Owner)> = loaded.state.stale(valid);
+        leases.retain(|(ip, _)| idle(ip));
+        let unread = |ip: IpAddr| (ip, Owner::unknown());
+        leases.extend(loaded.old.into_iter().map(unread));
+        if valid.iter().any(|owner| loaded.state.leases_of(owner).len() < sets) {
+            return Ok(Stale { leases, doubtful: loaded.torn.into_iter().collect() });
+        }
+        leases.extend(loaded.torn.into_iter().map(unread));
+        Ok(Stale { leases, doubtful: Vec::new() })
+    }
+
+    /// What GC says when files are left that it could not judge.
+    ///
+    /// # Errors
+    /// Code 999, if there are any.
+    pub fn refuse_doubtful(&self, doubtful: &[IpAddr]) -> Result<(), CniError> {
+        let Some(ip) = doubtful.first() else { return Ok(()) };
+        Err(CniError::internal(format!(
+            "{} files in {}, {ip} first, hold nothing that can be read, and a valid attachment has \
+             no lease: they are kept, because its address may be among them; start its pod anew, \
+             then remove them",
+            doubtful.len(),
+            self.dir.display()
+        )))
+    }
+
+    /// An ADD of the attachment has not ended.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn is_in_flight(&self, owner: &Owner) -> Result<bool, CniError> {
+        let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(false) };
+        Ok(dir.load()?.state.leases_of(owner).iter().any(|ip| dir.is_in_flight(*ip)))
     }
 
     /// Gives back one address if it is still as it was seen: held by the same owner, or torn.
@@ -133,9 +221,10 @@ impl Leases {
     pub fn release_if(&self, ip: IpAddr, seen: &Owner) -> Result<(), CniError> {
         let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(()) };
         let loaded = dir.load()?;
+        let unread = loaded.torn.contains(&ip) || loaded.old.contains(&ip);
         let same = match loaded.state.owner_of(ip) {
-            Some(owner) => owner == seen,
-            None => loaded.torn.contains(&ip) && *seen == Owner::unknown(),
+            Some(owner) => owner == seen && !dir.is_in_flight(ip),
+            None => unread && *seen == Owner::unknown(),
         };
         if same { self.remove(&dir, &[ip]) } else { Ok(()) }
     }
@@ -154,17 +243,33 @@ impl Leases {
     /// Code 50, with the reason.
     pub fn has_free(&self, sets: &[RangeSet]) -> Result<(), CniError> {
         let unavailable = |e: CniError| CniError::not_available(e.msg);
-        let Some(dir) = LeaseDir::open_existing(&self.dir).map_err(unavailable)? else {
+        // Asking makes nothing.
+        if self.dir.symlink_metadata().is_err_and(|e| is_absent(&e)) {
             return Ok(());
-        };
-        let mut loaded = dir.load().map_err(unavailable)?;
+        }
+        let dir = LeaseDir::open(&self.dir).map_err(unavailable)?;
+        let mut loaded = taken(dir.load().map_err(unavailable)?);
         let nobody = Owner::new("status", "");
         let mut chosen = loaded.state.allocate(sets, &nobody, &[]);
         if used_up(&chosen) && self.reclaim(&dir, &mut loaded).map_err(unavailable)? > 0 {
             chosen = loaded.state.allocate(sets, &nobody, &[]);
         }
-        chosen.map(drop).map_err(|e| unavailable(self.refusal(&e)))
+        chosen.map(drop).map_err(|e| unavailable(self.refusal(&e, &loaded)))
     }
+
+    /// The files that an attachment's leases need, in order to ask whether there is room.
+    pub(crate) fn files(&self, sets: usize) -> Vec<Planned> {
+        let records = (0..sets).filter(|_| self.record.is_some()).map(|set| self.records.file(set));
+        LeaseDir::files(&self.dir, sets).into_iter().chain(records).collect()
+    }
+}
+
+/// What nobody can read may be in use: it is not given out.
+fn taken(mut loaded: Loaded) -> Loaded {
+    for ip in &loaded.torn {
+        loaded.state.insert(*ip, Owner::unknown());
+    }
+    loaded
 }
 
 fn addresses(leases: &[Lease]) -> Vec<IpAddr> {
@@ -190,7 +295,7 @@ mod tests {
     fn leases(tmp: &std::path::Path, boot: Option<&str>) -> Leases {
         let paths = Paths { lease_records: tmp.join("records"), ..Paths::default() };
         let record = boot.map(|boot| LeaseRecord {
-            container_id: "c".into(),
+            container_id: "a".into(),
             ifname: "eth0".into(),
             pod: None,
             boot_id: boot.into(),
@@ -212,8 +317,8 @@ mod tests {
         let err = l.allocate(&sets(), &owner("b"), &[]).unwrap_err();
         assert_eq!(err.code, 999, "{err}");
         assert_eq!(l.has_free(&sets()).unwrap_err().code, 50);
-        assert_eq!(l.release(&owner("a")).unwrap().len(), 1);
-        assert!(l.release(&owner("a")).unwrap().is_empty());
+        l.release(&owner("a"), &[]).unwrap();
+        l.release(&owner("a"), &[]).unwrap();
         l.allocate(&sets(), &owner("b"), &[]).unwrap();
         let twice = l.allocate(&sets(), &owner("b"), &[]).unwrap_err();
         assert!(twice.msg.contains("duplicate allocation is not allowed"), "{twice}");
@@ -230,12 +335,27 @@ mod tests {
     }
 
     #[test]
+    fn gc_leaves_an_add_alone_that_has_not_ended() {
+        let tmp = tempfile::tempdir().unwrap();
+        let l = leases(tmp.path(), None);
+        let (given, in_flight) = l.allocate(&sets(), &owner("a"), &[]).unwrap();
+        let ip = given[0].address.addr();
+        assert_eq!(l.stale(&BTreeSet::new(), 1).unwrap(), Stale::default());
+        l.release_if(ip, &owner("a")).unwrap();
+        assert_eq!(l.held(&owner("a")).unwrap(), [ip]);
+        assert!(l.is_in_flight(&owner("a")).unwrap());
+        drop(in_flight);
+        assert!(!l.is_in_flight(&owner("a")).unwrap());
+        assert_eq!(l.stale(&BTreeSet::new(), 1).unwrap().leases, [(ip, owner("a"))]);
+    }
+
+    #[test]
     fn gc_lets_go_only_what_it_saw() {
         let tmp = tempfile::tempdir().unwrap();
         let l = leases(tmp.path(), None);
         l.allocate(&sets(), &owner("a"), &[]).unwrap();
-        let stale = l.stale(&BTreeSet::new()).unwrap();
-        l.release(&owner("a")).unwrap();
+        let stale = l.stale(&BTreeSet::new(), 1).unwrap().leases;
+        l.release(&owner("a"), &[]).unwrap();
         l.allocate(&sets(), &owner("b"), &[]).unwrap();
         l.release_if(stale[0].0, &stale[0].1).unwrap();
         assert_eq!(l.held(&owner("b")).unwrap().len(), 1);

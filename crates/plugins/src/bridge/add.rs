@@ -50,7 +50,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     if let Some(served) = &served {
         attachment::clear_unfinished(call, served, &ipam, &mut node)?;
     }
-    let given = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let (given, _in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
     let result = objects::complete(&conf, given);
     if let Some(served) = &served {
         served.refuse_others_networks(call, result.ips.iter().map(|ip| ip.address))?;

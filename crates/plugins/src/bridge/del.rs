@@ -12,7 +12,7 @@ use causeway_types::state::{Attach, AttachmentRecord};
 use ipnet::IpNet;
 
 use super::conf::BridgeConf;
-use crate::attachment::{Kept, any_mtu, detach};
+use crate::attachment::{Kept, addresses_of, any_mtu, detach};
 use crate::call::Call;
 use crate::host_local::valid_owners;
 use crate::ipam::Ipam;
@@ -34,7 +34,8 @@ pub(super) fn del(call: &Call) -> Result<(), CniError> {
     if !kept.record && node.link(&record.host_ifname)?.is_none() {
         remove_others(call, &record)?;
     }
-    detach(&call.paths, &mut node, &record, kept, || ipam.del(call))
+    let named = addresses_of(&record);
+    detach(&call.paths, &mut node, &record, kept, || ipam.del(call, &named))
 }
 
 /// Without a readable node file it is not known to be served.
@@ -119,13 +120,22 @@ pub(super) fn gc(call: &Call) -> Result<(), CniError> {
     let mut first = None;
     for record in Attachments::at(&call.paths).list()? {
         let owner = Owner::new(&record.container_id, record.ifname.as_str());
-        if record.network == call.conf.name && !valid.contains(&owner) {
+        if record.network == call.conf.name
+            && !valid.contains(&owner)
+            && !ipam.is_in_flight(&owner)?
+        {
             let kept = Kept { record: true, served: true };
-            let gone = detach(&call.paths, &mut node, &record, kept, || release(&ipam, &owner));
+            let named = addresses_of(&record);
+            let release = || release(&ipam, &owner, &named);
+            let gone = detach(&call.paths, &mut node, &record, kept, release);
             first = first.or(gone.err());
         }
     }
-    for (owner, ips) in by_owner(ipam.stale(&valid)?) {
+    let stale = ipam.stale(&valid)?;
+    if let Ipam::HostLocal { leases, .. } = &ipam {
+        first = first.or(leases.refuse_doubtful(&stale.doubtful).err());
+    }
+    for (owner, ips) in by_owner(stale.leases) {
         let gone = collect(call, &conf, &ipam, &mut node, &owner, &ips);
         first = first.or(gone.err());
     }
@@ -133,9 +143,9 @@ pub(super) fn gc(call: &Call) -> Result<(), CniError> {
     first.map_or(Ok(()), Err)
 }
 
-fn release(ipam: &Ipam, owner: &Owner) -> Result<(), CniError> {
+fn release(ipam: &Ipam, owner: &Owner, named: &[IpAddr]) -> Result<(), CniError> {
     match ipam {
-        Ipam::HostLocal { leases, .. } => leases.release(owner).map(drop),
+        Ipam::HostLocal { leases, .. } => leases.release(owner, named),
         Ipam::Foreign(_) | Ipam::None => Ok(()),
     }
 }

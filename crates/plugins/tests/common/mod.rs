@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod served;
+pub mod ways;
 
 use std::fs;
 use std::io::Write;
