@@ -70,31 +70,32 @@ fn write_locked(
     lock: impl Fn(&File) -> io::Result<()>,
 ) -> Result<File, CniError> {
     let open = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(aside);
-    let write = || {
-        let mut file = match open() {
-            // Left by one that was killed. Removed rather than truncated: file systems write a
-            // truncated file to disk at once.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                unlink(aside)?;
-                open()?
-            }
-            other => other?,
-        };
+    let failed = |e: io::Error| {
+        let _ = fs::remove_file(aside);
+        io_error("cannot write", path, &e)
+    };
+    let mut file = match open() {
+        // Left by one that was killed. Removed rather than truncated: file systems write a
+        // truncated file to disk at once.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            remove(aside)?;
+            open().map_err(failed)?
+        }
+        other => other.map_err(failed)?,
+    };
+    let mut fill = || {
         lock(&file)?;
         file.write_all(content)?;
         match fs::rename(aside, path) {
             Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
                 fs::remove_dir(path)?;
-                fs::rename(aside, path)?;
+                fs::rename(aside, path)
             }
-            other => other?,
+            other => other,
         }
-        Ok(file)
     };
-    write().map_err(|e| {
-        let _ = fs::remove_file(aside);
-        io_error("cannot write", path, &e)
-    })
+    fill().map_err(failed)?;
+    Ok(file)
 }
 
 /// The name beside a file under which its next content is written.

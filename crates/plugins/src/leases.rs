@@ -134,11 +134,34 @@ impl Leases {
     /// Code 5.
     pub fn release(&self, owner: &Owner, named: &[IpAddr]) -> Result<(), CniError> {
         let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(()) };
+        let own = self.own(&dir, owner, named)?;
+        self.remove(&dir, &own)
+    }
+
+    /// The addresses that [`Leases::release`] would give back.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn held_or_named(&self, owner: &Owner, named: &[IpAddr]) -> Result<Vec<IpAddr>, CniError> {
+        match LeaseDir::open_existing(&self.dir)? {
+            Some(dir) => self.own(&dir, owner, named),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn own(
+        &self,
+        dir: &LeaseDir,
+        owner: &Owner,
+        named: &[IpAddr],
+    ) -> Result<Vec<IpAddr>, CniError> {
         let loaded = dir.load()?;
         let leased = loaded.state.leases_of(owner);
         let mut own = Vec::new();
         for ip in leased.iter().chain(named.iter().filter(|ip| !leased.contains(ip))) {
-            let unread = loaded.torn.contains(ip) || loaded.old.contains(ip);
+            let unread = loaded.torn.contains(ip)
+                || loaded.old.contains(ip)
+                || loaded.state.owner_of(*ip).is_some_and(|found| is_torn_from(found, owner));
             if match self.records.witness(*ip)? {
                 Some(witnessed) => witnessed == *owner,
                 None => leased.contains(ip) || unread,
@@ -146,7 +169,7 @@ impl Leases {
                 own.push(*ip);
             }
         }
-        self.remove(&dir, &own)
+        Ok(own)
     }
 
     /// Reads all leases; what records tell better is put right.
@@ -177,7 +200,13 @@ impl Leases {
     /// Code 5.
     pub fn stale(&self, valid: &BTreeSet<Owner>, sets: usize) -> Result<Stale, CniError> {
         let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(Stale::default()) };
-        let loaded = self.load_repaired(&dir)?;
+        let mut loaded = self.load_repaired(&dir)?;
+        for (ip, found) in loaded.state.stale(valid) {
+            if let Some(owner) = valid.iter().find(|owner| is_torn_from(&found, owner)) {
+                let _ = dir.write_one(ip, owner);
+                loaded.state.insert(ip, owner.clone());
+            }
+        }
         let idle = |ip: &IpAddr| !dir.is_in_flight(*ip);
         let mut leases: Vec<(IpAddr, Owner)> = loaded.state.stale(valid);
         leases.retain(|(ip, _)| idle(ip));
@@ -262,6 +291,17 @@ impl Leases {
         let records = (0..sets).filter(|_| self.record.is_some()).map(|set| self.records.file(set));
         LeaseDir::files(&self.dir, sets).into_iter().chain(records).collect()
     }
+}
+
+/// The end of the file is missing: what is there is how the owner's begins.
+fn is_torn_from(found: &Owner, owner: &Owner) -> bool {
+    if found.ifname.is_empty() {
+        return !found.container_id.is_empty()
+            && owner.container_id.starts_with(&found.container_id);
+    }
+    found.container_id == owner.container_id
+        && found.ifname != owner.ifname
+        && owner.ifname.starts_with(&found.ifname)
 }
 
 /// What nobody can read may be in use: it is not given out.

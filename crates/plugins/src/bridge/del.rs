@@ -44,18 +44,18 @@ fn is_served(call: &Call) -> bool {
 }
 
 /// What can be known of an attachment without a record: its names are derived, and the addresses
-/// are those of its leases or, with a foreign IPAM plugin, of the previous result.
+/// are those of its leases, damaged ones that the result of ADD names included, or, with a foreign
+/// IPAM plugin, all of that result.
 fn remembered(call: &Call, conf: &BridgeConf, ipam: &Ipam) -> Result<AttachmentRecord, CniError> {
     let ends = Derived::of(call)?;
+    let result = || call.conf.prev_result.iter().flat_map(CniResult::container_ips);
     let addresses = match ipam {
         Ipam::HostLocal { leases, conf } => {
-            let held = leases.held(&call.owner())?;
+            let named: Vec<IpAddr> = result().map(|ip| ip.address.addr()).collect();
+            let held = leases.held_or_named(&call.owner(), &named)?;
             held.into_iter().map(|ip| with_length(ip, conf)).collect()
         }
-        Ipam::Foreign(_) | Ipam::None => {
-            let ips = call.conf.prev_result.iter().flat_map(CniResult::container_ips);
-            ips.map(|ip| ip.address).collect()
-        }
+        Ipam::Foreign(_) | Ipam::None => result().map(|ip| ip.address).collect(),
     };
     Ok(skeleton(call, conf, &call.env.container_id, ends, addresses))
 }

@@ -1,6 +1,8 @@
 //! Every way in which addresses and interfaces are given to pods, for all families.
 #![allow(dead_code, unreachable_pub)]
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use super::served::{Families, Mode, conf, serve};
@@ -92,17 +94,31 @@ pub fn gc(node: &Node, conf: &Value, valid: &[&str]) -> super::Answer {
     let mut call = node.call("GC", "", &conf);
     call.ifname = String::new();
     call.netns = None;
-    call.run()
+    soon(&call)
 }
 
 /// CHECK with the result of ADD.
 pub fn check(node: &Node, pod: &str, conf: &Value, result: &Value) -> super::Answer {
     let mut conf = conf.clone();
     conf["prevResult"] = result.clone();
-    node.call("CHECK", pod, &conf).run()
+    soon(&node.call("CHECK", pod, &conf))
 }
 
 /// Is there an interface of the attachment inside the pod?
 pub fn inside(pod: &str) -> bool {
     try_sh(&format!("ip -n {pod} link show eth0")).0
+}
+
+/// Runs a call to its end, which must not be far.
+#[track_caller]
+pub fn soon(call: &super::Call<'_>) -> super::Answer {
+    let (mut child, start) = (call.spawn(), Instant::now());
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > Duration::from_secs(20) {
+            child.kill().unwrap();
+            panic!("{} of {:?} hangs", call.command, call.container);
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    super::finish(child)
 }
