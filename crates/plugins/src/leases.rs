@@ -161,7 +161,10 @@ impl Leases {
         for ip in leased.iter().chain(named.iter().filter(|ip| !leased.contains(ip))) {
             let unread = loaded.torn.contains(ip)
                 || loaded.old.contains(ip)
-                || loaded.state.owner_of(*ip).is_some_and(|found| is_torn_from(found, owner));
+                || loaded.state.owner_of(*ip).is_some_and(|found| {
+                    // A single word: nobody writes leases of old form any more.
+                    found.ifname.is_empty() || is_torn_from(found, owner)
+                });
             if match self.records.witness(*ip)? {
                 Some(witnessed) => witnessed == *owner,
                 None => leased.contains(ip) || unread,
@@ -213,7 +216,12 @@ impl Leases {
         let unread = |ip: IpAddr| (ip, Owner::unknown());
         leases.extend(loaded.old.into_iter().map(unread));
         if valid.iter().any(|owner| loaded.state.leases_of(owner).len() < sets) {
-            return Ok(Stale { leases, doubtful: loaded.torn.into_iter().collect() });
+            // A single word may be a name of old form, or any damage.
+            let (words, leases): (Vec<_>, Vec<_>) = leases
+                .into_iter()
+                .partition(|(_, o)| o.ifname.is_empty() && !o.container_id.is_empty());
+            let doubtful = loaded.torn.into_iter().chain(words.into_iter().map(|(ip, _)| ip));
+            return Ok(Stale { leases, doubtful: doubtful.collect() });
         }
         leases.extend(loaded.torn.into_iter().map(unread));
         Ok(Stale { leases, doubtful: Vec::new() })
