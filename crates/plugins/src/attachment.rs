@@ -111,7 +111,7 @@ pub(crate) fn wire(
     node.wait_running(&record.host_ifname)?;
     pod.wait_running(&record.ifname)?;
     pod.wait_local(&addresses_of(record))?;
-    let Some(served) = wiring.served else { return Ok(()) };
+    let Some(served) = wiring.served else { return pod.announce(&record.ifname) };
     records.write(&AttachmentRecord { pending: false, ..record.clone() })?;
     served.confirm(call)
 }

@@ -14,7 +14,9 @@ pub(crate) struct HostLocalPlugin;
 
 impl Plugin for HostLocalPlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
-        own(call)?.add(call).map(|(result, _)| result)
+        let (result, in_flight) = own(call)?.add(call)?;
+        in_flight.until_exit();
+        Ok(result)
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {

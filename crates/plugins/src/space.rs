@@ -19,8 +19,9 @@ const PROTO_RA: u8 = 9;
 /// What nfnetlink answers to a request for a subsystem that is not there.
 const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 
-/// How long the kernel may take until what was made works.
-const SETTLED: Duration = Duration::from_secs(1);
+/// How long the kernel may take until what was made works: it does it by the way, and with many
+/// pods at once on few processors that comes late.
+const SETTLED: Duration = Duration::from_secs(10);
 /// Between two looks at it.
 const BREATH: Duration = Duration::from_micros(50);
 
@@ -113,7 +114,7 @@ impl Space {
     /// be lost.
     ///
     /// # Errors
-    /// Code 999 when it does not come to that within a second.
+    /// Code 999 when it does not come to that in time.
     pub(crate) fn wait_running(&mut self, name: &IfName) -> Result<(), CniError> {
         let what = format!("interface {name} has no carrier");
         self.wait(&what, |handle| Ok(handle.link_running(name)? == Some(true)))
@@ -123,7 +124,7 @@ impl Space {
     /// IPv6.
     ///
     /// # Errors
-    /// Code 999 when it does not come to that within a second.
+    /// Code 999 when it does not come to that in time.
     pub(crate) fn wait_local(&mut self, addresses: &[IpAddr]) -> Result<(), CniError> {
         for ip in addresses.iter().filter(|ip| ip.is_ipv6()) {
             let what = format!("address {ip} takes no packets");
@@ -149,6 +150,19 @@ impl Space {
             std::thread::sleep(BREATH);
         }
         Ok(())
+    }
+
+    /// Tells neighbours whose the addresses of an interface are now: they may remember the MAC of
+    /// the pod that had them before. The kernel does (`arp_notify`, `ndisc_notify`) when the MAC is
+    /// set, be it to the same; when the interface came up nothing was there to carry it.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel refuses.
+    pub(crate) fn announce(&mut self, name: &IfName) -> Result<(), CniError> {
+        let Some(link) = self.link(name)? else { return Ok(()) };
+        let from = Object::Link(Link { mac: None, ..link.clone() });
+        let op = Op::Change { from, to: Object::Link(link) };
+        self.apply(&[op]).map_err(|e| self.error(&Failed::Op(e)))
     }
 
     /// The names of all interfaces.

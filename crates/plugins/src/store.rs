@@ -45,6 +45,13 @@ pub struct InFlight {
     _files: Vec<File>,
 }
 
+impl InFlight {
+    /// Until the process ends: the runtime learns of the attachment at the very end.
+    pub fn until_exit(self) {
+        std::mem::forget(self);
+    }
+}
+
 /// What the directory holds.
 #[derive(Debug, Default)]
 pub struct Loaded {

@@ -131,7 +131,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let ipam = ipam(call, &served)?;
     let mut node = Space::node()?;
     attachment::clear_unfinished(call, &served, &ipam, &mut node)?;
-    let (given, _in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
     let record = record(call, &served, ends, netns, &given);
     attachment::refuse_existing(&mut node, &record)?;
     let mac = bridge_mac(&mut node, &record)?;
@@ -141,6 +141,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         served: Some(&served),
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
+    in_flight.until_exit();
     Ok(attachment::answer(&record, mac, result(call, &record)))
 }
 
