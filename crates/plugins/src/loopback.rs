@@ -25,8 +25,8 @@ impl Plugin for LoopbackPlugin {
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {
-        match call.netns() {
-            Ok(netns) => set_up(&mut Space::pod(&netns)?, false),
+        match call.netns().and_then(|netns| Space::pod(&netns)) {
+            Ok(mut pod) => set_up(&mut pod, false),
             // Its interfaces are gone with the namespace.
             Err(_) => Ok(()),
         }

@@ -22,8 +22,10 @@ const EINVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 /// How long the kernel may take until what was made works: it does it by the way, and with many
 /// pods at once on few processors that comes late.
 const SETTLED: Duration = Duration::from_secs(10);
-/// Between two looks at it.
+/// Between the first two looks at it; then twice as long each time. Many that look without rest
+/// keep the kernel from doing it.
 const BREATH: Duration = Duration::from_micros(50);
+const LONGEST_BREATH: Duration = Duration::from_millis(20);
 
 /// Interfaces alone.
 const NOTHING: Scope = Scope {
@@ -138,7 +140,7 @@ impl Space {
         what: &str,
         mut done: impl FnMut(&mut Handle) -> Result<bool, causeway_kernel::Error>,
     ) -> Result<(), CniError> {
-        let start = Instant::now();
+        let (start, mut breath) = (Instant::now(), BREATH);
         while !done(&mut self.handle).map_err(|e| self.unreadable(&e))? {
             if start.elapsed() > SETTLED {
                 return Err(CniError::internal(format!(
@@ -147,7 +149,8 @@ impl Space {
                     self.place
                 )));
             }
-            std::thread::sleep(BREATH);
+            std::thread::sleep(breath);
+            breath = LONGEST_BREATH.min(breath * 2);
         }
         Ok(())
     }

@@ -102,7 +102,8 @@ fn remove_others(call: &Call, record: &AttachmentRecord) -> Result<(), CniError>
     if record.addresses.is_empty() {
         return Ok(());
     }
-    let mut pod = Space::pod(&netns)?;
+    // What is no namespace is where one was: its interfaces are gone with it.
+    let Ok(mut pod) = Space::pod(&netns) else { return Ok(()) };
     match pod.link(&record.ifname)? {
         Some(link @ Link { kind: LinkKind::Veth { .. }, .. }) => {
             let op = Op::Remove(Object::Link(link));
