@@ -49,11 +49,16 @@ impl Leases {
     ) -> Result<(Vec<Lease>, InFlight), CniError> {
         let dir = LeaseDir::open(&self.dir)?;
         let mut loaded = taken(dir.load()?);
-        let mut chosen = loaded.state.allocate(sets, owner, requested);
-        if used_up(&chosen) && self.reclaim(&dir, &mut loaded)? > 0 {
-            chosen = loaded.state.allocate(sets, owner, requested);
-        }
-        let leases = chosen.map_err(|e| self.refusal(&e, &loaded))?;
+        let leases = loop {
+            let mut chosen = loaded.state.allocate(sets, owner, requested);
+            if used_up(&chosen) && self.reclaim(&dir, &mut loaded)? > 0 {
+                chosen = loaded.state.allocate(sets, owner, requested);
+            }
+            let leases = chosen.map_err(|e| self.refusal(&e, &loaded))?;
+            if !self.restore(&dir, &mut loaded, &addresses(&leases), owner)? {
+                break leases;
+            }
+        };
         // The lease first: whoever releases an attachment's leases finds its records by them.
         let in_flight = dir.write(&leases, owner)?;
         self.write_records(&leases).inspect_err(|_| {
@@ -64,6 +69,31 @@ impl Leases {
             }
         })?;
         Ok((leases, in_flight))
+    }
+
+    /// Leases that are lost while the records of a living attachment have the address, as after the
+    /// restore of a backup, are written anew. True when there were some.
+    fn restore(
+        &self,
+        dir: &LeaseDir,
+        loaded: &mut Loaded,
+        chosen: &[IpAddr],
+        owner: &Owner,
+    ) -> Result<bool, CniError> {
+        let mut found = Vec::new();
+        for ip in chosen {
+            let other = self.records.witness(*ip)?.filter(|other| other != owner);
+            found.extend(other.map(|other| (*ip, other)));
+        }
+        if found.is_empty() {
+            return Ok(false);
+        }
+        chosen.iter().for_each(|ip| drop(loaded.state.remove(*ip)));
+        for (ip, other) in &found {
+            dir.write_one(*ip, other)?;
+            loaded.state.insert(*ip, other.clone());
+        }
+        Ok(true)
     }
 
     fn write_records(&self, leases: &[Lease]) -> Result<(), CniError> {

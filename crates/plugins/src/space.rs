@@ -155,6 +155,19 @@ impl Space {
         Ok(())
     }
 
+    /// The first of the addresses that an interface of this namespace has itself.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn first_local(&mut self, addresses: &[IpAddr]) -> Result<Option<IpAddr>, CniError> {
+        for ip in addresses {
+            if self.handle.is_local(*ip).map_err(|e| self.unreadable(&e))? {
+                return Ok(Some(*ip));
+            }
+        }
+        Ok(None)
+    }
+
     /// Tells neighbours whose the addresses of an interface are now: they may remember the MAC of
     /// the pod that had them before. The kernel does (`arp_notify`, `ndisc_notify`) when the MAC is
     /// set, be it to the same; when the interface came up nothing was there to carry it.
