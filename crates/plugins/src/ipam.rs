@@ -13,7 +13,8 @@ use ipnet::IpNet;
 
 use crate::call::Call;
 use crate::files::{self, Planned};
-use crate::leases::{Leases, Stale};
+use crate::garbage::Stale;
+use crate::leases::Leases;
 use crate::record::LeaseRecords;
 use crate::store::InFlight;
 

@@ -13,6 +13,7 @@ pub mod call;
 mod causeway;
 pub mod collect;
 mod files;
+pub mod garbage;
 mod host_local;
 pub mod ipam;
 pub mod leases;

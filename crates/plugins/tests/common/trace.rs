@@ -70,7 +70,7 @@ impl Held {
                 WaitStatus::PtraceSyscall(_) if self.running => {
                     self.stops += 1;
                     // One stop at the entry and one at the end of each; the first is that of exec.
-                    if self.stops % 2 == 0 {
+                    if self.stops.is_multiple_of(2) {
                         return true;
                     }
                 }
