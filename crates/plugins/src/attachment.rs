@@ -1,5 +1,6 @@
 //! Putting an attachment into the two namespaces, and taking it out again.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use causeway_cni_spec::{CniError, CniResult, Interface};
@@ -16,6 +17,7 @@ use crate::paths::Paths;
 use crate::record::Attachments;
 use crate::rollback::Rollback;
 use crate::space::Space;
+use crate::store::InFlight;
 
 /// What an attachment puts where.
 pub(crate) struct Wiring<'a> {
@@ -43,19 +45,43 @@ pub(crate) fn addresses(
     node: &mut Space,
     ends: &Derived,
     rollback: &mut Rollback,
-) -> Result<CniResult, CniError> {
+) -> Result<(CniResult, InFlight), CniError> {
     let given = match ipam.add(call) {
         Err(_) if !ipam.held(call)?.is_empty() && is_abandoned(call, node, ends)? => {
-            ipam.del(call)?;
+            ipam.del(call, &[])?;
             ipam.add(call)?
         }
         other => other?,
     };
-    let (call, ipam) = (call.clone(), ipam.clone());
-    let asked = !matches!(ipam, Ipam::None);
-    rollback.on_failure(move || ipam.del(&call));
-    if asked && given.ips.is_empty() {
+    let back = (call.clone(), ipam.clone());
+    rollback.on_failure(move || back.1.del(&back.0, &[]));
+    if !matches!(ipam, Ipam::None) && given.0.ips.is_empty() {
         return Err(CniError::internal("the IPAM plugin returned no address"));
+    }
+    not_the_nodes(call, ipam, node, given)
+}
+
+/// Passes over addresses that the node itself has, on whatever interface: nobody would reach the
+/// pod. The next in turn is asked for, until one comes again.
+fn not_the_nodes(
+    call: &Call,
+    ipam: &Ipam,
+    node: &mut Space,
+    mut given: (CniResult, InFlight),
+) -> Result<(CniResult, InFlight), CniError> {
+    let addresses = |result: &CniResult| -> Vec<IpAddr> {
+        result.ips.iter().map(|ip| ip.address.addr()).collect()
+    };
+    let mut seen = BTreeSet::new();
+    while let Some(ip) = node.first_local(&addresses(&given.0))? {
+        if !matches!(ipam, Ipam::HostLocal { .. }) || !seen.insert(ip) {
+            return Err(CniError::internal(format!(
+                "address {ip} is on an interface of the node already, so that no pod can have it: \
+                 remove it there (`ip addr show to {ip}`), or keep it out of the range"
+            )));
+        }
+        ipam.del(call, &[])?;
+        given = ipam.add(call)?;
     }
     Ok(given)
 }
@@ -108,9 +134,13 @@ pub(crate) fn wire(
     node.make(&wiring.host, &Observed::default()).map_err(|e| node.error(&e))?;
     pod.make(&wiring.pod, &born(&wiring.pod)).map_err(|e| pod.error(&e))?;
     node.wait_running(&record.host_ifname)?;
+    if let Some(bridge) = &record.bridge {
+        // With its first port a bridge has a carrier, and takes packets a moment later.
+        node.wait_running(bridge)?;
+    }
     pod.wait_running(&record.ifname)?;
     pod.wait_local(&addresses_of(record))?;
-    let Some(served) = wiring.served else { return Ok(()) };
+    let Some(served) = wiring.served else { return pod.announce(&record.ifname) };
     records.write(&AttachmentRecord { pending: false, ..record.clone() })?;
     served.confirm(call)
 }
@@ -179,7 +209,9 @@ pub(crate) fn detach(
 ) -> Result<(), CniError> {
     let records = Attachments::at(paths);
     if kept.record && !record.pending {
-        records.write(&AttachmentRecord { pending: true, ..record.clone() })?;
+        // So that an ADD after a DEL that was killed goes on by itself. A disk without room, or one
+        // that is read-only, must not keep the interface.
+        let _ = records.write(&AttachmentRecord { pending: true, ..record.clone() });
     }
     let host = host_objects(record, &context(kept.served));
     remove(node, &host, &addresses_of(record))?;
@@ -219,7 +251,7 @@ pub(crate) fn clear_unfinished(
     }
     let host = host_objects(&record, &context(true));
     remove(node, &host, &addresses_of(&record))?;
-    ipam.del(call)?;
+    ipam.del(call, &addresses_of(&record))?;
     records.remove(id, ifname)
 }
 

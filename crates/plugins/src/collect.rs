@@ -97,7 +97,10 @@ impl Network {
     pub fn look(&self) -> Result<Vec<Held>, CniError> {
         let leases = self.leases();
         let Some(dir) = LeaseDir::open_existing(&leases.dir)? else { return Ok(Vec::new()) };
-        let loaded = dir.load()?;
+        let loaded = leases.load_repaired(&dir)?;
+        let busy = |ip: &IpAddr| dir.is_in_flight(*ip);
+        let in_flight: BTreeSet<IpAddr> =
+            loaded.state.leases().map(|(ip, _)| ip).filter(busy).collect();
         drop(dir);
         let witness = Witness::call(self)?;
         let mut all = Vec::new();
@@ -105,17 +108,28 @@ impl Network {
             let path = leases.dir.join(ip.to_string());
             // Gone meanwhile.
             let Some(generation) = generation(&path) else { continue };
-            all.push(witness.judge(self, &leases, ip, owner.clone(), generation)?);
+            let mut held = witness.judge(self, &leases, ip, owner.clone(), generation)?;
+            if in_flight.contains(&ip) {
+                held.verdict = Verdict::Live;
+            }
+            all.push(held);
         }
-        let torn = loaded.torn.into_iter().map(|ip| Held {
+        let unread = |ip, verdict| Held {
             ip,
             owner: Owner::unknown(),
             pod: None,
-            verdict: Verdict::Stale("its file holds nothing that can be read".to_owned()),
+            verdict,
             generation: generation(&leases.dir.join(ip.to_string())).unwrap_or(0),
             noted: false,
-        });
-        all.extend(torn);
+        };
+        let why = "its file holds nothing that can be read";
+        all.extend(loaded.old.into_iter().map(|ip| unread(ip, Verdict::Stale(why.to_owned()))));
+        // A pod from before the agent has no record to tell that it is its.
+        let torn = match self.own {
+            true => Verdict::Stale(why.to_owned()),
+            false => Verdict::Kept(format!("{why}: remove it if no pod has the address")),
+        };
+        all.extend(loaded.torn.into_iter().map(|ip| unread(ip, torn.clone())));
         Ok(all)
     }
 
@@ -136,7 +150,7 @@ impl Network {
 /// A number that changes when a lease is written anew; compared with others of its kind only, so
 /// that a clock which is set does no harm.
 fn generation(path: &std::path::Path) -> Option<u64> {
-    let meta = std::fs::metadata(path).ok()?;
+    let meta = path.symlink_metadata().ok()?;
     Some(meta.ino() ^ (meta.mtime_nsec().unsigned_abs() << 20) ^ meta.mtime().unsigned_abs())
 }
 
@@ -301,7 +315,8 @@ impl Collector {
         let owner = Owner::new(&record.container_id, record.ifname.as_str());
         let leases = self.network.leases();
         let kept = Kept { record: noted, served: true };
-        let release = || if noted { leases.release(&owner).map(drop) } else { Ok(()) };
+        let named = attachment::addresses_of(record);
+        let release = || if noted { leases.release(&owner, &named) } else { Ok(()) };
         attachment::detach(&self.network.paths, &mut Space::node()?, record, kept, release)
     }
 }

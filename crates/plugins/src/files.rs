@@ -1,12 +1,18 @@
 //! Small files: written aside and renamed into place, read and removed without fuss over what is
 //! not there.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use causeway_cni_spec::CniError;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// A file with more than this is none that plugins or agent wrote.
+const LARGEST: u64 = 16 << 20;
 
 /// Every change of the disk asks here first. Tests kill the plugin at this point, or have the disk
 /// refuse.
@@ -52,30 +58,57 @@ pub(crate) fn in_turn(path: &Path, content: &[u8]) -> Result<(), CniError> {
 const ASIDE: &str = ".new";
 
 fn write_aside(path: &Path, aside: &Path, content: &[u8]) -> Result<(), CniError> {
+    write_locked(path, aside, content, |_| Ok(())).map(drop)
+}
+
+/// The same as [`in_turn`], and the file is locked (`flock`) from before it has its name until it
+/// is dropped or the process ends.
+///
+/// # Errors
+/// As [`replace`].
+pub(crate) fn in_turn_locked(path: &Path, content: &[u8]) -> Result<File, CniError> {
+    write_locked(path, &path.with_file_name(ASIDE), content, |file| file.lock())
+}
+
+fn write_locked(
+    path: &Path,
+    aside: &Path,
+    content: &[u8],
+    lock: impl Fn(&File) -> io::Result<()>,
+) -> Result<File, CniError> {
     let open = || {
         about_to_change()?;
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(aside)
     };
-    let write = || {
-        let mut file = match open() {
-            // Left by one that was killed. Removed rather than truncated: file systems write a
-            // truncated file to disk at once.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                remove_file(aside)?;
-                open()?
-            }
-            other => other?,
-        };
-        about_to_change()?;
-        file.write_all(content)?;
-        drop(file);
-        about_to_change()?;
-        fs::rename(aside, path)
-    };
-    write().map_err(|e| {
+    let failed = |e: io::Error| {
         let _ = remove_file(aside);
         io_error("cannot write", path, &e)
-    })
+    };
+    let mut file = match open() {
+        // Left by one that was killed. Removed rather than truncated: file systems write a
+        // truncated file to disk at once.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            remove(aside)?;
+            open().map_err(failed)?
+        }
+        other => other.map_err(failed)?,
+    };
+    let mut fill = || {
+        lock(&file)?;
+        about_to_change()?;
+        file.write_all(content)?;
+        about_to_change()?;
+        match fs::rename(aside, path) {
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+                about_to_change()?;
+                fs::remove_dir(path)?;
+                fs::rename(aside, path)
+            }
+            other => other,
+        }
+    };
+    fill().map_err(failed)?;
+    Ok(file)
 }
 
 /// The name beside a file under which its next content is written.
@@ -89,27 +122,123 @@ pub(crate) fn beside(path: &Path) -> PathBuf {
 /// # Errors
 /// Code 5.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, CniError> {
-    match fs::read(path) {
-        Ok(content) => Ok(Some(content)),
+    match read_plain(path, OFlags::empty()) {
+        Ok(Some(content)) => Ok(Some(content)),
+        Ok(None) => {
+            let why = "it is no plain file, or larger than any that is written here; remove it";
+            Err(CniError::io(format!("cannot read {}: {why}", path.display())))
+        }
         Err(e) if is_absent(&e) => Ok(None),
         Err(e) => Err(io_error("cannot read", path, &e)),
     }
 }
 
-/// Removes a file; one that is not there is fine.
+/// Reads a file of the state that plugins keep. They make plain and small ones: a directory, a
+/// link, a pipe or a giant in the place of one is read as empty, which nobody can understand.
+///
+/// # Errors
+/// Code 5.
+pub(crate) fn read_state(path: &Path) -> Result<Option<Vec<u8>>, CniError> {
+    match read_plain(path, OFlags::NOFOLLOW) {
+        Ok(content) => Ok(Some(content.unwrap_or_default())),
+        Err(e) if is_absent(&e) => Ok(None),
+        Err(e) if is_no_file(&e) => Ok(Some(Vec::new())),
+        Err(e) => Err(io_error("cannot read", path, &e)),
+    }
+}
+
+/// The content, or `None` for what is no plain file or too large. Waits for nobody.
+fn read_plain(path: &Path, flags: OFlags) -> io::Result<Option<Vec<u8>>> {
+    let file = open_plain(path, OFlags::RDONLY | flags)?;
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
+    let mut content = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut content)?;
+    Ok(Some(content).filter(|c| c.len() as u64 <= LARGEST))
+}
+
+/// Opens a file; a pipe in its place is not waited for.
+pub(crate) fn open_plain(path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)).map(File::from)?)
+}
+
+/// Something other than a plain file is there: a link (`O_NOFOLLOW`), a directory, a pipe that
+/// nobody reads or a socket.
+pub(crate) fn is_no_file(error: &io::Error) -> bool {
+    let no_file = [Errno::LOOP, Errno::ISDIR, Errno::NXIO];
+    no_file.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Removes a file, or an empty directory in its place; what is not there is fine.
 ///
 /// # Errors
 /// Code 5.
 pub(crate) fn remove(path: &Path) -> Result<(), CniError> {
+    unlink(path).map_err(|e| io_error("cannot remove", path, &e))
+}
+
+fn unlink(path: &Path) -> io::Result<()> {
+    // A read-only file system refuses before it looks.
+    let gone = |e: &io::Error| {
+        is_absent(e)
+            || e.kind() == io::ErrorKind::ReadOnlyFilesystem
+                && path.symlink_metadata().is_err_and(|e| is_absent(&e))
+    };
     match remove_file(path) {
-        Err(e) if !is_absent(&e) => Err(io_error("cannot remove", path, &e)),
-        _ => Ok(()),
+        Err(e) if gone(&e) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::IsADirectory => fs::remove_dir(path),
+        other => other,
     }
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {
     about_to_change()?;
     fs::remove_file(path)
+}
+
+/// A file that is to be written, and whether it is to hold anything.
+pub(crate) type Planned = (PathBuf, bool);
+
+/// Is there room for these files, all at once? They are made without names, so that nothing is left
+/// of the attempt whenever it ends. Those that are there need none.
+///
+/// # Errors
+/// Code 5.
+pub(crate) fn try_room(files: &[Planned]) -> Result<(), CniError> {
+    let mut missing: BTreeSet<(&Path, bool)> = BTreeSet::new();
+    for (file, filled) in files {
+        let absent = |p: &&Path| p.symlink_metadata().is_err_and(|e| is_absent(&e));
+        let mut names = file.ancestors().take_while(absent);
+        missing.extend(names.next().map(|name| (name, *filled)));
+        missing.extend(names.map(|dir| (dir, false)));
+    }
+    let mut all = Vec::new();
+    for (path, filled) in missing {
+        let Some(dir) = path.ancestors().find(|p| p.is_dir()) else { continue };
+        let attempt = || {
+            let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+            let mut file = File::from(rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?);
+            if filled {
+                file.write_all(b"x")?;
+            }
+            Ok(file)
+        };
+        match attempt() {
+            Ok(file) => all.push(file),
+            // Not every file system has files without names.
+            Err(e) if is_unsupported(&e) => {}
+            Err(e) => return Err(io_error("cannot write below", dir, &e)),
+        }
+    }
+    Ok(())
+}
+
+/// What file systems and old kernels answer to `O_TMPFILE` (open(2)).
+fn is_unsupported(error: &io::Error) -> bool {
+    let unknown = [Errno::OPNOTSUPP, Errno::ISDIR, Errno::NOENT, Errno::INVAL];
+    unknown.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// The names in a directory, unsorted; none when it is not there.
@@ -140,8 +269,22 @@ pub(crate) fn io_error(what: &str, path: &Path, error: &io::Error) -> CniError {
     let hint = match error.kind() {
         io::ErrorKind::PermissionDenied => "; plugins must run as root",
         io::ErrorKind::ReadOnlyFilesystem => "; mount it writable",
+        io::ErrorKind::StorageFull if has_no_inodes(path) => {
+            "; its file system has no inodes left (`df -i`): remove files there"
+        }
         io::ErrorKind::StorageFull => "; free space on its file system",
+        io::ErrorKind::QuotaExceeded => "; free space there or raise the quota",
+        io::ErrorKind::IsADirectory | io::ErrorKind::DirectoryNotEmpty => {
+            "; a directory is in the place of a file: remove it"
+        }
+        io::ErrorKind::NotADirectory => "; a file is in the place of a directory: remove it",
+        _ if is_no_file(error) => "; something else is in the place of a file: remove it",
         _ => "",
     };
     CniError::io(format!("{what} {}: {error}{hint}", path.display()))
+}
+
+fn has_no_inodes(path: &Path) -> bool {
+    let stat = path.ancestors().find_map(|p| rustix::fs::statvfs(p).ok());
+    stat.is_some_and(|s| s.f_files > 0 && s.f_ffree == 0)
 }

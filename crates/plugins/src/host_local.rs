@@ -14,11 +14,13 @@ pub(crate) struct HostLocalPlugin;
 
 impl Plugin for HostLocalPlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
-        own(call)?.add(call)
+        let (result, in_flight) = own(call)?.add(call)?;
+        in_flight.until_exit();
+        Ok(result)
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {
-        own(call)?.del(call)
+        own(call)?.del(call, &[])
     }
 
     fn check(&self, call: &Call) -> Result<(), CniError> {
@@ -26,16 +28,16 @@ impl Plugin for HostLocalPlugin {
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {
-        own(call)?.status(call)
+        own(call)?.status(call, Vec::new())
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
-        let Ipam::HostLocal { leases, .. } = own(call)? else { return Ok(()) };
-        let valid = valid_owners(call)?;
-        for (ip, owner) in leases.stale(&valid)? {
-            leases.release_if(ip, &owner)?;
+        let Ipam::HostLocal { leases, conf } = own(call)? else { return Ok(()) };
+        let stale = leases.stale(&valid_owners(call)?, conf.sets.len())?;
+        for (ip, owner) in &stale.leases {
+            leases.release_if(*ip, owner)?;
         }
-        Ok(())
+        leases.refuse_doubtful(&stale.doubtful)
     }
 }
 

@@ -12,9 +12,11 @@ use causeway_types::state::LeaseRecord;
 use ipnet::IpNet;
 
 use crate::call::Call;
-use crate::files;
+use crate::files::{self, Planned};
+use crate::garbage::Stale;
 use crate::leases::Leases;
 use crate::record::LeaseRecords;
+use crate::store::InFlight;
 
 /// The IPAM type that runs in this process.
 pub const HOST_LOCAL: &str = "host-local";
@@ -58,17 +60,22 @@ impl Ipam {
     ///
     /// # Errors
     /// As [`Leases::allocate`]; the foreign plugin's own error.
-    pub fn add(&self, call: &Call) -> Result<CniResult, CniError> {
+    pub fn add(&self, call: &Call) -> Result<(CniResult, InFlight), CniError> {
         match self {
-            Ipam::None => Ok(CniResult::default()),
+            Ipam::None => Ok((CniResult::default(), InFlight::default())),
             Ipam::HostLocal { conf, leases } => {
                 let dns = conf.resolv_conf.as_deref().map(resolv_conf).transpose()?;
-                let given = leases.allocate(&conf.sets, &call.owner(), &conf.requested)?;
+                let (given, in_flight) =
+                    leases.allocate(&conf.sets, &call.owner(), &conf.requested)?;
                 let ips = given.iter().map(|l| IpConfig::new(l.address, l.gateway)).collect();
                 let routes = conf.routes.clone();
-                Ok(CniResult { ips, routes, dns: dns.unwrap_or_default(), interfaces: Vec::new() })
+                let dns = dns.unwrap_or_default();
+                Ok((CniResult { ips, routes, dns, interfaces: Vec::new() }, in_flight))
             }
-            Ipam::Foreign(name) => ipam_add(&ProcessExec, name, &call.env, &call.conf),
+            Ipam::Foreign(name) => {
+                let given = ipam_add(&ProcessExec, name, &call.env, &call.conf)?;
+                Ok((given, InFlight::default()))
+            }
         }
     }
 
@@ -83,14 +90,19 @@ impl Ipam {
         }
     }
 
-    /// Gives the attachment's addresses back.
+    /// Gives the attachment's addresses back; those that are named as its own beside the result
+    /// of ADD may have a lease that cannot be read.
     ///
     /// # Errors
     /// Code 5; the foreign plugin's own error.
-    pub fn del(&self, call: &Call) -> Result<(), CniError> {
+    pub fn del(&self, call: &Call, named: &[IpAddr]) -> Result<(), CniError> {
         match self {
             Ipam::None => Ok(()),
-            Ipam::HostLocal { leases, .. } => leases.release(&call.owner()).map(drop),
+            Ipam::HostLocal { leases, .. } => {
+                let result = call.conf.prev_result.iter().flat_map(CniResult::container_ips);
+                let named = named.iter().copied().chain(result.map(|ip| ip.address.addr()));
+                leases.release(&call.owner(), &named.collect::<Vec<_>>())
+            }
             Ipam::Foreign(name) => run(name, Command::Del, call),
         }
     }
@@ -121,11 +133,15 @@ impl Ipam {
         }
     }
 
-    /// Would an ADD get its addresses?
+    /// Would an ADD get its addresses, and find room for its files, these among them?
     ///
     /// # Errors
     /// Code 50; the foreign plugin's own error.
-    pub fn status(&self, call: &Call) -> Result<(), CniError> {
+    pub(crate) fn status(&self, call: &Call, mut files: Vec<Planned>) -> Result<(), CniError> {
+        if let Ipam::HostLocal { conf, leases } = self {
+            files.extend(leases.files(conf.sets.len()));
+        }
+        files::try_room(&files).map_err(|e| CniError::not_available(e.msg))?;
         match self {
             Ipam::None => Ok(()),
             Ipam::HostLocal { conf, leases } => leases.has_free(&conf.sets),
@@ -138,10 +154,21 @@ impl Ipam {
     ///
     /// # Errors
     /// Code 5.
-    pub fn stale(&self, valid: &BTreeSet<Owner>) -> Result<Vec<(IpAddr, Owner)>, CniError> {
+    pub fn stale(&self, valid: &BTreeSet<Owner>) -> Result<Stale, CniError> {
         match self {
-            Ipam::HostLocal { leases, .. } => leases.stale(valid),
-            Ipam::None | Ipam::Foreign(_) => Ok(Vec::new()),
+            Ipam::HostLocal { leases, conf } => leases.stale(valid, conf.sets.len()),
+            Ipam::None | Ipam::Foreign(_) => Ok(Stale::default()),
+        }
+    }
+
+    /// An ADD of the attachment has not ended, as far as its leases tell.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn is_in_flight(&self, owner: &Owner) -> Result<bool, CniError> {
+        match self {
+            Ipam::HostLocal { leases, .. } => leases.is_in_flight(owner),
+            Ipam::None | Ipam::Foreign(_) => Ok(false),
         }
     }
 

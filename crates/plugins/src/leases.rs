@@ -1,7 +1,6 @@
 //! Giving out and taking back the addresses of one network: the pure allocator over the leases on
 //! disk, with the records beside them where the network is served.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -9,8 +8,9 @@ use causeway_cni_spec::CniError;
 use causeway_ipam::{AllocError, Lease, Owner, RangeSet};
 use causeway_types::state::LeaseRecord;
 
+use crate::files::{Planned, is_absent};
 use crate::record::LeaseRecords;
-use crate::store::{LeaseDir, Loaded};
+use crate::store::{InFlight, LeaseDir, Loaded};
 
 /// The leases of one network.
 #[derive(Clone, Debug)]
@@ -36,17 +36,25 @@ impl Leases {
         sets: &[RangeSet],
         owner: &Owner,
         requested: &[IpAddr],
-    ) -> Result<Vec<Lease>, CniError> {
+    ) -> Result<(Vec<Lease>, InFlight), CniError> {
         let dir = LeaseDir::open(&self.dir)?;
-        let mut loaded = dir.load()?;
-        let mut chosen = loaded.state.allocate(sets, owner, requested);
-        if used_up(&chosen) && self.reclaim(&dir, &mut loaded)? > 0 {
-            chosen = loaded.state.allocate(sets, owner, requested);
-        }
-        let leases = chosen.map_err(|e| self.refusal(&e))?;
+        let mut loaded = taken(dir.load()?);
+        let leases = loop {
+            let mut chosen = loaded.state.allocate(sets, owner, requested);
+            if used_up(&chosen) && self.reclaim(&dir, &mut loaded)? > 0 {
+                chosen = loaded.state.allocate(sets, owner, requested);
+            }
+            let leases = chosen.map_err(|e| self.refusal(&e, &loaded))?;
+            if !self.restore(&dir, &mut loaded, &addresses(&leases), owner)? {
+                break leases;
+            }
+        };
         // The lease first: whoever releases an attachment's leases finds its records by them.
-        let written = dir.write(&leases, owner).and_then(|()| self.write_records(&leases));
-        written.inspect_err(|_| {
+        let written = dir.write(&leases, owner).and_then(|in_flight| {
+            self.write_records(&leases)?;
+            Ok(in_flight)
+        });
+        let in_flight = written.inspect_err(|_| {
             // On the way out with another error. What stays all the same goes with DEL or GC. A
             // record may be that of a torn lease whose place was taken.
             for ip in addresses(&leases) {
@@ -54,7 +62,32 @@ impl Leases {
                 let _ = dir.remove(ip);
             }
         })?;
-        Ok(leases)
+        Ok((leases, in_flight))
+    }
+
+    /// Leases that are lost while the records of a living attachment have the address, as after the
+    /// restore of a backup, are written anew. True when there were some.
+    fn restore(
+        &self,
+        dir: &LeaseDir,
+        loaded: &mut Loaded,
+        chosen: &[IpAddr],
+        owner: &Owner,
+    ) -> Result<bool, CniError> {
+        let mut found = Vec::new();
+        for ip in chosen {
+            let other = self.records.witness(*ip)?.filter(|other| other != owner);
+            found.extend(other.map(|other| (*ip, other)));
+        }
+        if found.is_empty() {
+            return Ok(false);
+        }
+        chosen.iter().for_each(|ip| drop(loaded.state.remove(*ip)));
+        for (ip, other) in &found {
+            dir.write_one(*ip, other)?;
+            loaded.state.insert(*ip, other.clone());
+        }
+        Ok(true)
     }
 
     fn write_records(&self, leases: &[Lease]) -> Result<(), CniError> {
@@ -69,24 +102,33 @@ impl Leases {
         let Some(LeaseRecord { boot_id, .. }) = &self.record else { return Ok(0) };
         let mut stale = Vec::new();
         for (ip, owner) in loaded.state.leases() {
-            let record = self.records.read(ip)?.filter(|r| is_of(r, owner));
+            // What nobody can read is from before the boot if its record is.
+            let own = |r: &LeaseRecord| is_of(r, owner) || *owner == Owner::unknown();
+            let record = self.records.read(ip)?.filter(own);
             if record.is_some_and(|r| r.boot_id != *boot_id) {
-                stale.push(ip);
+                stale.push((ip, owner.clone()));
             }
         }
-        self.remove(dir, &stale)?;
-        for ip in &stale {
+        for (ip, owner) in &stale {
+            self.remove(dir, *ip, owner)?;
             loaded.state.remove(*ip);
         }
         Ok(stale.len())
     }
 
-    fn refusal(&self, error: &AllocError) -> CniError {
+    fn refusal(&self, error: &AllocError, loaded: &Loaded) -> CniError {
         match error {
             AllocError::Exhausted { .. } => CniError::internal(format!(
                 "{error}; leases are in {}: remove those of pods that are gone (the command GC \
-                 does) or enlarge the range",
-                self.dir.display()
+                 does) or enlarge the range{}",
+                self.dir.display(),
+                match loaded.torn.iter().next() {
+                    Some(ip) => format!(
+                        "; {} of them, {ip} first, hold nothing that can be read and may be in use",
+                        loaded.torn.len()
+                    ),
+                    None => String::new(),
+                }
             )),
             AllocError::Duplicate { .. } | AllocError::Taken { .. } => {
                 CniError::internal(error.to_string())
@@ -108,48 +150,61 @@ impl Leases {
         }
     }
 
-    /// Gives back all addresses of an attachment. What is gone is fine.
+    /// Gives back all addresses of an attachment. What is gone is fine. Of the addresses that
+    /// others name as its own (its record, the result of ADD), those go whose files cannot be read
+    /// or were overwritten.
     ///
     /// # Errors
     /// Code 5.
-    pub fn release(&self, owner: &Owner) -> Result<Vec<IpAddr>, CniError> {
-        let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(Vec::new()) };
-        let ips = dir.load()?.state.leases_of(owner);
-        self.remove(&dir, &ips)?;
-        Ok(ips)
-    }
-
-    /// The leases of none of the valid attachments, torn files included (their owner is unknown).
-    ///
-    /// # Errors
-    /// Code 5.
-    pub fn stale(&self, valid: &BTreeSet<Owner>) -> Result<Vec<(IpAddr, Owner)>, CniError> {
-        let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(Vec::new()) };
-        let loaded = dir.load()?;
-        let torn = loaded.torn.into_iter().map(|ip| (ip, Owner::unknown()));
-        Ok(loaded.state.stale(valid).into_iter().chain(torn).collect())
-    }
-
-    /// Gives back one address if it is still as it was seen: held by the same owner, or torn.
-    ///
-    /// # Errors
-    /// Code 5.
-    pub fn release_if(&self, ip: IpAddr, seen: &Owner) -> Result<(), CniError> {
+    pub fn release(&self, owner: &Owner, named: &[IpAddr]) -> Result<(), CniError> {
         let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(()) };
         let loaded = dir.load()?;
-        let same = match loaded.state.owner_of(ip) {
-            Some(owner) => owner == seen,
-            None => loaded.torn.contains(&ip) && *seen == Owner::unknown(),
-        };
-        if same { self.remove(&dir, &[ip]) } else { Ok(()) }
+        let own = self.own(&loaded, owner, named)?;
+        // And those that others' records speak of: the lease goes, what protects the others stays.
+        let leased = loaded.state.leases_of(owner).into_iter().filter(|ip| !own.contains(ip));
+        own.iter().copied().chain(leased).try_for_each(|ip| self.remove(&dir, ip, owner))
     }
 
-    fn remove(&self, dir: &LeaseDir, ips: &[IpAddr]) -> Result<(), CniError> {
-        for ip in ips {
-            self.records.remove(*ip)?;
-            dir.remove(*ip)?;
+    /// The addresses that [`Leases::release`] gives back, but for those that records say are
+    /// another's: its rules and connections are to stay.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn held_or_named(&self, owner: &Owner, named: &[IpAddr]) -> Result<Vec<IpAddr>, CniError> {
+        match LeaseDir::open_existing(&self.dir)? {
+            Some(dir) => self.own(&dir.load()?, owner, named),
+            None => Ok(Vec::new()),
         }
-        Ok(())
+    }
+
+    fn own(
+        &self,
+        loaded: &Loaded,
+        owner: &Owner,
+        named: &[IpAddr],
+    ) -> Result<Vec<IpAddr>, CniError> {
+        let leased = loaded.state.leases_of(owner);
+        let mut own = Vec::new();
+        for ip in leased.iter().chain(named.iter().filter(|ip| !leased.contains(ip))) {
+            let unread = loaded.torn.contains(ip)
+                || loaded.old.contains(ip)
+                || loaded.state.owner_of(*ip).is_some_and(|found| may_be_damaged(found, owner));
+            if match self.records.witness(*ip)? {
+                Some(witnessed) => witnessed == *owner,
+                None => leased.contains(ip) || unread,
+            } {
+                own.push(*ip);
+            }
+        }
+        Ok(own)
+    }
+
+    /// Removes a lease of an owner, and its record unless that is another's.
+    pub(crate) fn remove(&self, dir: &LeaseDir, ip: IpAddr, owner: &Owner) -> Result<(), CniError> {
+        if self.records.witness(ip)?.is_none_or(|other| other == *owner) {
+            self.records.remove(ip)?;
+        }
+        dir.remove(ip)
     }
 
     /// Notes that a lease of another plugin was there in this boot, if it still is and has no record
@@ -179,17 +234,51 @@ impl Leases {
     /// Code 50, with the reason.
     pub fn has_free(&self, sets: &[RangeSet]) -> Result<(), CniError> {
         let unavailable = |e: CniError| CniError::not_available(e.msg);
-        let Some(dir) = LeaseDir::open_existing(&self.dir).map_err(unavailable)? else {
+        // Asking makes nothing.
+        if self.dir.symlink_metadata().is_err_and(|e| is_absent(&e)) {
             return Ok(());
-        };
-        let mut loaded = dir.load().map_err(unavailable)?;
+        }
+        let dir = LeaseDir::open(&self.dir).map_err(unavailable)?;
+        let mut loaded = taken(dir.load().map_err(unavailable)?);
         let nobody = Owner::new("status", "");
         let mut chosen = loaded.state.allocate(sets, &nobody, &[]);
         if used_up(&chosen) && self.reclaim(&dir, &mut loaded).map_err(unavailable)? > 0 {
             chosen = loaded.state.allocate(sets, &nobody, &[]);
         }
-        chosen.map(drop).map_err(|e| unavailable(self.refusal(&e)))
+        chosen.map(drop).map_err(|e| unavailable(self.refusal(&e, &loaded)))
     }
+
+    /// The files that an attachment's leases need, in order to ask whether there is room.
+    pub(crate) fn files(&self, sets: usize) -> Vec<Planned> {
+        let records = (0..sets).filter(|_| self.record.is_some()).map(|set| self.records.file(set));
+        LeaseDir::files(&self.dir, sets).into_iter().chain(records).collect()
+    }
+}
+
+/// The end of the file is missing: what is there is how the owner's begins.
+pub(crate) fn is_torn_from(found: &Owner, owner: &Owner) -> bool {
+    if found.ifname.is_empty() {
+        return !found.container_id.is_empty()
+            && owner.container_id.starts_with(&found.container_id);
+    }
+    found.container_id == owner.container_id
+        && found.ifname != owner.ifname
+        && owner.ifname.starts_with(&found.ifname)
+}
+
+/// A lease that says `found` may be that of `owner`, damaged. Nobody writes leases of a single word
+/// any more. What names another attachment whole is its: another plugin may have given the address
+/// back and out again, and it leaves our records of before.
+pub(crate) fn may_be_damaged(found: &Owner, owner: &Owner) -> bool {
+    found.ifname.is_empty() || is_torn_from(found, owner)
+}
+
+/// What nobody can read may be in use: it is not given out.
+fn taken(mut loaded: Loaded) -> Loaded {
+    for ip in &loaded.torn {
+        loaded.state.insert(*ip, Owner::unknown());
+    }
+    loaded
 }
 
 /// The record speaks of this attachment's lease.
@@ -209,7 +298,10 @@ fn used_up(chosen: &Result<Vec<Lease>, AllocError>) -> bool {
 mod tests {
     use causeway_ipam::Range;
 
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::garbage::Stale;
     use crate::paths::Paths;
 
     fn sets() -> Vec<RangeSet> {
@@ -243,8 +335,8 @@ mod tests {
         let err = l.allocate(&sets(), &owner("b"), &[]).unwrap_err();
         assert_eq!(err.code, 999, "{err}");
         assert_eq!(l.has_free(&sets()).unwrap_err().code, 50);
-        assert_eq!(l.release(&owner("a")).unwrap().len(), 1);
-        assert!(l.release(&owner("a")).unwrap().is_empty());
+        l.release(&owner("a"), &[]).unwrap();
+        l.release(&owner("a"), &[]).unwrap();
         l.allocate(&sets(), &owner("b"), &[]).unwrap();
         let twice = l.allocate(&sets(), &owner("b"), &[]).unwrap_err();
         assert!(twice.msg.contains("duplicate allocation is not allowed"), "{twice}");
@@ -273,12 +365,27 @@ mod tests {
     }
 
     #[test]
+    fn gc_leaves_an_add_alone_that_has_not_ended() {
+        let tmp = tempfile::tempdir().unwrap();
+        let l = leases(tmp.path(), None);
+        let (given, in_flight) = l.allocate(&sets(), &owner("a"), &[]).unwrap();
+        let ip = given[0].address.addr();
+        assert_eq!(l.stale(&BTreeSet::new(), 1).unwrap(), Stale::default());
+        l.release_if(ip, &owner("a")).unwrap();
+        assert_eq!(l.held(&owner("a")).unwrap(), [ip]);
+        assert!(l.is_in_flight(&owner("a")).unwrap());
+        drop(in_flight);
+        assert!(!l.is_in_flight(&owner("a")).unwrap());
+        assert_eq!(l.stale(&BTreeSet::new(), 1).unwrap().leases, [(ip, owner("a"))]);
+    }
+
+    #[test]
     fn gc_lets_go_only_what_it_saw() {
         let tmp = tempfile::tempdir().unwrap();
         let l = leases(tmp.path(), None);
         l.allocate(&sets(), &owner("a"), &[]).unwrap();
-        let stale = l.stale(&BTreeSet::new()).unwrap();
-        l.release(&owner("a")).unwrap();
+        let stale = l.stale(&BTreeSet::new(), 1).unwrap().leases;
+        l.release(&owner("a"), &[]).unwrap();
         l.allocate(&sets(), &owner("b"), &[]).unwrap();
         l.release_if(stale[0].0, &stale[0].1).unwrap();
         assert_eq!(l.held(&owner("b")).unwrap().len(), 1);

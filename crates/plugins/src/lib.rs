@@ -15,6 +15,7 @@ pub mod collect;
 #[cfg(test)]
 mod faults;
 mod files;
+pub mod garbage;
 mod host_local;
 pub mod ipam;
 pub mod leases;

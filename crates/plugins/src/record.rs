@@ -4,11 +4,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use causeway_cni_spec::CniError;
+use causeway_ipam::Owner;
+use causeway_types::names;
 use causeway_types::state::{AttachmentRecord, LeaseRecord, NodeFile};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::files;
+use crate::files::{self, Planned};
 use crate::paths::Paths;
 
 /// Reads what the agent says of the node; `None` while it has said nothing.
@@ -46,8 +48,8 @@ impl Attachments {
         self.dir.join(AttachmentRecord::file_name(container_id, ifname))
     }
 
-    /// The record of one attachment. One that cannot be understood counts as missing: everything
-    /// that DEL needs can be derived from the names.
+    /// The record of one attachment. One that cannot be understood, or speaks of another attachment
+    /// than its name says, counts as missing: everything that DEL needs can be derived from the names.
     ///
     /// # Errors
     /// Code 5.
@@ -56,7 +58,8 @@ impl Attachments {
         container_id: &str,
         ifname: &str,
     ) -> Result<Option<AttachmentRecord>, CniError> {
-        lenient(read_json(&self.path(container_id, ifname)))
+        let record: Option<AttachmentRecord> = read_state(&self.path(container_id, ifname))?;
+        Ok(record.filter(|r| is_named(r, &AttachmentRecord::file_name(container_id, ifname))))
     }
 
     /// Writes a record in place of an older one.
@@ -80,6 +83,11 @@ impl Attachments {
         files::remove(&path)
     }
 
+    /// The files that a new record needs: its first form, and beside it the one that follows.
+    pub(crate) fn files(&self) -> Vec<Planned> {
+        ["new", "next"].map(|name| (self.dir.join(name), true)).to_vec()
+    }
+
     /// All records that can be understood.
     ///
     /// # Errors
@@ -88,7 +96,8 @@ impl Attachments {
         let mut all = Vec::new();
         for name in files::names(&self.dir)? {
             if name.ends_with(".json") && !name.starts_with('.') {
-                all.extend(lenient(read_json(&self.dir.join(name)))?);
+                let found: Option<AttachmentRecord> = read_state(&self.dir.join(&name))?;
+                all.extend(found.filter(|r| is_named(r, &name)));
             }
         }
         Ok(all)
@@ -99,16 +108,38 @@ impl Attachments {
 #[derive(Clone, Debug)]
 pub struct LeaseRecords {
     dir: PathBuf,
+    attachments: Attachments,
 }
 
 impl LeaseRecords {
     /// The records of a network.
     pub fn at(paths: &Paths, network: &str) -> Self {
-        Self { dir: paths.lease_records.join(network) }
+        Self { dir: paths.lease_records.join(network), attachments: Attachments::at(paths) }
+    }
+
+    /// Whose address it is by the records alone, that of the lease and that of the attachment:
+    /// what they agree on counts more than the lease itself.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn witness(&self, ip: IpAddr) -> Result<Option<Owner>, CniError> {
+        let Some(LeaseRecord { container_id, ifname, boot_id, .. }) = self.read(ip)? else {
+            return Ok(None);
+        };
+        let attachment = self.attachments.read(&container_id, &ifname)?;
+        let agrees = attachment.is_some_and(|a| {
+            a.boot_id == boot_id && a.addresses.iter().any(|own| own.addr() == ip)
+        });
+        Ok(agrees.then(|| Owner::new(container_id, ifname)))
     }
 
     fn path(&self, ip: IpAddr) -> PathBuf {
         self.dir.join(format!("{ip}.json"))
+    }
+
+    /// The file that a new record needs.
+    pub(crate) fn file(&self, set: usize) -> Planned {
+        (self.dir.join(format!("new.{set}")), true)
     }
 
     /// The record of an address; `None` also for one that cannot be understood.
@@ -116,7 +147,7 @@ impl LeaseRecords {
     /// # Errors
     /// Code 5.
     pub fn read(&self, ip: IpAddr) -> Result<Option<LeaseRecord>, CniError> {
-        lenient(read_json(&self.path(ip)))
+        read_state(&self.path(ip))
     }
 
     /// Writes the record of an address. The caller holds the lock of the network's leases.
@@ -137,6 +168,13 @@ impl LeaseRecords {
     }
 }
 
+/// A record of one attachment under the name of another would lead to the wrong interface.
+fn is_named(record: &AttachmentRecord, name: &str) -> bool {
+    let (id, ifname) = (&record.container_id, record.ifname.as_str());
+    name == AttachmentRecord::file_name(id, ifname)
+        && record.host_ifname == names::host_veth(id, ifname)
+}
+
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CniError> {
     let Some(content) = files::read(path)? else { return Ok(None) };
     serde_json::from_slice(&content).map(Some).map_err(|e| {
@@ -144,11 +182,9 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CniError> {
     })
 }
 
-fn lenient<T>(read: Result<Option<T>, CniError>) -> Result<Option<T>, CniError> {
-    match read {
-        Err(e) if e.code == causeway_cni_spec::code::DECODING_FAILURE => Ok(None),
-        other => other,
-    }
+/// `None` also for what cannot be understood.
+fn read_state<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CniError> {
+    Ok(files::read_state(path)?.and_then(|content| serde_json::from_slice(&content).ok()))
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {

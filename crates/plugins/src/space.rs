@@ -25,10 +25,13 @@ fn unreachable(error: causeway_kernel::Error) -> CniError {
     CniError::environment(format!("CNI_NETNS: {error}"))
 }
 
-/// How long the kernel may take until what was made works.
-const SETTLED: Duration = Duration::from_secs(1);
-/// Between two looks at it.
+/// How long the kernel may take until what was made works: it does it by the way, and with many
+/// pods at once on few processors that comes late.
+const SETTLED: Duration = Duration::from_secs(10);
+/// Between the first two looks at it; then twice as long each time. Many that look without rest
+/// keep the kernel from doing it.
 const BREATH: Duration = Duration::from_micros(50);
+const LONGEST_BREATH: Duration = Duration::from_millis(20);
 
 /// Interfaces alone.
 const NOTHING: Scope = Scope {
@@ -131,7 +134,7 @@ impl Space {
     /// be lost.
     ///
     /// # Errors
-    /// Code 999 when it does not come to that within a second.
+    /// Code 999 when it does not come to that in time.
     pub(crate) fn wait_running(&mut self, name: &IfName) -> Result<(), CniError> {
         let what = format!("interface {name} has no carrier");
         self.wait(&what, |handle| Ok(handle.link_running(name)? == Some(true)))
@@ -141,7 +144,7 @@ impl Space {
     /// IPv6.
     ///
     /// # Errors
-    /// Code 999 when it does not come to that within a second.
+    /// Code 999 when it does not come to that in time.
     pub(crate) fn wait_local(&mut self, addresses: &[IpAddr]) -> Result<(), CniError> {
         for ip in addresses.iter().filter(|ip| ip.is_ipv6()) {
             let what = format!("address {ip} takes no packets");
@@ -155,7 +158,7 @@ impl Space {
         what: &str,
         mut done: impl FnMut(&mut Handle) -> Result<bool, causeway_kernel::Error>,
     ) -> Result<(), CniError> {
-        let start = Instant::now();
+        let (start, mut breath) = (Instant::now(), BREATH);
         while !done(&mut self.handle).map_err(|e| self.unreadable(&e))? {
             if start.elapsed() > SETTLED {
                 return Err(CniError::internal(format!(
@@ -164,9 +167,36 @@ impl Space {
                     self.place
                 )));
             }
-            std::thread::sleep(BREATH);
+            std::thread::sleep(breath);
+            breath = LONGEST_BREATH.min(breath * 2);
         }
         Ok(())
+    }
+
+    /// The first of the addresses that an interface of this namespace has itself.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn first_local(&mut self, addresses: &[IpAddr]) -> Result<Option<IpAddr>, CniError> {
+        for ip in addresses {
+            if self.handle.is_local(*ip).map_err(|e| self.unreadable(&e))? {
+                return Ok(Some(*ip));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tells neighbours whose the addresses of an interface are now: they may remember the MAC of
+    /// the pod that had them before. The kernel does (`arp_notify`, `ndisc_notify`) when the MAC is
+    /// set, be it to the same; when the interface came up nothing was there to carry it.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel refuses.
+    pub(crate) fn announce(&mut self, name: &IfName) -> Result<(), CniError> {
+        let Some(link) = self.link(name)? else { return Ok(()) };
+        let from = Object::Link(Link { mac: None, ..link.clone() });
+        let op = Op::Change { from, to: Object::Link(link) };
+        self.apply(&[op]).map_err(|e| self.error(&Failed::Op(e)))
     }
 
     /// The names of all interfaces.

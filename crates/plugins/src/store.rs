@@ -6,21 +6,26 @@
 //! each range set. Anything else in the directory is passed over.
 //!
 //! Nothing is synced to disk: after a power loss no pod lives, and a file without readable content
-//! is the trace of a crash. Whoever writes holds the lock, so such a file found under the lock
-//! belongs to nobody and its address is free.
+//! is the trace of a crash. One from before the last boot belongs to nobody, and its address is
+//! free. A younger one was damaged under a pod that may live: its address is nobody's to give out
+//! until the record beside it, the kernel or GC tell whose it is.
+//!
+//! An ADD keeps its leases locked (`flock`) until it ends: no GC takes them for left over.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use causeway_cni_spec::CniError;
 use causeway_cni_spec::env::is_identifier;
 use causeway_ipam::{Lease, Owner, State};
+use rustix::fs::OFlags;
 
-use crate::files::{self, about_to_change, io_error, is_absent};
+use crate::files::{self, Planned, about_to_change, io_error, is_absent};
 
 const LOCK: &str = "lock";
 const LAST: &str = "last_reserved_ip.";
@@ -29,8 +34,22 @@ const LAST: &str = "last_reserved_ip.";
 #[derive(Debug)]
 pub struct LeaseDir {
     dir: PathBuf,
-    /// Dropped last, which gives the lock back.
-    _lock: File,
+    /// The lock file is what other plugins lock; the directory is locked besides, because a lock
+    /// file that somebody removes locks nobody out.
+    _locks: [Option<File>; 2],
+}
+
+/// Leases that their ADD is not done with: while it lives, GC leaves them alone.
+#[derive(Debug, Default)]
+pub struct InFlight {
+    _files: Vec<File>,
+}
+
+impl InFlight {
+    /// Until the process ends: the runtime learns of the attachment at the very end.
+    pub fn until_exit(self) {
+        std::mem::forget(self);
+    }
 }
 
 /// What the directory holds.
@@ -38,8 +57,10 @@ pub struct LeaseDir {
 pub struct Loaded {
     /// Leases, and the addresses given out last.
     pub state: State,
-    /// Addresses whose files hold nothing that can be read: free, once the file is removed.
+    /// Addresses whose files hold nothing that can be read, of this boot: they may be in use.
     pub torn: BTreeSet<IpAddr>,
+    /// The same from before the last boot: free, once the file is removed.
+    pub old: BTreeSet<IpAddr>,
 }
 
 impl LeaseDir {
@@ -48,8 +69,12 @@ impl LeaseDir {
     /// # Errors
     /// Code 5.
     pub fn open(dir: &Path) -> Result<Self, CniError> {
-        files::make_dir(dir, 0o755)?;
-        Self::lock(dir).map_err(|e| io_error("cannot lock", &dir.join(LOCK), &e))
+        loop {
+            files::make_dir(dir, 0o755)?;
+            if let Some(locked) = Self::lock(dir, true)? {
+                return Ok(locked);
+            }
+        }
     }
 
     /// The same without making the directory: `None` when there is none, and so no lease.
@@ -57,20 +82,40 @@ impl LeaseDir {
     /// # Errors
     /// Code 5.
     pub fn open_existing(dir: &Path) -> Result<Option<Self>, CniError> {
-        match fs::metadata(dir) {
-            Ok(_) => Self::open(dir).map(Some),
-            Err(e) if is_absent(&e) => Ok(None),
-            Err(e) => Err(io_error("cannot open", dir, &e)),
+        loop {
+            match fs::metadata(dir) {
+                Ok(_) => {}
+                Err(e) if is_absent(&e) => return Ok(None),
+                Err(e) => return Err(io_error("cannot open", dir, &e)),
+            }
+            if let Some(locked) = Self::lock(dir, false)? {
+                return Ok(Some(locked));
+            }
         }
     }
 
-    fn lock(dir: &Path) -> io::Result<Self> {
-        about_to_change()?;
-        let mut options = OpenOptions::new();
-        let lock =
-            options.write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK))?;
-        lock.lock()?;
-        Ok(Self { dir: dir.to_owned(), _lock: lock })
+    /// `None` when the directory was replaced while it was waited for. What only takes leases back
+    /// goes on where the lock file cannot be made, or something else is in its place.
+    fn lock(dir: &Path, new_leases: bool) -> Result<Option<Self>, CniError> {
+        let failed = |e: io::Error| io_error("cannot lock", &dir.join(LOCK), &e);
+        let itself = match File::open(dir) {
+            Ok(itself) => itself,
+            Err(e) if is_absent(&e) => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        // Network file systems may not lock what is open for reading alone.
+        let _ = itself.lock();
+        let file = match open_lock(&dir.join(LOCK)) {
+            Ok(file) => Some(file),
+            Err(e) if is_absent(&e) => return Ok(None),
+            Err(e) if !new_leases && (no_room(&e) || files::is_no_file(&e)) => None,
+            Err(e) => return Err(failed(e)),
+        };
+        file.iter().try_for_each(File::lock).map_err(failed)?;
+        let id = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        let same = fs::metadata(dir)
+            .is_ok_and(|now| itself.metadata().is_ok_and(|locked| id(locked) == id(now)));
+        Ok(same.then(|| Self { dir: dir.to_owned(), _locks: [file, Some(itself)] }))
     }
 
     /// Reads all leases.
@@ -81,13 +126,15 @@ impl LeaseDir {
         let mut loaded = Loaded::default();
         for name in files::names(&self.dir)? {
             if let Some(ip) = address_of(&name) {
-                let Some(content) = files::read(&self.dir.join(&name))? else { continue };
+                let path = self.dir.join(&name);
+                let Some(content) = files::read_state(&path)? else { continue };
                 match owner_in(&content) {
                     Some(owner) => drop(loaded.state.insert(ip, owner)),
+                    None if is_from_before_boot(&path) => drop(loaded.old.insert(ip)),
                     None => drop(loaded.torn.insert(ip)),
                 }
             } else if let Some(index) = name.strip_prefix(LAST).and_then(|n| n.parse().ok()) {
-                let content = files::read(&self.dir.join(&name))?.unwrap_or_default();
+                let content = files::read_state(&self.dir.join(&name))?.unwrap_or_default();
                 let text = String::from_utf8_lossy(&content);
                 if let Ok(ip) = text.trim().parse() {
                     loaded.state.set_last(index, ip);
@@ -101,20 +148,38 @@ impl LeaseDir {
     ///
     /// # Errors
     /// Code 5.
-    pub fn write(&self, leases: &[Lease], owner: &Owner) -> Result<(), CniError> {
+    pub fn write(&self, leases: &[Lease], owner: &Owner) -> Result<InFlight, CniError> {
+        let mut in_flight = InFlight::default();
         for lease in leases {
             let ip = lease.address.addr();
-            self.write_one(ip, owner)?;
+            in_flight._files.push(self.write_one(ip, owner)?);
             self.write_last(lease.set, ip)?;
         }
-        Ok(())
+        Ok(in_flight)
     }
 
     /// Renamed into place, so that a lease is whole or not there, whenever its writer dies. The
-    /// lock is held and the address was free, or its file torn.
-    fn write_one(&self, ip: IpAddr, owner: &Owner) -> Result<(), CniError> {
+    /// lock is held and the address was free, or its file is its owner's but damaged.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn write_one(&self, ip: IpAddr, owner: &Owner) -> Result<File, CniError> {
         let content = format!("{}\r\n{}", owner.container_id, owner.ifname);
-        files::in_turn(&self.path(ip), content.as_bytes())
+        files::in_turn_locked(&self.path(ip), content.as_bytes())
+    }
+
+    /// The ADD that made this lease has not ended.
+    pub fn is_in_flight(&self, ip: IpAddr) -> bool {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
+        let open = files::open_plain(&self.path(ip), flags);
+        open.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    }
+
+    /// The files that new leases of so many sets need, in order to ask whether there is room.
+    pub(crate) fn files(dir: &Path, sets: usize) -> Vec<Planned> {
+        let lease = |set| [(format!("new.{set}"), true), (format!("{LAST}{set}"), true)];
+        let names = (0..sets).flat_map(lease).chain([(LOCK.to_owned(), false)]);
+        names.map(|(name, filled)| (dir.join(name), filled)).collect()
     }
 
     /// Not truncated on opening: file systems take that for the replacement of a whole file and
@@ -122,11 +187,14 @@ impl LeaseDir {
     fn write_last(&self, set: usize, ip: IpAddr) -> Result<(), CniError> {
         let path = self.dir.join(format!("{LAST}{set}"));
         let text = ip.to_string();
-        let write = || {
+        let open = || {
             about_to_change()?;
-            let mut options = OpenOptions::new();
-            let mut file =
-                options.write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW;
+            let file = files::open_plain(&path, flags)?;
+            let plain = file.metadata()?.is_file();
+            Ok(Some(file).filter(|_| plain))
+        };
+        let write = |mut file: File| {
             about_to_change()?;
             file.write_all(text.as_bytes())?;
             if file.metadata()?.len() > text.len() as u64 {
@@ -135,7 +203,16 @@ impl LeaseDir {
             }
             Ok(())
         };
-        write().map_err(|e| io_error("cannot write", &path, &e))
+        let failed = |e: io::Error| io_error("cannot write", &path, &e);
+        let file = match open() {
+            Ok(Some(file)) => file,
+            Err(e) if !files::is_no_file(&e) => return Err(failed(e)),
+            _ => {
+                files::remove(&path)?;
+                open().and_then(|f| f.ok_or(io::ErrorKind::InvalidInput.into())).map_err(failed)?
+            }
+        };
+        write(file).map_err(failed)
     }
 
     /// Gives one address back. What is gone is fine.
@@ -149,6 +226,41 @@ impl LeaseDir {
     fn path(&self, ip: IpAddr) -> PathBuf {
         self.dir.join(ip.to_string())
     }
+}
+
+/// Only its descriptor is needed: where it is there already, a read-only file system will do.
+fn open_lock(path: &Path) -> io::Result<File> {
+    about_to_change()?;
+    let flags = OFlags::CREATE | OFlags::NOFOLLOW;
+    match files::open_plain(path, OFlags::RDWR | flags) {
+        Err(e) if e.kind() == ReadOnlyFilesystem => {
+            files::open_plain(path, OFlags::RDONLY | OFlags::NOFOLLOW).map_err(|now| match now {
+                // It cannot be made.
+                now if is_absent(&now) => e,
+                now => now,
+            })
+        }
+        other => other,
+    }
+}
+
+fn no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), ReadOnlyFilesystem | StorageFull | QuotaExceeded)
+}
+
+fn is_from_before_boot(path: &Path) -> bool {
+    let changed = path.symlink_metadata().map(|meta| meta.mtime());
+    // What cannot be told is not taken for old.
+    changed.is_ok_and(|then| booted().is_ok_and(|booted| then < booted))
+}
+
+/// When the kernel started, in seconds since 1970 (`btime` in proc_stat(5)).
+fn booted() -> Result<i64, CniError> {
+    let path = Path::new("/proc/stat");
+    let text = fs::read_to_string(path).map_err(|e| io_error("cannot read", path, &e))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("btime "));
+    line.and_then(|n| n.trim().parse().ok())
+        .ok_or_else(|| CniError::io("/proc/stat has no line btime".to_owned()))
 }
 
 /// The address that a file is named after. Only the form in which addresses are written counts:
@@ -206,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_passed_over_and_torn_files_are_free() {
+    fn junk_is_passed_over_and_torn_files_are_free_after_a_boot() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = LeaseDir::open(tmp.path()).unwrap();
         let put = |name: &str, content: &[u8]| fs::write(tmp.path().join(name), content).unwrap();
@@ -215,8 +327,14 @@ mod tests {
         put("10.1.2.4", b"old-form\n");
         put("notes.txt", b"c9\r\neth0");
         put("last_reserved_ip.0", b"rubbish");
+        let now = dir.load().unwrap();
+        assert_eq!((now.torn.len(), now.old.len()), (2, 0), "a pod of this boot may have them");
+        for name in ["10.1.2.2", "10.1.2.3"] {
+            let file = File::options().write(true).open(tmp.path().join(name)).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        }
         let loaded = dir.load().unwrap();
-        assert_eq!(loaded.torn.len(), 2);
+        assert_eq!((loaded.torn.len(), loaded.old.len()), (0, 2));
         let owner = Owner::new("old-form", "eth0");
         assert_eq!(loaded.state.leases_of(&owner), ["10.1.2.4".parse::<IpAddr>().unwrap()]);
         assert_eq!(add(&dir, &Owner::new("c1", "eth0"))[0], "10.1.2.2/29");
@@ -237,9 +355,27 @@ mod tests {
     fn the_lock_is_exclusive() {
         let tmp = tempfile::tempdir().unwrap();
         let held = LeaseDir::open(tmp.path()).unwrap();
-        let other = OpenOptions::new().write(true).open(tmp.path().join("lock")).unwrap();
+        let other = File::options().write(true).open(tmp.path().join("lock")).unwrap();
         assert!(other.try_lock().is_err());
         drop(held);
         assert!(other.try_lock().is_ok());
+    }
+
+    #[test]
+    fn a_lock_file_that_is_removed_lets_nobody_in() {
+        let tmp = tempfile::tempdir().unwrap();
+        let held = LeaseDir::open(tmp.path()).unwrap();
+        fs::remove_file(tmp.path().join("lock")).unwrap();
+        let dir = tmp.path().to_owned();
+        let (tell, told) = std::sync::mpsc::channel();
+        let other = std::thread::spawn(move || {
+            let locked = LeaseDir::open(&dir).unwrap();
+            tell.send(()).unwrap();
+            drop(locked);
+        });
+        let brief = std::time::Duration::from_millis(100);
+        assert!(told.recv_timeout(brief).is_err(), "two hold the same leases");
+        drop(held);
+        other.join().unwrap();
     }
 }

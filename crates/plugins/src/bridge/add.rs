@@ -50,7 +50,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     if let Some(served) = &served {
         attachment::clear_unfinished(call, served, &ipam, &mut node)?;
     }
-    let given = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
     let result = objects::complete(&conf, given);
     if let Some(served) = &served {
         served.refuse_others_networks(call, result.ips.iter().map(|ip| ip.address))?;
@@ -65,6 +65,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         served: served.as_ref(),
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
+    in_flight.until_exit();
     Ok(attachment::answer(&record, Some(bridge.mac), result))
 }
 

@@ -12,7 +12,7 @@ use causeway_types::state::{Attach, AttachmentRecord};
 use ipnet::IpNet;
 
 use super::conf::BridgeConf;
-use crate::attachment::{Kept, any_mtu, detach};
+use crate::attachment::{Kept, addresses_of, any_mtu, detach};
 use crate::call::Call;
 use crate::host_local::valid_owners;
 use crate::ipam::Ipam;
@@ -34,7 +34,8 @@ pub(super) fn del(call: &Call) -> Result<(), CniError> {
     if !kept.record && node.link(&record.host_ifname)?.is_none() {
         remove_others(call, &record)?;
     }
-    detach(&call.paths, &mut node, &record, kept, || ipam.del(call))
+    let named = addresses_of(&record);
+    detach(&call.paths, &mut node, &record, kept, || ipam.del(call, &named))
 }
 
 /// Without a readable node file it is not known to be served.
@@ -43,18 +44,18 @@ fn is_served(call: &Call) -> bool {
 }
 
 /// What can be known of an attachment without a record: its names are derived, and the addresses
-/// are those of its leases or, with a foreign IPAM plugin, of the previous result.
+/// are those of its leases, damaged ones that the result of ADD names included, or, with a foreign
+/// IPAM plugin, all of that result.
 fn remembered(call: &Call, conf: &BridgeConf, ipam: &Ipam) -> Result<AttachmentRecord, CniError> {
     let ends = Derived::of(call)?;
+    let result = || call.conf.prev_result.iter().flat_map(CniResult::container_ips);
     let addresses = match ipam {
         Ipam::HostLocal { leases, conf } => {
-            let held = leases.held(&call.owner())?;
+            let named: Vec<IpAddr> = result().map(|ip| ip.address.addr()).collect();
+            let held = leases.held_or_named(&call.owner(), &named)?;
             held.into_iter().map(|ip| with_length(ip, conf)).collect()
         }
-        Ipam::Foreign(_) | Ipam::None => {
-            let ips = call.conf.prev_result.iter().flat_map(CniResult::container_ips);
-            ips.map(|ip| ip.address).collect()
-        }
+        Ipam::Foreign(_) | Ipam::None => result().map(|ip| ip.address).collect(),
     };
     Ok(skeleton(call, conf, &call.env.container_id, ends, addresses))
 }
@@ -118,13 +119,22 @@ pub(super) fn gc(call: &Call) -> Result<(), CniError> {
     let mut first = None;
     for record in Attachments::at(&call.paths).list()? {
         let owner = Owner::new(&record.container_id, record.ifname.as_str());
-        if record.network == call.conf.name && !valid.contains(&owner) {
+        if record.network == call.conf.name
+            && !valid.contains(&owner)
+            && !ipam.is_in_flight(&owner)?
+        {
             let kept = Kept { record: true, served: true };
-            let gone = detach(&call.paths, &mut node, &record, kept, || release(&ipam, &owner));
+            let named = addresses_of(&record);
+            let release = || release(&ipam, &owner, &named);
+            let gone = detach(&call.paths, &mut node, &record, kept, release);
             first = first.or(gone.err());
         }
     }
-    for (owner, ips) in by_owner(ipam.stale(&valid)?) {
+    let stale = ipam.stale(&valid)?;
+    if let Ipam::HostLocal { leases, .. } = &ipam {
+        first = first.or(leases.refuse_doubtful(&stale.doubtful).err());
+    }
+    for (owner, ips) in by_owner(stale.leases) {
         let gone = collect(call, &conf, &ipam, &mut node, &owner, &ips);
         first = first.or(gone.err());
     }
@@ -132,9 +142,9 @@ pub(super) fn gc(call: &Call) -> Result<(), CniError> {
     first.map_or(Ok(()), Err)
 }
 
-fn release(ipam: &Ipam, owner: &Owner) -> Result<(), CniError> {
+fn release(ipam: &Ipam, owner: &Owner, named: &[IpAddr]) -> Result<(), CniError> {
     match ipam {
-        Ipam::HostLocal { leases, .. } => leases.release(owner).map(drop),
+        Ipam::HostLocal { leases, .. } => leases.release(owner, named),
         Ipam::Foreign(_) | Ipam::None => Ok(()),
     }
 }

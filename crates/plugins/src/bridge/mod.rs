@@ -16,6 +16,7 @@ use crate::Plugin;
 use crate::call::Call;
 use crate::ipam::Ipam;
 use crate::node::Served;
+use crate::record::Attachments;
 
 /// Type `bridge`.
 pub(crate) struct BridgePlugin;
@@ -42,7 +43,8 @@ impl Plugin for BridgePlugin {
         if let Some(served) = &served {
             served.refuse_others_networks(call, ipam.networks()).map_err(unavailable)?;
         }
-        ipam.status(call)
+        let records = served.map(|_| Attachments::at(&call.paths).files());
+        ipam.status(call, records.unwrap_or_default())
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {

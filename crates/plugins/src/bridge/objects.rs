@@ -215,12 +215,17 @@ pub(crate) fn forwarding(family: Family) -> Object {
     Object::Sysctl(Sysctl { path: path.to_owned(), value: "1".to_owned() })
 }
 
-/// Parameters of the pod's interface. Neighbours learn of the address at once (IPv4); an IPv6
-/// address is usable at once, and stays when the interface goes down.
+/// Parameters of the pod's interface. Neighbours learn of the address at once; an IPv6 address is
+/// usable at once, and stays when the interface goes down.
 fn settings(family: Family) -> &'static [(&'static str, &'static str)] {
     match family {
         Family::V4 => &[("arp_notify", "1")],
-        Family::V6 => &[("disable_ipv6", "0"), ("accept_dad", "0"), ("keep_addr_on_down", "1")],
+        Family::V6 => &[
+            ("disable_ipv6", "0"),
+            ("accept_dad", "0"),
+            ("keep_addr_on_down", "1"),
+            ("ndisc_notify", "1"),
+        ],
     }
 }
 

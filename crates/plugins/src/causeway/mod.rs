@@ -52,7 +52,8 @@ impl Plugin for CausewayPlugin {
                 remembered(&call.paths, &call.conf.name, ends, &owner, held)
             }
         };
-        let release = || leases.release(&owner).map(drop);
+        let named = attachment::addresses_of(&record);
+        let release = || leases.release(&owner, &named);
         attachment::detach(&call.paths, &mut Space::node()?, &record, kept, release)
     }
 
@@ -78,7 +79,8 @@ impl Plugin for CausewayPlugin {
         let unavailable = |e: CniError| CniError::not_available(e.msg);
         conf::check(call).map_err(unavailable)?;
         let served = Served::require(call).map_err(unavailable)?;
-        ipam(call, &served).map_err(unavailable)?.status(call)
+        let files = Attachments::at(&call.paths).files();
+        ipam(call, &served).map_err(unavailable)?.status(call, files)
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
@@ -88,9 +90,13 @@ impl Plugin for CausewayPlugin {
         let mut first = None;
         for record in Attachments::at(&call.paths).list()? {
             let owner = LeaseOwner::new(&record.container_id, record.ifname.as_str());
-            if record.network == call.conf.name && !valid.contains(&owner) {
+            if record.network == call.conf.name
+                && !valid.contains(&owner)
+                && !leases.is_in_flight(&owner)?
+            {
                 let kept = Kept { record: true, served: true };
-                let release = || leases.release(&owner).map(drop);
+                let named = attachment::addresses_of(&record);
+                let release = || leases.release(&owner, &named);
                 let gone = attachment::detach(&call.paths, &mut node, &record, kept, release);
                 first = first.or(gone.err());
             }
@@ -125,7 +131,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let ipam = ipam(call, &served)?;
     let mut node = Space::node()?;
     attachment::clear_unfinished(call, &served, &ipam, &mut node)?;
-    let given = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
     let record = record(call, &served, ends, netns, &given);
     attachment::refuse_existing(&mut node, &record)?;
     let mac = bridge_mac(&mut node, &record)?;
@@ -135,6 +141,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         served: Some(&served),
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
+    in_flight.until_exit();
     Ok(attachment::answer(&record, mac, result(call, &record)))
 }
 
@@ -234,7 +241,9 @@ fn collect(
     node: &mut Space,
     valid: &BTreeSet<LeaseOwner>,
 ) -> Result<(), CniError> {
-    for (ip, owner) in leases.stale(valid)? {
+    // What records tell is repaired by them, and every attachment of this type has one.
+    let stale = leases.stale(valid, 1)?;
+    for (ip, owner) in stale.leases {
         if let Ok(ifname) = causeway_types::IfName::new(&owner.ifname) {
             let ends = Derived::new(&owner.container_id, ifname);
             let record = remembered(&call.paths, &call.conf.name, ends, &owner, vec![ip]);
@@ -243,7 +252,7 @@ fn collect(
         }
         leases.release_if(ip, &owner)?;
     }
-    Ok(())
+    leases.refuse_doubtful(&stale.doubtful)
 }
 
 fn same_addresses(

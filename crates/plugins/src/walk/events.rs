@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use causeway_ipam::Owner;
 
-use super::model::{Content, Model, Pod};
+use super::model::{BEFORE, Content, Model, Pod};
 
 impl Model {
     /// The reference plugin on the same files: it knows no records.
@@ -31,6 +31,7 @@ impl Model {
                     return self.add_new(what);
                 };
                 *what = format!("DEL {owner} by the reference");
+                self.flying.remove(&owner);
                 for ip in self.live.remove(&owner).unwrap().ips {
                     fs::remove_file(self.lease_dir().join(ip.to_string())).unwrap();
                     self.orphans.insert(ip);
@@ -69,6 +70,7 @@ impl Model {
         self.boot += 1;
         self.dead.append(&mut self.live);
         self.gc.clear();
+        self.flying.clear();
         if power {
             let ips: Vec<IpAddr> = self.disk.keys().copied().collect();
             for ip in ips {
@@ -85,6 +87,11 @@ impl Model {
             }
             self.disk = self.read(true);
         }
+        for (ip, _) in self.disk.iter().filter(|(_, content)| **content == Content::Torn) {
+            let file = fs::File::options().write(true).open(self.lease_dir().join(ip.to_string()));
+            file.unwrap().set_modified(BEFORE).unwrap();
+        }
+        self.disk = self.read(true);
         self.check();
     }
 }

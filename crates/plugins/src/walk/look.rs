@@ -9,7 +9,7 @@ use std::os::unix::fs::DirEntryExt;
 use causeway_ipam::Owner;
 use causeway_types::state::LeaseRecord;
 
-use super::model::{Content, Disk, Model};
+use super::model::{BEFORE, Content, Disk, Model};
 use crate::store::LeaseDir;
 
 impl Model {
@@ -25,7 +25,7 @@ impl Model {
             self.inodes.insert(ip, entry.ino());
             let content = match self.disk.get(&ip) {
                 Some(had) if !all && inodes.get(&ip) == Some(&entry.ino()) => had.clone(),
-                _ => content(&fs::read(entry.path()).unwrap()),
+                _ => content(&entry),
             };
             disk.insert(ip, content);
         }
@@ -35,10 +35,19 @@ impl Model {
     /// Reads the disk: new are leases of one owner only, gone or replaced only what may be.
     #[track_caller]
     pub(super) fn look(&mut self, gains: Option<&Owner>, may_lose: impl Fn(&Content) -> bool) {
+        self.look_at(gains, |_, content| may_lose(content));
+    }
+
+    #[track_caller]
+    pub(super) fn look_at(
+        &mut self,
+        gains: Option<&Owner>,
+        may_lose: impl Fn(IpAddr, &Content) -> bool,
+    ) {
         let all = self.rng.one_in(16);
         let now = self.read(all);
         for (ip, had) in self.disk.iter().filter(|(ip, had)| now.get(*ip) != Some(had)) {
-            assert!(may_lose(had), "{ip}: {had:?} became {:?}", now.get(ip));
+            assert!(may_lose(*ip, had), "{ip}: {had:?} became {:?}", now.get(ip));
         }
         for (ip, has) in now.iter().filter(|(ip, has)| self.disk.get(*ip) != Some(has)) {
             assert_eq!(Some(has), gains.cloned().map(Content::Of).as_ref(), "new at {ip}");
@@ -75,8 +84,9 @@ impl Model {
         let Some(dir) = LeaseDir::open_existing(&self.lease_dir()).unwrap() else { return };
         let loaded = dir.load().unwrap();
         let torn = loaded.torn.into_iter().map(|ip| (ip, Content::Torn));
+        let old = loaded.old.into_iter().map(|ip| (ip, Content::Old));
         let leases = loaded.state.leases().map(|(ip, owner)| (ip, Content::Of(owner.clone())));
-        assert_eq!(leases.chain(torn).collect::<Disk>(), self.disk);
+        assert_eq!(leases.chain(torn).chain(old).collect::<Disk>(), self.disk);
     }
 
     pub(super) fn record(&self, ip: IpAddr) -> Option<LeaseRecord> {
@@ -88,11 +98,12 @@ impl Model {
     pub(super) fn used_up(&self, recorded: bool) -> bool {
         let boot = format!("boot-{}", self.boot);
         let kept = |ip: &IpAddr| match self.disk.get(ip) {
-            None | Some(Content::Torn) => false,
-            Some(Content::Of(owner)) => {
+            None | Some(Content::Old) => false,
+            Some(content) => {
                 let old = self.record(*ip).is_some_and(|r| {
-                    r.boot_id != boot
-                        && (&r.container_id, &r.ifname) == (&owner.container_id, &owner.ifname)
+                    let of =
+                        |o: &Owner| (&r.container_id, &r.ifname) == (&o.container_id, &o.ifname);
+                    r.boot_id != boot && content.owner().is_none_or(of)
                 });
                 !(recorded && old)
             }
@@ -133,8 +144,12 @@ impl Model {
     }
 }
 
-fn content(bytes: &[u8]) -> Content {
-    let text = String::from_utf8_lossy(bytes);
-    let owner = text.split_once("\r\n").filter(|(id, _)| id.starts_with('c'));
-    owner.map_or(Content::Torn, |(id, ifname)| Content::Of(Owner::new(id, ifname)))
+fn content(entry: &fs::DirEntry) -> Content {
+    let bytes = fs::read(entry.path()).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    match text.split_once("\r\n").filter(|(id, _)| id.starts_with('c')) {
+        Some((id, ifname)) => Content::Of(Owner::new(id, ifname)),
+        None if entry.metadata().unwrap().modified().unwrap() == BEFORE => Content::Old,
+        None => Content::Torn,
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use causeway_cni_spec::CniError;
 use causeway_ipam::{Lease, Owner, Range, RangeSet};
@@ -13,21 +14,28 @@ use crate::faults::{Fault, process};
 use crate::leases::Leases;
 use crate::paths::Paths;
 use crate::record::LeaseRecords;
+use crate::store::InFlight;
 
 const NETWORK: &str = "pods";
+
+/// Before the last boot.
+pub(super) const BEFORE: SystemTime = UNIX_EPOCH;
 
 /// What the file of an address says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Content {
     Of(Owner),
+    /// Nothing that can be read: a pod of this boot may have the address.
     Torn,
+    /// The same from before the boot.
+    Old,
 }
 
 impl Content {
     pub(super) fn owner(&self) -> Option<&Owner> {
         match self {
             Content::Of(owner) => Some(owner),
-            Content::Torn => None,
+            Content::Torn | Content::Old => None,
         }
     }
 }
@@ -91,6 +99,8 @@ pub(crate) struct Model {
     pub(super) inodes: BTreeMap<IpAddr, u64>,
     /// What a GC that is not at its end saw.
     pub(super) gc: Vec<(IpAddr, Owner)>,
+    /// Living pods whose ADD has not ended: a runtime may not know of them yet.
+    pub(super) flying: BTreeMap<Owner, InFlight>,
     /// Addresses that the reference gave back: it leaves our records.
     pub(super) orphans: BTreeSet<IpAddr>,
     pub(crate) counts: Counts,
@@ -120,6 +130,7 @@ impl Model {
             disk: Disk::new(),
             inodes: BTreeMap::new(),
             gc: Vec::new(),
+            flying: BTreeMap::new(),
             orphans: BTreeSet::new(),
             counts: Counts::default(),
         }
@@ -135,7 +146,11 @@ impl Model {
 
     /// What a plugin that has just started knows.
     fn leases(&self, owner: &Owner, recorded: bool) -> Leases {
-        let paths = Paths { lease_records: self.tmp.path().join("records"), ..Paths::default() };
+        let paths = Paths {
+            lease_records: self.tmp.path().join("records"),
+            attachments: self.tmp.path().join("attachments"),
+            ..Paths::default()
+        };
         let record = recorded.then(|| LeaseRecord {
             container_id: owner.container_id.clone(),
             ifname: owner.ifname.clone(),
@@ -170,6 +185,9 @@ impl Model {
 
     /// One call, or one thing that happens to the node. `what` says which, for the trace.
     pub(crate) fn step(&mut self, what: &mut String) {
+        if self.rng.one_in(2) {
+            self.flying.clear();
+        }
         match self.rng.below(1000) {
             0..380 => self.add_new(what),
             380..450 => self.add_again(what),
@@ -221,7 +239,7 @@ impl Model {
         let (leases, sets) = (self.leases(&owner, pod.recorded), self.sets.clone());
         let end = self.call(fault, || match leases.allocate(&sets, &owner, &[]) {
             Err(_) if !leases.held(&owner)?.is_empty() => {
-                leases.release(&owner)?;
+                leases.release(&owner, &[])?;
                 leases.allocate(&sets, &owner, &[])
             }
             other => other,
@@ -235,7 +253,7 @@ impl Model {
         &mut self,
         owner: &Owner,
         mut pod: Pod,
-        end: Option<Result<Vec<Lease>, CniError>>,
+        end: Option<Result<(Vec<Lease>, InFlight), CniError>>,
         surely: bool,
     ) {
         let (boot, recorded) = (self.boot, pod.recorded);
@@ -244,12 +262,14 @@ impl Model {
             Content::Of(by) => {
                 by == owner || recorded && before.get(by).is_some_and(|p| p.boot < boot)
             }
-            Content::Torn => true,
+            // By the record beside it.
+            Content::Torn => recorded,
+            Content::Old => true,
         });
         let held = self.held_by(owner);
         match end {
             None => drop(self.dead.insert(owner.clone(), pod)),
-            Some(Ok(given)) => {
+            Some(Ok((given, in_flight))) => {
                 let ips: BTreeSet<IpAddr> = given.iter().map(|l| l.address.addr()).collect();
                 assert_eq!(ips, held, "what was answered is what was written");
                 for (usable, lease) in self.usable.iter().zip(&given) {
@@ -265,6 +285,9 @@ impl Model {
                 }
                 // Killed later, before the pod is attached.
                 let lives = !self.rng.one_in(20);
+                if lives && self.rng.one_in(8) {
+                    self.flying.insert(owner.clone(), in_flight);
+                }
                 let to = if lives { &mut self.live } else { &mut self.dead };
                 to.insert(owner.clone(), pod);
             }
@@ -303,6 +326,7 @@ impl Model {
         // The interface goes first: from here on the pod is dead.
         let pod = self.live.remove(&owner).unwrap();
         self.dead.insert(owner.clone(), pod);
+        self.flying.remove(&owner);
         self.del(&owner, what);
     }
 
@@ -322,8 +346,13 @@ impl Model {
         let fault = self.fault();
         *what = format!("DEL {owner}, {fault:?}");
         let leases = self.leases(owner, false);
-        let end = self.call(fault, || leases.release(owner));
-        self.look(None, |held| *held == Content::Of(owner.clone()));
+        let named = self.dead.get(owner).map_or(Vec::new(), |pod| pod.ips.clone());
+        let end = self.call(fault, || leases.release(owner, &named));
+        self.look_at(None, |ip, held| match held {
+            Content::Of(by) => by == owner,
+            // What the result of ADD names.
+            Content::Torn | Content::Old => named.contains(&ip),
+        });
         match end {
             Some(Ok(_)) => assert_eq!(self.held_by(owner), BTreeSet::new(), "{owner} is gone"),
             Some(Err(error)) => assert!(fault.is_some(), "{error}"),
@@ -338,8 +367,10 @@ impl Model {
         *what = format!("GC, {fault:?}");
         let leases = self.leases(&Owner::unknown(), false);
         if self.gc.is_empty() {
-            let valid: BTreeSet<Owner> = self.live.keys().cloned().collect();
-            self.gc = leases.stale(&valid).unwrap();
+            let known = self.live.keys().filter(|owner| !self.flying.contains_key(*owner));
+            let stale = leases.stale(&known.cloned().collect(), self.sets.len()).unwrap();
+            assert_eq!(stale.doubtful, [] as [IpAddr; 0], "every valid attachment has its leases");
+            self.gc = stale.leases;
             if self.rng.one_in(2) {
                 return;
             }
@@ -350,7 +381,7 @@ impl Model {
         let seen: BTreeSet<Owner> = seen.into_iter().map(|(_, owner)| owner).collect();
         self.look(None, |held| match held {
             Content::Of(owner) => seen.contains(owner),
-            Content::Torn => seen.contains(&Owner::unknown()),
+            Content::Torn | Content::Old => seen.contains(&Owner::unknown()),
         });
         self.counts.collected += u64::from(matches!(end, Some(Ok(()))));
         self.check();
@@ -364,7 +395,9 @@ impl Model {
         let (boot, before) = (self.boot, self.dead.clone());
         self.look(None, |held| match held {
             Content::Of(by) => before.get(by).is_some_and(|p| p.boot < boot),
-            Content::Torn => false,
+            // By the record beside it.
+            Content::Torn => true,
+            Content::Old => false,
         });
         if let (Some(end), None) = (end, fault) {
             assert_eq!(end.is_err(), self.used_up(true), "{end:?}: {:?}", self.disk);
@@ -393,12 +426,13 @@ impl Model {
         self.gc.clear();
         if self.rng.one_in(2) {
             for owner in self.dead.keys() {
-                leases.release(owner).unwrap();
+                leases.release(owner, &[]).unwrap();
             }
         }
         let left = self.read(true).values().filter(|c| matches!(c, Content::Of(_))).count();
+        self.flying.clear();
         let valid: BTreeSet<Owner> = self.live.keys().cloned().collect();
-        for (ip, owner) in leases.stale(&valid).unwrap() {
+        for (ip, owner) in leases.stale(&valid, self.sets.len()).unwrap().leases {
             leases.release_if(ip, &owner).unwrap();
         }
         self.look(None, |_| true);

@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod served;
+pub mod trace;
+pub mod ways;
 
 use std::fs;
 use std::io::Write;
