@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use causeway_model::{Key, Link, Object, Observed, Route};
+use causeway_model::{Key, Link, LinkKind, Object, Observed, Route};
 use causeway_plan::{Op, TableId};
 use causeway_types::names::ROUTE_PROTOCOL;
 use causeway_types::{Family, IfName};
@@ -64,6 +64,22 @@ impl Default for Scope {
             tables: Vec::new(),
             sysctls: Vec::new(),
         }
+    }
+}
+
+/// A veth pair as one of its ends shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pair {
+    /// Index of this end, in its namespace.
+    pub index: u32,
+    /// Index of the other end, in the other namespace.
+    pub other: u32,
+}
+
+impl Pair {
+    /// True when the two are the ends of one pair. An index alone may be in use in both namespaces.
+    pub fn is_other_end(self, end: Pair) -> bool {
+        (self.index, self.other) == (end.other, end.index)
     }
 }
 
@@ -146,6 +162,17 @@ impl Handle {
             names.extend(master.map(|m| (m.index, m.link.name)));
         }
         Ok(Some((seen.index, seen.named(&names))))
+    }
+
+    /// The two indexes of a veth pair, seen from one of its ends; `None` when there is no veth of
+    /// this name.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn pair(&mut self, name: &IfName) -> Result<Option<Pair>, Error> {
+        let seen = self.route.get("look up an interface", link::get_by_name(name), link::decode)?;
+        let veth = seen.filter(|s| matches!(s.link.kind, LinkKind::Veth { .. }));
+        Ok(veth.and_then(|s| Some(Pair { index: s.index, other: s.lower? })))
     }
 
     /// Makes an interface take in every frame, also those for others (`IFF_PROMISC`).

@@ -21,7 +21,7 @@ pub mod sysctl;
 
 pub use conntrack::Conntrack;
 pub use error::{Error, OpError, Refusal};
-pub use handle::{Handle, Routes, Scope};
+pub use handle::{Handle, Pair, Routes, Scope};
 pub use monitor::Monitor;
 pub use netns::NetNs;
 pub use route_get::{Path, Without};

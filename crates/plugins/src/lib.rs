@@ -11,6 +11,7 @@ mod attachment;
 mod bridge;
 pub mod call;
 mod causeway;
+mod chain;
 pub mod collect;
 #[cfg(test)]
 mod faults;
@@ -49,7 +50,7 @@ trait Plugin {
 }
 
 /// The types, by the names of their files.
-const TYPES: [(&str, &dyn Plugin); 4] = [
+const TYPES: &[(&str, &dyn Plugin)] = &[
     ("bridge", &bridge::BridgePlugin),
     ("causeway", &causeway::CausewayPlugin),
     (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),
@@ -136,7 +137,7 @@ fn chosen(program: &str, plugin_type: &str) -> Result<&'static dyn Plugin, CniEr
 }
 
 fn type_names() -> String {
-    TYPES.map(|(name, _)| name).join(", ")
+    TYPES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
 }
 
 fn about() -> String {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use causeway_cni_spec::CniError;
 use causeway_kernel::conntrack::Conntrack;
-use causeway_kernel::{Handle, NetNs, OpError, Routes, Scope, sysctl};
+use causeway_kernel::{Handle, NetNs, OpError, Pair, Routes, Scope, sysctl};
 use causeway_model::{Desired, Key, Link, Object, Observed, Route, Sysctl};
 use causeway_plan::{NftOp, Op, Ownership, TableId, plan, withdraw};
 use causeway_types::{IfName, names};
@@ -128,6 +128,14 @@ impl Space {
     pub(crate) fn link(&mut self, name: &IfName) -> Result<Option<Link>, CniError> {
         let found = self.handle.link(name).map_err(|e| self.unreadable(&e))?;
         Ok(found.map(|(_, link)| link))
+    }
+
+    /// The veth pair of which an interface is one end; `None` when it is no veth, or not there.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn pair(&mut self, name: &IfName) -> Result<Option<Pair>, CniError> {
+        self.handle.pair(name).map_err(|e| self.unreadable(&e))
     }
 
     /// Waits until packets pass an interface: what is sent the moment after ADD answers must not

@@ -20,6 +20,13 @@ fn installed() -> bool {
     there
 }
 
+/// Puts a plugin of the reference in the place of ours.
+fn reference_in_place(node: &Node, name: &str) {
+    let path = format!("{}/{name}", node.bin_dir);
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink(format!("{REFERENCE}/{name}"), path).unwrap();
+}
+
 /// A value with its leaves replaced by their kinds, except those that must be equal.
 fn shape(value: &Value, key: &str) -> Value {
     match value {
@@ -101,8 +108,7 @@ fn a_foreign_ipam_plugin_is_called() {
         return;
     }
     let node = Node::new();
-    std::os::unix::fs::symlink(format!("{REFERENCE}/static"), format!("{}/static", node.bin_dir))
-        .unwrap();
+    reference_in_place(&node, "static");
     let mut conf = tutorial("1.0.0");
     conf["ipam"] = serde_json::json!({
         "type": "static",
@@ -125,8 +131,7 @@ fn our_host_local_serves_a_foreign_main_plugin() {
         return;
     }
     let node = Node::new();
-    std::os::unix::fs::symlink(format!("{REFERENCE}/ptp"), format!("{}/ptp", node.bin_dir))
-        .unwrap();
+    reference_in_place(&node, "ptp");
     let mut conf = tutorial("1.0.0");
     conf["type"] = "ptp".into();
     conf["ipMasq"] = false.into();

@@ -255,6 +255,8 @@ fn peer(link: &Link, netns: Option<RawFd>) -> LinkMessage {
 pub(crate) struct Seen {
     pub(crate) index: u32,
     pub(crate) master: Option<u32>,
+    /// The index of what it sits on, or of a veth's other end, in whatever namespace (`IFLA_LINK`).
+    pub(crate) lower: Option<u32>,
     /// Packets pass (`IFF_RUNNING`): it is up, and so is what is at its other end.
     pub(crate) running: bool,
     /// Its `master` is filled in by [`Seen::named`].
@@ -289,7 +291,7 @@ pub(crate) fn decode(reply: Reply<'_>) -> Option<Seen> {
         master: None,
         port: None,
     };
-    let mut master = None;
+    let (mut master, mut lower) = (None, None);
     let mut named = false;
     for (kind, value) in attributes(&reply.body[HEADER..]) {
         match kind {
@@ -301,12 +303,13 @@ pub(crate) fn decode(reply: Reply<'_>) -> Option<Seen> {
             libc::IFLA_MTU => link.mtu = read::number(value).and_then(|m| Mtu::new(m).ok()),
             libc::IFLA_ADDRESS => link.mac = read::mac(value),
             libc::IFLA_MASTER => master = read::number(value),
+            libc::IFLA_LINK => lower = read::number(value),
             libc::IFLA_LINKINFO => (link.kind, link.port) = decode_info(value),
             _ => {}
         }
     }
     let running = flags & libc::IFF_RUNNING as u32 != 0;
-    named.then_some(Seen { index: read::number_at(header, 4)?, master, running, link })
+    named.then_some(Seen { index: read::number_at(header, 4)?, master, lower, running, link })
 }
 
 fn decode_info(info: &[u8]) -> (LinkKind, Option<PortFlags>) {

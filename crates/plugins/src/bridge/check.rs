@@ -7,6 +7,7 @@ use super::conf::BridgeConf;
 use super::objects::{self, Bridge};
 use crate::attachment;
 use crate::call::Call;
+use crate::chain;
 use crate::ipam::Ipam;
 use crate::names::Derived;
 use crate::node::Served;
@@ -61,9 +62,6 @@ fn ends(call: &Call, conf: &BridgeConf, previous: &CniResult) -> Result<Derived,
 /// The addresses of this interface, without those of other plugins in the chain.
 fn own_part(call: &Call, previous: &CniResult) -> CniResult {
     let mut own = previous.clone();
-    own.ips.retain(|ip| match previous.interface_of(ip) {
-        Some(interface) => interface.name == call.env.ifname && !interface.sandbox.is_empty(),
-        None => true,
-    });
+    own.ips = chain::own_ips(call, previous).cloned().collect();
     own
 }

@@ -17,7 +17,21 @@ use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
 /// The plugins' names in their directory.
-const NAMES: [&str; 4] = ["bridge", "host-local", "loopback", "causeway"];
+const NAMES: [&str; 13] = [
+    "bandwidth",
+    "bridge",
+    "causeway",
+    "firewall",
+    "host-device",
+    "host-local",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "sbr",
+    "static",
+    "tuning",
+];
 /// Where the node keeps them.
 pub const BIN_DIR: &str = "/run/bin";
 
