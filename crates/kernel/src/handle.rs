@@ -21,6 +21,9 @@ use crate::rtnl::{addr, fdb, link, neigh, route};
 use crate::sock::{Bus, Reply, Request, Socket};
 use crate::sysctl;
 
+/// The number of tracked connections of a namespace, below `/proc/sys`.
+const CONNECTIONS: &str = "net/netfilter/nf_conntrack_count";
+
 /// `RTNLGRP_LINK` (`linux/rtnetlink.h`).
 const GROUP_LINK: u32 = 1;
 
@@ -319,13 +322,20 @@ impl Handle {
         self.nft().map_err(|e| other(&e))?.apply(table, ops)
     }
 
-    /// Deletes the tracked connections of which the address is an end, before or after
+    /// Deletes the tracked connections of which one of the addresses is an end, before or after
     /// translation. Answers how many there were. See [`Conntrack::delete_for`].
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn forget_connections(&mut self, addr: IpAddr) -> Result<usize, Error> {
-        Conntrack::open_in(&self.ns)?.delete_for(addr)
+    pub fn forget_connections(&mut self, addrs: &[IpAddr]) -> Result<usize, Error> {
+        let count = match self.inside().and_then(|_inside| sysctl::read(CONNECTIONS))? {
+            Some(count) => count.parse().unwrap_or(u64::MAX),
+            None => u64::MAX,
+        };
+        if count == 0 {
+            return Ok(0);
+        }
+        Conntrack::open_in(&self.ns)?.delete_for(addrs, count)
     }
 
     /// Waits until the interface of an index is gone, because somebody else removes it. Answers

@@ -83,15 +83,21 @@ fn connections_of_an_address_are_forgotten() {
         ("192.168.9.1", "192.168.9.2", "192.168.9.3", "192.168.9.50"),
         ("fd09::1", "fd09::2", "fd09::3", "fd09::50"),
     ] {
-        let socket = UdpSocket::bind((ip(own), 0)).unwrap();
-        for (to, port) in [(peer, 1000), (peer, 1001), (other, 1000), (service, 1002)] {
-            socket.send_to(b"x", (ip(to), port)).unwrap();
+        // Looked through here, and by the kernel.
+        for count in [0, u64::MAX] {
+            let socket = UdpSocket::bind((ip(own), 0)).unwrap();
+            for (to, port) in [(peer, 1000), (peer, 1001), (other, 1000), (service, 1002)] {
+                socket.send_to(b"x", (ip(to), port)).unwrap();
+            }
+            // Two plain ones, and one that is translated to the address.
+            let mut tracked = Conntrack::open().unwrap();
+            let both = [ip(peer), ip("192.168.9.99"), ip("fd09::99")];
+            assert_eq!(tracked.delete_for(&both, count).unwrap(), 3, "{peer}");
+            assert_eq!(tracked.delete_for(&both, count).unwrap(), 0, "{peer}");
+            let left = h.forget_connections(&[ip(own)]).unwrap();
+            assert_eq!(left, 1, "the one to {other} is left");
+            assert_eq!(h.forget_connections(&[ip(own)]).unwrap(), 0);
         }
-        // Two plain ones, and one that is translated to the address.
-        let mut tracked = Conntrack::open().unwrap();
-        assert_eq!(tracked.delete_for(ip(peer)).unwrap(), 3, "{peer}");
-        assert_eq!(tracked.delete_for(ip(peer)).unwrap(), 0, "{peer}");
-        assert_eq!(h.forget_connections(ip(own)).unwrap(), 1, "the one to {other} is left");
     }
 }
 

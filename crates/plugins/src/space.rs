@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use causeway_cni_spec::CniError;
-use causeway_kernel::conntrack::Conntrack;
 use causeway_kernel::{Handle, NetNs, OpError, Pair, Routes, Scope, sysctl};
+use causeway_model::nft::NftTable;
 use causeway_model::{Desired, Key, Link, Object, Observed, Route, Sysctl};
 use causeway_plan::{NftOp, Op, Ownership, TableId, plan, withdraw};
 use causeway_types::{IfName, names};
@@ -94,11 +94,14 @@ impl Space {
         self.handle.apply(ops).into_iter().collect()
     }
 
-    /// Makes what is desired and not observed.
+    /// Makes what is desired and not observed. Tables are looked at here: what attachments share is
+    /// mostly there, and to write it again would make the kernel wait for what it takes out (an RCU
+    /// grace period when the socket is closed).
     ///
     /// # Errors
     /// What failed first.
     pub(crate) fn make(&mut self, desired: &Desired, observed: &Observed) -> Result<(), Failed> {
+        let observed = &self.with_tables(desired, observed).map_err(Failed::Unread)?;
         let plan = plan(desired, observed, &Ownership::plugin(names::ROUTE_PROTOCOL));
         if let Some(conflict) = plan.conflicts.into_iter().next() {
             return Err(Failed::Conflict(conflict.key, conflict.why));
@@ -106,19 +109,69 @@ impl Space {
         self.apply(&repeatable(plan.ops)).map_err(Failed::Op)
     }
 
-    /// Removes what is desired of an attachment, its link first, so that nothing that its pod
-    /// sends meets a half of the rest. What is gone, or still used by others, is fine.
+    fn with_tables(
+        &mut self,
+        desired: &Desired,
+        observed: &Observed,
+    ) -> Result<Observed, causeway_kernel::Error> {
+        let mut all = observed.clone();
+        for (key, entry) in desired.iter() {
+            if let (Object::Table(table), None) = (&entry.object, observed.get(key))
+                && let Some(found) = self.handle.nft()?.read_frame(table)?
+            {
+                all.insert(Object::Table(found));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Removes what is desired of an attachment. Its link is set down first, so that nothing that its
+    /// pod sends meets a half of the rest. Tables go before the link does: the kernel frees what was
+    /// taken out of them while it waits for the end of the link. What is gone, or still used by
+    /// others, is fine.
     ///
     /// # Errors
     /// Code 999 with the first that stays; the others are removed all the same.
     pub(crate) fn unmake(&mut self, desired: &Desired) -> Result<(), CniError> {
-        let mut ops = withdraw(desired);
-        ops.sort_by_key(|op| !matches!(op, Op::Remove(Object::Link(_))));
+        let (mut quiet, mut early, mut links, mut rest, mut shared) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for op in withdraw(desired) {
+            match &op {
+                Op::Remove(Object::Link(link)) => {
+                    quiet.push(Op::Change {
+                        from: Object::Link(Link { up: true, ..link.clone() }),
+                        to: Object::Link(Link { up: false, ..link.clone() }),
+                    });
+                    links.push(op);
+                }
+                Op::Nft { .. } if shared_chain(desired, &op).is_some() => shared.push(op),
+                Op::Nft { .. } => early.push(op),
+                _ => rest.push(op),
+            }
+        }
+        if early.is_empty() {
+            quiet.clear();
+        }
+        let first: Vec<Op> = [quiet, early, links, rest].into_iter().flatten().collect();
+        let mut outcomes = self.handle.apply(&first);
+        for op in shared {
+            if !self.is_used(desired, &op)? {
+                outcomes.extend(self.handle.apply(&[op]));
+            }
+        }
         let stays = |e: &OpError| !(e.is_gone() || is_busy_chain(e));
-        match self.handle.apply(&ops).into_iter().filter_map(Result::err).find(stays) {
+        match outcomes.into_iter().filter_map(Result::err).find(stays) {
             None => Ok(()),
             Some(error) => Err(self.error(&Failed::Op(error))),
         }
+    }
+
+    /// Whether other attachments' addresses lead to a chain: to try to remove it would cost them,
+    /// and us, an RCU grace period.
+    fn is_used(&mut self, desired: &Desired, op: &Op) -> Result<bool, CniError> {
+        let Some((table, chain)) = shared_chain(desired, op) else { return Ok(false) };
+        let nft = self.handle.nft().map_err(|e| CniError::internal(e.to_string()))?;
+        nft.is_chain_used(table, chain).map_err(|e| self.unreadable(&e))
     }
 
     /// An interface.
@@ -308,17 +361,13 @@ impl Space {
         if addresses.is_empty() {
             return Ok(());
         }
-        let mut tracked =
-            Conntrack::open_in(self.handle.netns()).map_err(|e| self.unreadable(&e))?;
-        for address in addresses {
-            match tracked.delete_for(*address) {
-                // A kernel without connection tracking has nothing to forget.
-                Err(causeway_kernel::Error::Refused { refusal, .. }) if refusal.errno == EINVAL => {
-                }
-                other => drop(other.map_err(|e| self.unreadable(&e))?),
+        match self.handle.forget_connections(addresses) {
+            // A kernel without connection tracking has nothing to forget.
+            Err(causeway_kernel::Error::Refused { refusal, .. }) if refusal.errno == EINVAL => {
+                Ok(())
             }
+            other => other.map(drop).map_err(|e| self.unreadable(&e)),
         }
-        Ok(())
     }
 
     /// Makes an interface take in every frame (`IFF_PROMISC`).
@@ -344,6 +393,7 @@ impl Space {
             Failed::Conflict(key, why) => {
                 CniError::internal(format!("{key} {}: {why}", self.place))
             }
+            Failed::Unread(error) => self.unreadable(error),
             Failed::Op(error) => CniError::internal(format!("{error}, {}", self.place)),
         }
     }
@@ -354,8 +404,22 @@ impl Space {
 pub(crate) enum Failed {
     /// Something else is in its place.
     Conflict(Key, String),
+    /// What is there could not be read.
+    Unread(causeway_kernel::Error),
     /// The kernel refused.
     Op(OpError),
+}
+
+/// The chain that an operation removes, when other attachments may use it as well.
+fn shared_chain<'a>(desired: &'a Desired, op: &Op) -> Option<(&'a NftTable, &'a str)> {
+    let (key, Op::Nft { ops, .. }) = (op.key(), op) else { return None };
+    let Object::Table(table) = &desired.get(&key)?.object else { return None };
+    let removed = ops.iter().find_map(|step| match step {
+        NftOp::DelChain { name } => Some(name),
+        _ => None,
+    })?;
+    let (name, chain) = table.chains.get_key_value(removed)?;
+    chain.base.is_none().then_some((table, name.as_str()))
 }
 
 /// Another attachment's addresses lead to the chain: it stays for them.

@@ -135,6 +135,25 @@ impl Nft {
         Err(Error::Interrupted { what: "read an nftables table", tries: TRIES })
     }
 
+    /// What there is of a table that others share: of the chains and sets that `wanted` names, those
+    /// that are there, chains with their rules, sets without their elements. The cost does not grow
+    /// with the rest of the table. `None` when nothing of it is there.
+    ///
+    /// # Errors
+    /// As [`Nft::read_table`].
+    pub fn read_frame(&mut self, wanted: &NftTable) -> Result<Option<NftTable>, Error> {
+        read::frame(&mut self.sock, wanted)
+    }
+
+    /// Whether anything beside its own rules holds a chain: rules or elements that lead there. False
+    /// for one that is not there.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn is_chain_used(&mut self, table: &NftTable, chain: &str) -> Result<bool, Error> {
+        read::is_chain_used(&mut self.sock, table, chain)
+    }
+
     /// The number of the rule set's generation: it changes with every transaction of anybody.
     ///
     /// # Errors

@@ -39,9 +39,54 @@ pub(super) fn table(
     }
     let mut table = NftTable::new(family, name, false);
     chains(sock, &mut table)?;
-    rules(sock, &mut table)?;
+    rules(sock, &mut table, None)?;
     sets(sock, &mut table)?;
     Ok(Some(table))
+}
+
+/// Those of the chains and sets of a table that another one names.
+pub(super) fn frame(sock: &mut Socket, wanted: &NftTable) -> Result<Option<NftTable>, Error> {
+    let mut found = NftTable::new(wanted.family, &wanted.name, wanted.exclusive);
+    for name in wanted.chains.keys() {
+        let ask = request(msg::GETCHAIN, wanted.family, |b| {
+            b.text(1, &wanted.name).text(3, name);
+        });
+        let read = |reply: Reply<'_>| Some(base(wanted.family, ours(&reply, &wanted.name)?));
+        if let Some(base) = sock.get("look up an nftables chain", ask, read)? {
+            found.chains.insert(name.clone(), Chain { base, rules: Vec::new() });
+        }
+    }
+    for name in found.chains.keys().cloned().collect::<Vec<_>>() {
+        rules(sock, &mut found, Some(&name))?;
+    }
+    for name in wanted.sets.keys() {
+        let ask = request(msg::GETSET, wanted.family, |b| {
+            b.text(1, &wanted.name).text(2, name);
+        });
+        let read = |reply: Reply<'_>| set_frame(ours(&reply, &wanted.name)?);
+        if let Some((_, set)) = sock.get("look up an nftables set", ask, read)? {
+            found.sets.insert(name.clone(), set);
+        }
+    }
+    Ok((!found.chains.is_empty() || !found.sets.is_empty()).then_some(found))
+}
+
+/// `NFTA_CHAIN_USE` counts the rules of a chain and all that leads to it.
+pub(super) fn is_chain_used(
+    sock: &mut Socket,
+    table: &NftTable,
+    name: &str,
+) -> Result<bool, Error> {
+    let mut alone = NftTable::new(table.family, &table.name, table.exclusive);
+    alone.chains.insert(name.to_owned(), Chain { base: None, rules: Vec::new() });
+    rules(sock, &mut alone, Some(name))?;
+    let rules = alone.chains.get(name).map_or(0, |chain| chain.rules.len());
+    let ask = request(msg::GETCHAIN, table.family, |b| {
+        b.text(1, &table.name).text(3, name);
+    });
+    let read = |reply: Reply<'_>| attribute(ours(&reply, &table.name)?, 6).and_then(be32);
+    let used = sock.get("look up an nftables chain", ask, read)?.unwrap_or(0);
+    Ok(used as usize > rules)
 }
 
 fn ours<'a>(reply: &Reply<'a>, table: &str) -> Option<&'a [u8]> {
@@ -90,11 +135,15 @@ fn base(family: NftFamily, body: &[u8]) -> Option<Base> {
     })
 }
 
-fn rules(sock: &mut Socket, table: &mut NftTable) -> Result<(), Error> {
+/// Reads the rules of all chains, or of one.
+fn rules(sock: &mut Socket, table: &mut NftTable, chain: Option<&str>) -> Result<(), Error> {
     let name = table.name.clone();
     let family = table.family;
     let ask = request(msg::GETRULE, family, |b| {
         b.text(1, &name);
+        if let Some(chain) = chain {
+            b.text(2, chain);
+        }
     });
     let read = |reply: Reply<'_>| {
         let body = ours(&reply, &name)?;
@@ -116,18 +165,7 @@ fn sets(sock: &mut Socket, table: &mut NftTable) -> Result<(), Error> {
     let ask = request(msg::GETSET, table.family, |b| {
         b.text(1, &name);
     });
-    let read = |reply: Reply<'_>| {
-        let body = ours(&reply, &name)?;
-        let flags = attribute(body, 3).and_then(be32).unwrap_or(0);
-        let set = Set {
-            // An unknown type is no type: it equals nothing of ours.
-            key: key_types(be32(attribute(body, 4)?)?).unwrap_or_default(),
-            vmap: flags & SET_MAP != 0,
-            interval: flags & SET_INTERVAL != 0,
-            elements: BTreeMap::new(),
-        };
-        Some((text(attribute(body, 2)?), set))
-    };
+    let read = |reply: Reply<'_>| set_frame(ours(&reply, &name)?);
     for (set_name, mut set) in sock.dump("list nftables sets", ask, read)? {
         let ask = request(msg::GETSETELEM, table.family, |b| {
             b.text(1, &name).text(2, &set_name);
@@ -138,4 +176,17 @@ fn sets(sock: &mut Socket, table: &mut NftTable) -> Result<(), Error> {
         table.sets.insert(set_name, set);
     }
     Ok(())
+}
+
+/// A set's name, and the set without its elements.
+fn set_frame(body: &[u8]) -> Option<(String, Set)> {
+    let flags = attribute(body, 3).and_then(be32).unwrap_or(0);
+    let set = Set {
+        // An unknown type is no type: it equals nothing of ours.
+        key: key_types(be32(attribute(body, 4)?)?).unwrap_or_default(),
+        vmap: flags & SET_MAP != 0,
+        interval: flags & SET_INTERVAL != 0,
+        elements: BTreeMap::new(),
+    };
+    Some((text(attribute(body, 2)?), set))
 }
