@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 use crate::netns::NetNs;
 use crate::rtnl::read;
 use crate::sock::{Bus, Reply, Request, Socket, attributes};
@@ -13,8 +13,8 @@ use crate::sock::{Bus, Reply, Request, Socket, attributes};
 /// `NFNL_SUBSYS_CTNETLINK` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
-/// With more entries than this the kernel filters them: four walks over its buckets cost less then
-/// than to hand over all (about a microsecond each).
+/// With more entries than this four walks over the kernel's buckets cost less than to hand over all
+/// (about a microsecond each).
 const FEW: u64 = 20_000;
 /// `struct nfgenmsg`.
 const HEADER: usize = 4;
@@ -93,84 +93,98 @@ impl Conntrack {
     }
 
     /// Deletes the entries of which one of the addresses is an end: source or destination, before or
-    /// after translation. Answers how many there were. `count` is how many entries there are, at
-    /// about, of all addresses: it decides who looks through them.
+    /// after translation. `count` is how many entries there are, at about, of all addresses.
     ///
     /// # Errors
     /// When the kernel has no connection tracking, or refuses.
-    pub fn delete_for(&mut self, addrs: &[IpAddr], count: u64) -> Result<usize, Error> {
-        let mut entries: Vec<Entry> = Vec::new();
-        for request in requests(addrs, count) {
+    pub fn delete_for(&mut self, addrs: &[IpAddr], count: u64) -> Result<(), Error> {
+        let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addrs.iter().partition(|a| a.is_ipv4());
+        let requests = v4.iter().filter_map(|a| as_v4(*a)).flat_map(|v4| filtered(v4, DELETE));
+        match self.carry_out(requests.collect())? {
+            Ok(()) => {}
+            // Before 6.9 it looks for one entry, and misses its ports. Nothing was deleted then.
+            Err(refusal) if refusal.errno == libc::EINVAL => self.delete_found(&v4, count)?,
+            Err(refusal) => return Err(refused(addrs, refusal)),
+        }
+        self.delete_found(&v6, count)
+    }
+
+    /// The same by reading the entries, for kernels that cannot delete by addresses.
+    ///
+    /// Few are read as a whole, by one dump a family; of many the kernel hands over those of each IPv4
+    /// address alone (`CTA_FILTER`, since 5.8), by four dumps that all walk its buckets.
+    ///
+    /// # Errors
+    /// As [`Conntrack::delete_for`].
+    pub fn delete_found(&mut self, addrs: &[IpAddr], count: u64) -> Result<(), Error> {
+        let mut requests = Vec::new();
+        if addrs.iter().any(IpAddr::is_ipv6) {
+            requests.push(whole(libc::AF_INET6));
+        }
+        let v4 = addrs.iter().filter_map(|a| as_v4(*a));
+        match count <= FEW {
+            true => requests.extend(v4.take(1).map(|_| whole(libc::AF_INET))),
+            false => requests.extend(v4.flat_map(|v4| filtered(v4, GET))),
+        }
+        let mut found: Vec<Entry> = Vec::new();
+        for request in requests {
             let read = |reply: Reply<'_>| {
                 let is_end = |addr: &IpAddr| {
                     ENDS.iter().any(|end| address_at(reply.body, *end, *addr) == Some(*addr))
                 };
                 addrs.iter().any(is_end).then(|| entry(reply.body)).flatten()
             };
-            for found in self.socket.dump("read tracked connections", request, read)? {
+            for entry in self.socket.dump("read tracked connections", request, read)? {
                 // A connection without translation is found by both of its tuples.
-                if entries.iter().all(|e| e.id != found.id) {
-                    entries.push(found);
+                if found.iter().all(|e| e.id != entry.id) {
+                    found.push(entry);
                 }
             }
         }
-        let requests =
-            entries.into_iter().map(|e| Request::new(DELETE, 0, e.body)).collect::<Vec<_>>();
-        let mut deleted = 0;
-        for outcome in self.socket.transact(requests)? {
-            match outcome {
-                Ok(()) => deleted += 1,
-                // It ended by itself.
-                Err(refusal) if refusal.is_gone() => {}
-                Err(refusal) => {
-                    return Err(Error::refused(
-                        format!("delete a tracked connection of {addrs:?}"),
-                        refusal,
-                    ));
-                }
-            }
-        }
-        Ok(deleted)
+        let each = found.into_iter().map(|e| Request::new(DELETE, 0, e.body)).collect();
+        self.carry_out(each)?.map_err(|refusal| refused(addrs, refusal))
+    }
+
+    /// Deletes; what ended by itself is fine. The inner error is the first refusal.
+    fn carry_out(&mut self, requests: Vec<Request>) -> Result<Result<(), Refusal>, Error> {
+        let outcomes = self.socket.transact(requests)?;
+        Ok(outcomes.into_iter().find(|o| o.as_ref().is_err_and(|r| !r.is_gone())).unwrap_or(Ok(())))
     }
 }
 
-/// The dumps in which every entry of the addresses shows up.
+fn refused(addrs: &[IpAddr], refusal: Refusal) -> Error {
+    Error::refused(format!("delete tracked connections of {addrs:?}"), refusal)
+}
+
+fn as_v4(addr: IpAddr) -> Option<Ipv4Addr> {
+    match addr {
+        IpAddr::V4(v4) => Some(v4),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// A dump of all entries of a family.
+fn whole(family: i32) -> Request {
+    Request::new(GET, 0, header(family as u8))
+}
+
+/// The requests that together find every entry of an address. To delete by a filter is much
+/// cheaper than to dump by one: the kernel passes over empty buckets without a lock.
 ///
-/// For IPv4 the kernel can filter (`CTA_FILTER`, since 5.8), which spares reading a large table, but
-/// each of the four dumps walks all buckets: few entries are read as a whole, by one dump. Its
-/// filter by IPv6 addresses lets through the others instead, so IPv6 is always read as a whole.
-fn requests(addrs: &[IpAddr], count: u64) -> Vec<Request> {
-    let whole = |family: i32| Request::new(GET, 0, header(family as u8));
-    let mut all = Vec::new();
-    if addrs.iter().any(IpAddr::is_ipv6) {
-        all.push(whole(libc::AF_INET6));
-    }
-    for addr in addrs {
-        let IpAddr::V4(v4) = addr else { continue };
-        if count <= FEW {
-            all.push(whole(libc::AF_INET));
-            break;
-        }
-        all.extend(filtered(*v4));
-    }
-    all
-}
-
-fn filtered(v4: Ipv4Addr) -> Vec<Request> {
-    let addr = IpAddr::V4(v4);
-    let filtered = |end: &End| {
+/// For IPv4 alone: the filter by IPv6 addresses lets through all the others instead (seen on 6.18).
+fn filtered(v4: Ipv4Addr, kind: u16) -> impl Iterator<Item = Request> {
+    ENDS.iter().map(move |end| {
         let mut body = header(libc::AF_INET as u8);
         let [orig, reply] = end.flags();
         nest(&mut body, end.tuple, |b| {
-            nest(b, TUPLE_IP, |b| put(b, end.attribute(addr), &v4.octets()));
+            nest(b, TUPLE_IP, |b| put(b, end.attribute(IpAddr::V4(v4)), &v4.octets()));
         });
         nest(&mut body, FILTER, |b| {
             put(b, FILTER_ORIG_FLAGS, &orig.to_ne_bytes());
             put(b, FILTER_REPLY_FLAGS, &reply.to_ne_bytes());
         });
-        Request::new(GET, 0, body)
-    };
-    ENDS.iter().map(filtered).collect()
+        Request::new(kind, 0, body)
+    })
 }
 
 /// The address that an entry has at an end, if it is of the same family as `like`.

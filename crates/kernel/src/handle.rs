@@ -323,17 +323,17 @@ impl Handle {
     }
 
     /// Deletes the tracked connections of which one of the addresses is an end, before or after
-    /// translation. Answers how many there were. See [`Conntrack::delete_for`].
+    /// translation. See [`Conntrack::delete_for`].
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn forget_connections(&mut self, addrs: &[IpAddr]) -> Result<usize, Error> {
+    pub fn forget_connections(&mut self, addrs: &[IpAddr]) -> Result<(), Error> {
         let count = match self.inside().and_then(|_inside| sysctl::read(CONNECTIONS))? {
             Some(count) => count.parse().unwrap_or(u64::MAX),
             None => u64::MAX,
         };
         if count == 0 {
-            return Ok(0);
+            return Ok(());
         }
         Conntrack::open_in(&self.ns)?.delete_for(addrs, count)
     }

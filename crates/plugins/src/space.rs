@@ -366,7 +366,7 @@ impl Space {
             Err(causeway_kernel::Error::Refused { refusal, .. }) if refusal.errno == EINVAL => {
                 Ok(())
             }
-            other => other.map(drop).map_err(|e| self.unreadable(&e)),
+            other => other.map_err(|e| self.unreadable(&e)),
         }
     }
 
