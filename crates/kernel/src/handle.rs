@@ -7,6 +7,7 @@ use causeway_model::{Key, Link, LinkKind, Object, Observed, Route};
 use causeway_plan::{Op, TableId};
 use causeway_types::names::ROUTE_PROTOCOL;
 use causeway_types::{Family, IfName};
+use ipnet::IpNet;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
@@ -165,6 +166,22 @@ impl Handle {
             names.extend(master.map(|m| (m.index, m.link.name)));
         }
         Ok(Some((seen.index, seen.named(&names))))
+    }
+
+    /// The addresses of an interface; none when there is no such interface. Costs the same however
+    /// many interfaces there are.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn addresses(&mut self, name: &IfName) -> Result<Vec<IpNet>, Error> {
+        let Some(index) = self.link_index(name)? else { return Ok(Vec::new()) };
+        let names = Names::from_iter([(index, name.clone())]);
+        let read = |r: Reply<'_>| addr::decode(r, &names).map(|found| found.addr);
+        match self.route.dump("read addresses", addr::dump_of(index), read) {
+            // It went meanwhile.
+            Err(Error::Refused { refusal, .. }) if refusal.is_gone() => Ok(Vec::new()),
+            other => other,
+        }
     }
 
     /// The two indexes of a veth pair, seen from one of its ends; `None` when there is no veth of

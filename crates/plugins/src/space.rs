@@ -278,13 +278,7 @@ impl Space {
     /// # Errors
     /// Code 999 when the kernel does not say.
     pub(crate) fn addrs(&mut self, dev: &IfName) -> Result<Vec<IpNet>, CniError> {
-        let scope = Scope { addrs: true, ..NOTHING };
-        let observed = self.handle.observe(&scope).map_err(|e| self.unreadable(&e))?;
-        let own = observed.iter().filter_map(|(_, object)| match object {
-            Object::Addr(addr) if addr.dev == *dev => Some(addr.addr),
-            _ => None,
-        });
-        Ok(own.collect())
+        self.handle.addresses(dev).map_err(|e| self.unreadable(&e))
     }
 
     /// Those of the objects that are there, and maybe others.

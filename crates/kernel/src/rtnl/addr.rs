@@ -19,6 +19,14 @@ pub(crate) fn dump() -> Request {
     request(&RouteNetlinkMessage::GetAddress(AddressMessage::default()), 0)
 }
 
+/// The request for a dump of the addresses of one interface (strict checking of dump requests, since
+/// 4.20, makes the kernel look at the index).
+pub(crate) fn dump_of(index: u32) -> Request {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    request(&RouteNetlinkMessage::GetAddress(message), 0)
+}
+
 /// The request that adds an address.
 pub(crate) fn create(addr: &Addr, index: u32) -> Request {
     request(&RouteNetlinkMessage::NewAddress(whole(addr, index)), CREATE | EXCL)
