@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -139,11 +140,43 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, CniError> {
 /// # Errors
 /// Code 5.
 pub(crate) fn read_state(path: &Path) -> Result<Option<Vec<u8>>, CniError> {
-    match read_plain(path, OFlags::NOFOLLOW) {
+    state(read_plain(path, OFlags::NOFOLLOW)).map_err(|e| io_error("cannot read", path, &e))
+}
+
+fn state(read: io::Result<Option<Vec<u8>>>) -> io::Result<Option<Vec<u8>>> {
+    match read {
         Ok(content) => Ok(Some(content.unwrap_or_default())),
         Err(e) if is_absent(&e) => Ok(None),
         Err(e) if is_no_file(&e) => Ok(Some(Vec::new())),
-        Err(e) => Err(io_error("cannot read", path, &e)),
+        Err(e) => Err(e),
+    }
+}
+
+/// A directory that many files are read of: the way to it is gone once.
+pub(crate) struct Dir<'a> {
+    path: &'a Path,
+    open: OwnedFd,
+}
+
+impl<'a> Dir<'a> {
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn open(path: &'a Path) -> Result<Self, CniError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|e| io_error("cannot open", path, &e.into()))?;
+        Ok(Self { path, open })
+    }
+
+    /// As [`read_state`].
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn read_state(&self, name: &str) -> Result<Option<Vec<u8>>, CniError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.open, name, flags, Mode::empty()).map(File::from);
+        let read = file.map_err(io::Error::from).and_then(content);
+        state(read).map_err(|e| io_error("cannot read", &self.path.join(name), &e))
     }
 }
 
@@ -153,7 +186,10 @@ pub(crate) fn read_state(path: &Path) -> Result<Option<Vec<u8>>, CniError> {
 /// Directories cannot be read, and from a pipe or a device comes nothing, a little of somebody's, or
 /// a whole block, after which it is looked at.
 fn read_plain(path: &Path, flags: OFlags) -> io::Result<Option<Vec<u8>>> {
-    let mut file = open_plain(path, OFlags::RDONLY | flags)?;
+    content(open_plain(path, OFlags::RDONLY | flags)?)
+}
+
+fn content(mut file: File) -> io::Result<Option<Vec<u8>>> {
     let mut block = [0; 512];
     let length = match file.read(&mut block) {
         // A pipe without content.

@@ -124,17 +124,19 @@ impl LeaseDir {
     /// Code 5.
     pub fn load(&self) -> Result<Loaded, CniError> {
         let mut loaded = Loaded::default();
+        let dir = files::Dir::open(&self.dir)?;
         for name in files::names(&self.dir)? {
             if let Some(ip) = address_of(&name) {
-                let path = self.dir.join(&name);
-                let Some(content) = files::read_state(&path)? else { continue };
+                let Some(content) = dir.read_state(&name)? else { continue };
                 match owner_in(&content) {
                     Some(owner) => drop(loaded.state.insert(ip, owner)),
-                    None if is_from_before_boot(&path) => drop(loaded.old.insert(ip)),
+                    None if is_from_before_boot(&self.dir.join(&name)) => {
+                        drop(loaded.old.insert(ip))
+                    }
                     None => drop(loaded.torn.insert(ip)),
                 }
             } else if let Some(index) = name.strip_prefix(LAST).and_then(|n| n.parse().ok()) {
-                let content = files::read_state(&self.dir.join(&name))?.unwrap_or_default();
+                let content = dir.read_state(&name)?.unwrap_or_default();
                 let text = String::from_utf8_lossy(&content);
                 if let Ok(ip) = text.trim().parse() {
                     loaded.state.set_last(index, ip);
