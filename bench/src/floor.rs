@@ -47,7 +47,7 @@ fn add(netns: &str, host: &str, bridge: &str, addr: &str, gateway: &str) -> Resu
     let dst = Family::of(addr.addr()).default_route();
     let mut pod = Desired::default();
     pod.add(Owner::Node, "", Object::Link(Link::up(dev.clone(), veth(host, None)?.kind)));
-    pod.add(Owner::Node, "", Object::Addr(Addr { dev: dev.clone(), addr, noprefixroute: false }));
+    pod.add(Owner::Node, "", Object::Addr(Addr::new(dev.clone(), addr)));
     let route = Route {
         dst: causeway_types::Cidr::of(dst),
         table: Route::MAIN,

@@ -38,18 +38,7 @@ fn drop(comment: &str, mut stmts: Vec<Stmt>) -> Rule {
 
 /// The shared table of family netdev with this pod's ingress chain.
 pub(crate) fn table(record: &AttachmentRecord) -> NftTable {
-    let mut table = NftTable::new(NftFamily::Netdev, names::NFT_PLUGINS, false);
-    let base = Base {
-        kind: ChainType::Filter,
-        hook: Hook::Ingress,
-        priority: -150,
-        device: Some(record.host_ifname.clone()),
-        policy: Policy::Drop,
-    };
-    let mut rules = vec![drop(
-        "source MAC is not the pod's",
-        vec![Stmt::is_not(Field::EtherSaddr, KeyPart::Mac(record.mac))],
-    )];
+    let mut rules = vec![others_macs(record)];
     let v4: Vec<IpAddr> = record.addrs_of(Family::V4).map(|a| a.addr()).collect();
     let v6: Vec<IpAddr> = record.addrs_of(Family::V6).map(|a| a.addr()).collect();
     if !v4.is_empty() {
@@ -59,6 +48,28 @@ pub(crate) fn table(record: &AttachmentRecord) -> NftTable {
         rules.extend(ipv6(record.mac, &v6));
     }
     rules.push(drop("source address is not the pod's", vec![]));
+    with_chain(record, Policy::Drop, rules)
+}
+
+/// The same with the check of MACs alone: the addresses are the pod's own affair.
+pub(crate) fn mac_check(record: &AttachmentRecord) -> NftTable {
+    with_chain(record, Policy::Accept, vec![others_macs(record)])
+}
+
+fn others_macs(record: &AttachmentRecord) -> Rule {
+    let other = Stmt::is_not(Field::EtherSaddr, KeyPart::Mac(record.mac));
+    drop("source MAC is not the pod's", vec![other])
+}
+
+fn with_chain(record: &AttachmentRecord, policy: Policy, rules: Vec<Rule>) -> NftTable {
+    let mut table = NftTable::new(NftFamily::Netdev, names::NFT_PLUGINS, false);
+    let base = Base {
+        kind: ChainType::Filter,
+        hook: Hook::Ingress,
+        priority: -150,
+        device: Some(record.host_ifname.clone()),
+        policy,
+    };
     table.chains.insert(record.host_ifname.to_string(), Chain { base: Some(base), rules });
     table
 }

@@ -305,7 +305,7 @@ fn bridge(d: &mut Desired, inputs: &Inputs, own: &NodeInfo, mtu: Mtu, families: 
     link.mac = Some(bridge_mac(name, &gateways));
     d.add(Owner::Node, "the bridge that pods are ports of", Object::Link(link));
     for cidr in &own.pod_cidrs {
-        let addr = Addr { dev: name.clone(), addr: cidr.gateway_net(), noprefixroute: false };
+        let addr = Addr::new(name.clone(), cidr.gateway_net());
         d.add(Owner::Node, "the pods' gateway", Object::Addr(addr));
     }
     let why = "isolated ports: the node answers for pods and forwards between them";
@@ -376,7 +376,7 @@ fn tunnel(
     // Services), and peers take nothing from the tunnel that is not of our pod subnet.
     for cidr in &own.pod_cidrs {
         let addr = IpNet::from(cidr.gateway());
-        let addr = Addr { dev: dev.clone(), addr, noprefixroute: false };
+        let addr = Addr::new(dev.clone(), addr);
         let why = "the node's own address inside the cluster";
         d.add(Owner::Node, why, Object::Addr(addr));
     }

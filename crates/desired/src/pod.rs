@@ -66,6 +66,12 @@ pub fn host_objects(record: &AttachmentRecord, context: &PodContext) -> Desired 
     d
 }
 
+/// Drops what a pod sends from another MAC than its own: for bridges that nobody serves, whose pods
+/// have no guard (`macspoofchk` of type `bridge`).
+pub fn mac_check(record: &AttachmentRecord) -> Object {
+    Object::Table(guard::mac_check(record))
+}
+
 fn veth(record: &AttachmentRecord, context: &PodContext) -> Link {
     let kind = LinkKind::Veth {
         peer: Some(record.ifname.clone()),
@@ -135,7 +141,7 @@ pub fn pod_objects(record: &AttachmentRecord, bridge_mac: Option<Mac>) -> Desire
     link.mtu = Some(record.mtu);
     add("the pod's interface", Object::Link(link));
     for addr in &record.addresses {
-        let addr = Addr { dev: dev.clone(), addr: *addr, noprefixroute: false };
+        let addr = Addr::new(dev.clone(), *addr);
         add("the pod's address", Object::Addr(addr));
     }
     for &gateway in &record.gateways {

@@ -184,6 +184,17 @@ impl Handle {
         }
     }
 
+    /// Whether the kernel found that another host of the link has an IPv6 address of an interface
+    /// (`IFA_F_DADFAILED`).
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn is_duplicate(&mut self, name: &IfName, ip: IpAddr) -> Result<bool, Error> {
+        let Some(index) = self.link_index(name)? else { return Ok(false) };
+        let read = |r: Reply<'_>| addr::is_duplicate(r, index, ip).then_some(());
+        Ok(!self.route.dump("read addresses", addr::dump_of(index), read)?.is_empty())
+    }
+
     /// The two indexes of a veth pair, seen from one of its ends; `None` when there is no veth of
     /// this name.
     ///

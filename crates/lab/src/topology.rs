@@ -61,7 +61,7 @@ impl Space {
     }
 
     fn addr(&mut self, dev: &str, addr: IpNet) -> &mut Self {
-        self.add(Object::Addr(Addr { dev: ifname(dev), addr, noprefixroute: false }))
+        self.add(Object::Addr(Addr::new(ifname(dev), addr)))
     }
 
     fn route(&mut self, dst: Cidr, via: IpAddr) -> &mut Self {

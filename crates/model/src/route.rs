@@ -6,8 +6,7 @@ use causeway_types::{Cidr, Family, IfName, Mac, Mtu};
 use ipnet::IpNet;
 use serde::Serialize;
 
-/// An address of an interface. IPv6 addresses are added without duplicate address detection
-/// (IFA_F_NODAD): the address plan already guarantees that they are unique.
+/// An address of an interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Addr {
     /// The interface.
@@ -16,6 +15,17 @@ pub struct Addr {
     pub addr: IpNet,
     /// Do not make the kernel add a route for the prefix (IFA_F_NOPREFIXROUTE).
     pub noprefixroute: bool,
+    /// An IPv6 address is added with duplicate address detection (RFC 4862). Without, it has
+    /// IFA_F_NODAD: the address plan already guarantees that it is unique. Observed addresses do not
+    /// tell: it is false for them, and not compared.
+    pub dad: bool,
+}
+
+impl Addr {
+    /// An address with a route for its prefix, without duplicate address detection.
+    pub fn new(dev: IfName, addr: IpNet) -> Self {
+        Self { dev, addr, noprefixroute: false, dad: false }
+    }
 }
 
 /// What a route does with a packet (`RTN_*`).

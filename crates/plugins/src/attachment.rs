@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use causeway_cni_spec::{CniError, CniResult, Interface};
-use causeway_desired::pod::{PodContext, host_objects};
-use causeway_model::{Desired, Key, Link, Object, Observed};
+use causeway_desired::pod::{PodContext, host_objects, mac_check};
+use causeway_model::{Desired, Key, Link, Object, Observed, Owner};
 use causeway_types::state::AttachmentRecord;
 use causeway_types::{IfName, Mac, Mtu, names};
 
@@ -133,13 +133,15 @@ pub(crate) fn wire(
     rollback.on_failure(move || remove(&mut Space::node()?, &host, &addresses));
     node.make(&wiring.host, &Observed::default()).map_err(|e| node.error(&e))?;
     pod.make(&wiring.pod, &born(&wiring.pod)).map_err(|e| pod.error(&e))?;
-    node.wait_running(&record.host_ifname)?;
-    if let Some(bridge) = &record.bridge {
-        // With its first port a bridge has a carrier, and takes packets a moment later.
-        node.wait_running(bridge)?;
+    if is_up(&wiring.pod) {
+        node.wait_running(&record.host_ifname)?;
+        if let Some(bridge) = &record.bridge {
+            // With its first port a bridge has a carrier, and takes packets a moment later.
+            node.wait_running(bridge)?;
+        }
+        pod.wait_running(&record.ifname)?;
+        pod.wait_local(&record.ifname, &addresses_of(record))?;
     }
-    pod.wait_running(&record.ifname)?;
-    pod.wait_local(&addresses_of(record))?;
     let Some(served) = wiring.served else { return pod.announce(&record.ifname) };
     records.write(&AttachmentRecord { pending: false, ..record.clone() })?;
     served.confirm(call)
@@ -164,6 +166,10 @@ fn refuse_taken_name(pod: &mut Space, record: &AttachmentRecord) -> Result<(), C
         "interface {} already exists in {}: another network made it; choose another CNI_IFNAME",
         record.ifname, record.netns
     )))
+}
+
+fn is_up(pod: &Desired) -> bool {
+    pod.iter().any(|(_, entry)| matches!(&entry.object, Object::Link(link) if link.up))
 }
 
 /// The pod's end as it is born with the veth pair: everything but up.
@@ -213,7 +219,10 @@ pub(crate) fn detach(
         // that is read-only, must not keep the interface.
         let _ = records.write(&AttachmentRecord { pending: true, ..record.clone() });
     }
-    let host = host_objects(record, &context(kept.served));
+    let mut host = host_objects(record, &context(kept.served));
+    if kept.mac_check {
+        host.add(Owner::Pod(record.owner_name()), "it checks the pod's MAC", mac_check(record));
+    }
     remove(node, &host, &addresses_of(record))?;
     release()?;
     records.remove(&record.container_id, record.ifname.as_str())
@@ -226,6 +235,13 @@ pub(crate) struct Kept {
     pub record: bool,
     /// Guards, neighbours and forwarding entries of a served network.
     pub served: bool,
+    /// A check of the pod's MAC on a network that is not served.
+    pub mac_check: bool,
+}
+
+impl Kept {
+    /// What goes with an attachment of a served network.
+    pub(crate) const SERVED: Kept = Kept { record: true, served: true, mac_check: false };
 }
 
 /// What an earlier ADD of the same attachment left when it was killed, or what outlived a boot,

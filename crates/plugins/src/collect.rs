@@ -314,7 +314,7 @@ impl Collector {
     fn detach(&self, record: &AttachmentRecord, noted: bool) -> Result<(), CniError> {
         let owner = Owner::new(&record.container_id, record.ifname.as_str());
         let leases = self.network.leases();
-        let kept = Kept { record: noted, served: true };
+        let kept = Kept { record: noted, ..Kept::SERVED };
         let named = attachment::addresses_of(record);
         let release = || if noted { leases.release(&owner, &named) } else { Ok(()) };
         attachment::detach(&self.network.paths, &mut Space::node()?, record, kept, release)

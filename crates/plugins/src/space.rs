@@ -202,14 +202,26 @@ impl Space {
     }
 
     /// Waits until packets to addresses are taken in: the kernel is a moment late with those of
-    /// IPv6.
+    /// IPv6, and with duplicate address detection a second or two.
     ///
     /// # Errors
-    /// Code 999 when it does not come to that in time.
-    pub(crate) fn wait_local(&mut self, addresses: &[IpAddr]) -> Result<(), CniError> {
+    /// Code 999 when it does not come to that in time, or another has the address.
+    pub(crate) fn wait_local(
+        &mut self,
+        dev: &IfName,
+        addresses: &[IpAddr],
+    ) -> Result<(), CniError> {
         for ip in addresses.iter().filter(|ip| ip.is_ipv6()) {
             let what = format!("address {ip} takes no packets");
-            self.wait(&what, |handle| handle.is_local(*ip))?;
+            self.wait(&what, |handle| match handle.is_local(*ip)? {
+                false if handle.is_duplicate(dev, *ip)? => {
+                    Err(causeway_kernel::Error::Invalid(format!(
+                        "address {ip} is somebody else's on this link (duplicate address detection \
+                         found it): remove it there, or keep it out of the range"
+                    )))
+                }
+                local => Ok(local),
+            })?;
         }
         Ok(())
     }

@@ -93,11 +93,7 @@ fn eth0() -> Vec<Object> {
         protocol: 2,
         mtu: None,
     };
-    vec![
-        Object::Link(link),
-        Object::Addr(Addr { dev, addr, noprefixroute: false }),
-        Object::Route(connected),
-    ]
+    vec![Object::Link(link), Object::Addr(Addr::new(dev, addr)), Object::Route(connected)]
 }
 
 struct Test {

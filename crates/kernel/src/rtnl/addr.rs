@@ -60,7 +60,7 @@ fn whole(addr: &Addr, index: u32) -> AddressMessage {
     if addr.noprefixroute {
         flags |= AddressFlags::Noprefixroute;
     }
-    if addr.addr.addr().is_ipv6() {
+    if addr.addr.addr().is_ipv6() && !addr.dad {
         flags |= AddressFlags::Nodad;
     }
     if !flags.is_empty() {
@@ -76,6 +76,17 @@ fn broadcast(net: IpNet) -> Option<Ipv4Addr> {
         IpNet::V4(net) if net.prefix_len() < 31 => Some(net.broadcast()),
         _ => None,
     }
+}
+
+/// True for the message of an address of an interface that another host of the link has.
+pub(crate) fn is_duplicate(reply: Reply<'_>, index: u32, ip: IpAddr) -> bool {
+    let Some(header) = reply.body.get(..HEADER) else { return false };
+    let all = || attributes(&reply.body[HEADER..]);
+    let own = all().any(|(kind, value)| kind == libc::IFA_ADDRESS && read::ip(value) == Some(ip));
+    let wide =
+        all().find_map(|(kind, value)| read::number(value).filter(|_| kind == libc::IFA_FLAGS));
+    let flags = wide.unwrap_or(u32::from(header[2]));
+    own && read::number_at(header, 4) == Some(index) && flags & libc::IFA_F_DADFAILED != 0
 }
 
 /// Reads an address message.
@@ -99,5 +110,6 @@ pub(crate) fn decode(reply: Reply<'_>, names: &Names) -> Option<Addr> {
         dev: names.get(&read::number_at(header, 4)?)?.clone(),
         addr: IpNet::new(ip, header[1]).ok()?,
         noprefixroute: flags & libc::IFA_F_NOPREFIXROUTE != 0,
+        dad: false,
     })
 }

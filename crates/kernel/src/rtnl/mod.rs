@@ -85,7 +85,7 @@ mod tests {
                 protocol: 203,
                 mtu: Some(Mtu::new(1400).unwrap()),
             };
-            let addr = Addr { dev: dev.clone(), addr: ip.into(), noprefixroute: true };
+            let addr = Addr { dev: dev.clone(), addr: ip.into(), noprefixroute: true, dad: false };
             let neigh =
                 Neigh { dev: dev.clone(), ip, mac: Some(mac), proxy: false, permanent: true };
             let fdb = Fdb { dev, mac, dst: Some(ip), permanent: true };

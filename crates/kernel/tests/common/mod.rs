@@ -106,7 +106,7 @@ pub(crate) fn vxlan(dev: &str, local: &str) -> Link {
 }
 
 pub(crate) fn addr(dev: &str, text: &str) -> Object {
-    Object::Addr(Addr { dev: name(dev), addr: text.parse().unwrap(), noprefixroute: false })
+    Object::Addr(Addr::new(name(dev), text.parse().unwrap()))
 }
 
 /// A unicast route by a device, with our protocol.

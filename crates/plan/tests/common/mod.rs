@@ -138,7 +138,7 @@ impl World {
         for &family in &self.families {
             let own = subnet(family, 1);
             if let Some(home) = home {
-                let addr = Addr { dev: name(home), addr: own.gateway_net(), noprefixroute: false };
+                let addr = Addr::new(name(home), own.gateway_net());
                 add(Owner::Node, Object::Addr(addr));
             }
             for (i, peer) in self.peers.iter().enumerate() {
@@ -251,9 +251,7 @@ pub fn sysctl(path: &str, value: &str) -> Object {
 pub fn foreign() -> Vec<Object> {
     let mut eth0 = Link::up(name("eth0"), LinkKind::Other(String::new()));
     eth0.mac = Some(Mac::derived("eth0"));
-    let addr = |text: &str| {
-        Object::Addr(Addr { dev: name("eth0"), addr: text.parse().unwrap(), noprefixroute: false })
-    };
+    let addr = |text: &str| Object::Addr(Addr::new(name("eth0"), text.parse().unwrap()));
     let mut table = NftTable::new(NftFamily::Inet, "firewall", false);
     table.chains.insert("input".into(), Chain { base: None, rules: vec![] });
     vec![

@@ -45,6 +45,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         ends.mac = mac;
     }
     let served = Served::if_served(call)?;
+    if served.is_some() {
+        conf.refuse_served()?;
+    }
     let mut node = Space::node()?;
     let ipam = Ipam::of(call, served.as_ref().map(|s| s.lease_record(call)))?;
     if let Some(served) = &served {
@@ -61,7 +64,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let bridge = ensure_bridge(&mut node, call, &conf, served.as_ref(), &record, &result)?;
     let wiring = Wiring {
         host: objects::host(&conf, &record, served.is_some()),
-        pod: objects::pod(&record, bridge.mac, served.is_some(), &result.routes)?,
+        pod: objects::pod(&conf, &record, bridge.mac, served.is_some(), &result.routes)?,
         served: served.as_ref(),
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
@@ -193,7 +196,7 @@ fn seen(
             first_address |= !present.contains(gateway);
         }
         for addr in present {
-            let addr = Addr { dev: conf.bridge.clone(), addr, noprefixroute: false };
+            let addr = Addr::new(conf.bridge.clone(), addr);
             observed.insert(Object::Addr(addr));
         }
         make_room(node, conf, bridge, &mut observed)?;

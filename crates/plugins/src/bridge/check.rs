@@ -37,7 +37,7 @@ pub(super) fn check(call: &Call) -> Result<(), CniError> {
     let bridge = Bridge { conf: &conf, mac, mtu: None::<Mtu>, gateways };
     attachment::verify(&mut node, &bridge.objects())?;
     attachment::verify(&mut node, &objects::host(&conf, &record, served.is_some()))?;
-    attachment::verify(&mut pod, &objects::pod(&record, mac, served.is_some(), &own.routes)?)
+    attachment::verify(&mut pod, &objects::pod(&conf, &record, mac, served.is_some(), &own.routes)?)
 }
 
 /// The two ends as the previous result names them: another plugin may have made them.

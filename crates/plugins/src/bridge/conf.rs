@@ -28,6 +28,12 @@ pub(crate) struct BridgeConf {
     pub promisc: bool,
     /// Ports do not talk to each other.
     pub isolated: bool,
+    /// What comes from another MAC than the pod's is dropped.
+    pub mac_check: bool,
+    /// The kernel looks for duplicates of an IPv6 address before it uses it.
+    pub dad: bool,
+    /// The pod's interface stays down.
+    pub disabled: bool,
     /// Name resolution, in place of the IPAM plugin's; empty: not set.
     pub dns: Dns,
 }
@@ -71,6 +77,13 @@ impl BridgeConf {
                  \"hairpinMode\" and \"promiscMode\"",
             ));
         }
+        let disabled = on(raw.disable_container_interface);
+        if disabled && call.conf.ipam.is_some() {
+            return Err(CniError::invalid_config(
+                "cannot use IPAM when \"disableContainerInterface\" is set: an interface that is \
+                 down has no address; remove one of the two",
+            ));
+        }
         let is_default_gateway = on(raw.is_default_gateway);
         Ok(Self {
             bridge: bridge_name(raw.bridge.as_deref())?,
@@ -82,8 +95,27 @@ impl BridgeConf {
             hairpin,
             promisc,
             isolated: on(raw.port_isolation),
+            mac_check: on(raw.macspoofchk),
+            dad: on(raw.enabledad),
+            disabled,
             dns: call.conf.dns.clone(),
         })
+    }
+}
+
+impl BridgeConf {
+    /// On a bridge that the agent serves, it answers neighbour solicitations for all pods: a pod that
+    /// looks for duplicates of its address would find one.
+    ///
+    /// # Errors
+    /// Code 2.
+    pub(crate) fn refuse_served(&self) -> Result<(), CniError> {
+        if !self.dad {
+            return Ok(());
+        }
+        let why = "the agent serves this network and answers neighbour solicitations for its pods; \
+                   remove it, since the address plan keeps addresses unique";
+        Err(CniError::unsupported_field("enabledad", true, why))
     }
 }
 
@@ -100,16 +132,6 @@ impl Raw {
         let no_trunk = |v: &Value| v.is_null() || v.as_array().is_some_and(Vec::is_empty);
         if let Some(trunk) = self.vlan_trunk.as_ref().filter(|v| !no_trunk(v)) {
             return refuse("vlanTrunk", trunk, "remove it: ports without VLAN tags only");
-        }
-        let switches = [
-            ("macspoofchk", self.macspoofchk, "remove it; served networks check senders anyway"),
-            ("enabledad", self.enabledad, "remove it: the address plan keeps addresses unique"),
-            ("disableContainerInterface", self.disable_container_interface, "remove it"),
-        ];
-        for (key, value, why) in switches {
-            if value == Some(true) {
-                return refuse(key, &true, why);
-            }
         }
         match self.ip_masq_backend.as_deref() {
             // There is one way to masquerade here, and it has the same effect as both.
@@ -186,9 +208,9 @@ mod tests {
             (r#","ipMasqBackend":"magic""#, 7, "ipMasqBackend"),
             (r#","vlan":100"#, 2, "vlan"),
             (r#","vlanTrunk":[{"id":3}]"#, 2, "vlanTrunk"),
-            (r#","macspoofchk":true"#, 2, "macspoofchk"),
-            (r#","enabledad":true"#, 2, "enabledad"),
-            (r#","disableContainerInterface":true"#, 2, "disableContainerInterface"),
+            (r#","macspoofchk":1"#, 6, "macspoofchk"),
+            (r#","enabledad":"true""#, 6, "enabledad"),
+            (r#","ipam":{"type":"x"},"disableContainerInterface":true"#, 7, "disableContainerInt"),
         ] {
             let err = parse(extra).unwrap_err();
             assert_eq!(err.code, code, "{extra}: {err}");

@@ -26,7 +26,8 @@ pub(super) fn del(call: &Call) -> Result<(), CniError> {
     let ipam = Ipam::of(call, None)?;
     let mut node = Space::node()?;
     let noted = Attachments::at(&call.paths).read(&call.env.container_id, &call.env.ifname)?;
-    let kept = Kept { record: noted.is_some(), served: noted.is_some() || is_served(call) };
+    let served = noted.is_some() || is_served(call);
+    let kept = Kept { record: noted.is_some(), served, mac_check: conf.mac_check && !served };
     let record = match noted {
         Some(record) => record,
         None => remembered(call, &conf, &ipam)?,
@@ -123,7 +124,7 @@ pub(super) fn gc(call: &Call) -> Result<(), CniError> {
             && !valid.contains(&owner)
             && !ipam.is_in_flight(&owner)?
         {
-            let kept = Kept { record: true, served: true };
+            let kept = Kept::SERVED;
             let named = addresses_of(&record);
             let release = || release(&ipam, &owner, &named);
             let gone = detach(&call.paths, &mut node, &record, kept, release);
@@ -173,7 +174,8 @@ fn collect(
         let ends = Derived::new(&owner.container_id, ifname);
         let addresses = ips.iter().map(|ip| with_length(*ip, ranges)).collect();
         let record = skeleton(call, conf, &owner.container_id, ends, addresses);
-        let kept = Kept { record: false, served: is_served(call) };
+        let served = is_served(call);
+        let kept = Kept { record: false, served, mac_check: conf.mac_check && !served };
         detach(&call.paths, node, &record, kept, || Ok(()))?;
     }
     ips.iter().try_for_each(|ip| leases.release_if(*ip, owner))

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use causeway_cni_spec::{CniError, CniResult, Route as CniRoute};
-use causeway_desired::pod::{PodContext, host_objects};
+use causeway_desired::pod::{PodContext, host_objects, mac_check};
 use causeway_model::{
     Addr, Desired, Link, LinkKind, Neigh, Object, Owner, PortFlags, Route, RouteKind, RouteScope,
     Sysctl,
@@ -17,6 +17,9 @@ use crate::attachment;
 
 /// `RTPROT_BOOT`: what routes carry that were set up by hand, and by the reference plugins.
 const PROTO_BOOT: u8 = 3;
+
+/// Why there is a check of MACs.
+pub(crate) const MAC_CHECK: &str = "the pod sends only with its own MAC";
 
 /// The bridge as an attachment needs it.
 #[derive(Clone, Debug)]
@@ -43,7 +46,7 @@ impl Bridge<'_> {
         all.add(Owner::Node, "pods do not configure the node by router advertisements", ra);
         for addr in &self.gateways {
             let forwarding = forwarding(Family::of(addr.addr()));
-            let addr = Addr { dev: dev.clone(), addr: *addr, noprefixroute: false };
+            let addr = Addr::new(dev.clone(), *addr);
             all.add(Owner::Node, "the gateway of the pods", Object::Addr(addr));
             all.add(Owner::Node, "the node forwards for its pods", forwarding);
         }
@@ -102,7 +105,10 @@ pub(crate) fn complete(conf: &BridgeConf, mut ipam: CniResult) -> CniResult {
 /// What the node's namespace holds for the pod.
 pub(crate) fn host(conf: &BridgeConf, record: &AttachmentRecord, served: bool) -> Desired {
     let context = PodContext { served, hairpin: conf.hairpin, ..attachment::context(served) };
-    let all = host_objects(record, &context);
+    let mut all = host_objects(record, &context);
+    if conf.mac_check && !served {
+        all.add(Owner::Pod(record.owner_name()), MAC_CHECK, mac_check(record));
+    }
     if !conf.isolated {
         return all;
     }
@@ -123,6 +129,7 @@ pub(crate) fn host(conf: &BridgeConf, record: &AttachmentRecord, served: bool) -
 /// # Errors
 /// Code 7 for routes that make no sense, code 2 for what is not supported.
 pub(crate) fn pod(
+    conf: &BridgeConf,
     record: &AttachmentRecord,
     bridge_mac: Mac,
     served: bool,
@@ -134,15 +141,16 @@ pub(crate) fn pod(
         all.add(Owner::Pod(record.owner_name()), why, object);
     };
     let kind = LinkKind::Veth { peer: None, peer_mac: None, peer_netns: None };
-    let link = Link { mtu: Some(record.mtu), mac: Some(record.mac), ..Link::up(dev.clone(), kind) };
+    let mut link = Link::up(dev.clone(), kind);
+    (link.mtu, link.mac, link.up) = (Some(record.mtu), Some(record.mac), !conf.disabled);
     add("the pod's interface", Object::Link(link));
     for family in Family::BOTH {
-        for (name, value) in settings(family).iter().filter(|_| has(record, family)) {
+        for (name, value) in settings(family, conf.dad).iter().filter(|_| has(record, family)) {
             add("so that the address is usable at once", sysctl(family, dev, name, value));
         }
     }
     for addr in &record.addresses {
-        let addr = Addr { dev: dev.clone(), addr: *addr, noprefixroute: false };
+        let addr = Addr { dad: conf.dad, ..Addr::new(dev.clone(), *addr) };
         add("the pod's address", Object::Addr(addr));
     }
     for gateway in record.gateways.iter().filter(|_| served) {
@@ -216,11 +224,19 @@ pub(crate) fn forwarding(family: Family) -> Object {
 }
 
 /// Parameters of the pod's interface. Neighbours learn of the address at once; an IPv6 address is
-/// usable at once, and stays when the interface goes down.
-fn settings(family: Family) -> &'static [(&'static str, &'static str)] {
-    match family {
-        Family::V4 => &[("arp_notify", "1")],
-        Family::V6 => &[
+/// usable at once unless the kernel is to look for duplicates (RFC 4862, 7527), and stays when the
+/// interface goes down.
+fn settings(family: Family, dad: bool) -> &'static [(&'static str, &'static str)] {
+    match (family, dad) {
+        (Family::V4, _) => &[("arp_notify", "1")],
+        (Family::V6, true) => &[
+            ("disable_ipv6", "0"),
+            ("enhanced_dad", "1"),
+            ("accept_dad", "1"),
+            ("keep_addr_on_down", "1"),
+            ("ndisc_notify", "1"),
+        ],
+        (Family::V6, false) => &[
             ("disable_ipv6", "0"),
             ("accept_dad", "0"),
             ("keep_addr_on_down", "1"),

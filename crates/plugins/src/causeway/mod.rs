@@ -43,7 +43,7 @@ impl Plugin for CausewayPlugin {
     fn del(&self, call: &Call) -> Result<(), CniError> {
         let owner = call.owner();
         let noted = Attachments::at(&call.paths).read(&owner.container_id, &owner.ifname)?;
-        let kept = Kept { record: noted.is_some(), served: true };
+        let kept = Kept { record: noted.is_some(), ..Kept::SERVED };
         let leases = leases(call);
         let record = match noted {
             Some(record) => record,
@@ -94,7 +94,7 @@ impl Plugin for CausewayPlugin {
                 && !valid.contains(&owner)
                 && !leases.is_in_flight(&owner)?
             {
-                let kept = Kept { record: true, served: true };
+                let kept = Kept::SERVED;
                 let named = attachment::addresses_of(&record);
                 let release = || leases.release(&owner, &named);
                 let gone = attachment::detach(&call.paths, &mut node, &record, kept, release);
@@ -247,7 +247,7 @@ fn collect(
         if let Ok(ifname) = causeway_types::IfName::new(&owner.ifname) {
             let ends = Derived::new(&owner.container_id, ifname);
             let record = remembered(&call.paths, &call.conf.name, ends, &owner, vec![ip]);
-            let kept = Kept { record: false, served: true };
+            let kept = Kept { record: false, ..Kept::SERVED };
             attachment::detach(&call.paths, node, &record, kept, || Ok(()))?;
         }
         leases.release_if(ip, &owner)?;

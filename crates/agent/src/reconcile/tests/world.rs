@@ -97,9 +97,8 @@ pub(super) fn others() -> Vec<Object> {
         let metric = Route::default_metric(dst.family());
         Object::Route(Route { dst, metric, protocol, ..connected.clone() })
     };
-    let addr = |dev: &IfName, addr: &str| {
-        Object::Addr(Addr { dev: dev.clone(), addr: addr.parse().unwrap(), noprefixroute: false })
-    };
+    let addr =
+        |dev: &IfName, addr: &str| Object::Addr(Addr::new(dev.clone(), addr.parse().unwrap()));
     all.push(addr(&dev, "fd00:192:168:1::1/64"));
     all.push(route("fd00:192:168:1::/64", 2));
     // Static, and one that carries our number and is not ours.

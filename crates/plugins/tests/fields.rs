@@ -1,0 +1,151 @@
+//! Fields of type `bridge` beyond the tutorial's, without an agent: what each does to packets.
+
+mod common;
+
+use common::served::{Families, addresses};
+use common::{Node, in_pod, pings, sh, try_sh, tutorial};
+use serde_json::{Value, json};
+
+fn conf(families: Families, fields: &Value) -> Value {
+    let mut conf = tutorial("1.0.0");
+    conf["ipMasq"] = json!(false);
+    let range = |subnet: &str| json!([{"subnet": subnet}]);
+    let (v4, v6) = (range("10.9.0.0/24"), range("fd09::/64"));
+    let ranges = match families {
+        Families::V4 => json!([v4]),
+        Families::V6 => json!([v6]),
+        Families::Dual => json!([v4, v6]),
+    };
+    conf["ipam"] = json!({"type": "host-local", "ranges": ranges});
+    for (key, value) in fields.as_object().unwrap() {
+        conf[key] = value.clone();
+    }
+    conf
+}
+
+/// Runs a test for all families, each in a node of its own.
+fn each(test: fn(Families)) {
+    for families in Families::ALL {
+        assert!(std::thread::spawn(move || test(families)).join().is_ok(), "{families:?}");
+    }
+}
+
+fn check(node: &Node, pod: &str, conf: &Value, result: &Value) -> common::Answer {
+    let mut conf = conf.clone();
+    conf["prevResult"] = result.clone();
+    node.call("CHECK", pod, &conf).run()
+}
+
+#[test]
+fn macspoofchk_drops_other_macs() {
+    each(|families| {
+        let node = Node::new();
+        let conf = conf(families, &json!({"macspoofchk": true}));
+        for pod in ["p1", "p2"] {
+            node.pod(pod);
+        }
+        let (first, second) = (node.add("p1", &conf), node.add("p2", &conf));
+        let peers = addresses(&second);
+        assert!(peers.iter().all(|ip| pings("p1", ip)));
+        check(&node, "p1", &conf, &first).ok();
+        // An address of one's own choice is nobody's business here, another MAC is.
+        let mac = in_pod("p1", "cat /sys/class/net/eth0/address");
+        in_pod("p1", "ip link set eth0 address 02:00:00:00:00:99");
+        for ip in &peers {
+            assert!(!try_sh(&format!("ip netns exec p1 ping -c1 -W1 -n {ip}")).0, "{ip}");
+        }
+        in_pod("p1", &format!("ip link set eth0 address {mac}"));
+        assert!(peers.iter().all(|ip| pings("p1", ip)));
+        sh("nft delete table netdev causeway_cni");
+        let (code, why) = check(&node, "p1", &conf, &first).err();
+        assert!(code == 999 && why.contains("netdev causeway_cni"), "{why}");
+        for pod in ["p1", "p2", "p2"] {
+            node.del(pod, &conf);
+        }
+        assert_eq!(node.residue(), "");
+    });
+}
+
+#[test]
+fn macspoofchk_leaves_no_chain() {
+    let node = Node::new();
+    let conf = conf(Families::Dual, &json!({"macspoofchk": true}));
+    node.pod("p1");
+    node.add("p1", &conf);
+    assert!(sh("nft list ruleset").contains("chain cw"));
+    node.del("p1", &conf);
+    assert!(!sh("nft list ruleset").contains("chain cw"));
+    // Its namespace, and the link with it, went before DEL came.
+    node.add("p1", &conf);
+    node.remove_pod("p1");
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    node.del("p1", &conf);
+    assert!(!sh("nft list ruleset").contains("chain cw"));
+    assert_eq!(node.residue(), "");
+}
+
+#[test]
+fn port_isolation_keeps_pods_apart() {
+    each(|families| {
+        let node = Node::new();
+        let conf = conf(families, &json!({"portIsolation": true}));
+        for pod in ["p1", "p2"] {
+            node.pod(pod);
+        }
+        let (first, second) = (node.add("p1", &conf), node.add("p2", &conf));
+        for (own, ip) in addresses(&first).iter().zip(addresses(&second)) {
+            assert!(!try_sh(&format!("ip netns exec p1 ping -c1 -W1 -n {ip}")).0, "{ip}");
+            sh(&format!("ping -c1 -W3 -n {own}"));
+        }
+        check(&node, "p1", &conf, &first).ok();
+        sh("bridge link set dev $(ip -o link show master cni0 | head -n1 | cut -d: -f2 | cut -d@ -f1) \
+            isolated off");
+        let broken = [("p1", &first), ("p2", &second)]
+            .into_iter()
+            .filter(|(pod, result)| check(&node, pod, &conf, result).code != 0);
+        assert_eq!(broken.count(), 1);
+    });
+}
+
+#[test]
+fn enabledad_waits_for_the_answer() {
+    let node = Node::new();
+    let conf = conf(Families::Dual, &json!({"enabledad": true}));
+    for pod in ["p1", "p2"] {
+        node.pod(pod);
+    }
+    let first = node.add("p1", &conf);
+    let sysctl = |name: &str| in_pod("p1", &format!("cat /proc/sys/net/ipv6/conf/eth0/{name}"));
+    assert_eq!((sysctl("accept_dad"), sysctl("enhanced_dad")), ("1\n".into(), "1\n".into()));
+    let ip = &addresses(&first)[1];
+    let state = in_pod("p1", "ip -6 -o addr show dev eth0 scope global");
+    assert!(state.contains(ip.as_str()) && !state.contains("tentative"), "{state}");
+    assert!(!state.contains("nodad"), "{state}");
+    // The next in turn is on the bridge already, at a host that no plugin knows of.
+    sh("ip netns add other && ip link add o0 type veth peer name o1 netns other && \
+        ip link set o0 master cni0 up && ip -n other link set o1 up && \
+        ip -n other addr add fd09::3/64 dev o1 nodad && sleep 1");
+    let (code, why) = node.call("ADD", "p2", &conf).run().err();
+    assert!(code == 999 && why.contains("fd09::3") && why.contains("duplicate"), "{why}");
+    assert!(!in_pod("p2", "ip link").contains("eth0"));
+    sh("ip netns del other");
+    node.del("p1", &conf);
+    assert_eq!(node.residue(), "");
+}
+
+#[test]
+fn disable_container_interface_leaves_it_down() {
+    let node = Node::new();
+    let mut conf = conf(Families::V4, &json!({"disableContainerInterface": true}));
+    conf.as_object_mut().unwrap().remove("ipam");
+    node.pod("p1");
+    let result = node.add("p1", &conf);
+    assert_eq!(result["interfaces"].as_array().unwrap().len(), 3);
+    assert_eq!(result.get("ips"), None);
+    assert!(in_pod("p1", "ip -o link show eth0").contains("state DOWN"));
+    check(&node, "p1", &conf, &result).ok();
+    in_pod("p1", "ip link set eth0 up");
+    assert_eq!(check(&node, "p1", &conf, &result).err().0, 999);
+    node.del("p1", &conf);
+    assert_eq!(node.residue(), "");
+}
