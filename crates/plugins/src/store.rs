@@ -131,7 +131,7 @@ impl LeaseDir {
                 match owner_in(&content) {
                     Some(owner) => drop(loaded.state.insert(ip, owner)),
                     None if is_from_before_boot(&self.dir.join(&name)) => {
-                        drop(loaded.old.insert(ip))
+                        loaded.old.insert(ip);
                     }
                     None => drop(loaded.torn.insert(ip)),
                 }
