@@ -310,7 +310,11 @@ mod tests {
     }
 
     fn leases(tmp: &std::path::Path, boot: Option<&str>) -> Leases {
-        let paths = Paths { lease_records: tmp.join("records"), ..Paths::default() };
+        let paths = Paths {
+            lease_records: tmp.join("records"),
+            attachments: tmp.join("attachments"),
+            ..Paths::default()
+        };
         let record = boot.map(|boot| LeaseRecord {
             container_id: "c".into(),
             ifname: "eth0".into(),
@@ -362,6 +366,57 @@ mod tests {
         std::fs::write(now.dir.join("10.1.2.2"), "by-reference\r\neth0").unwrap();
         assert!(now.allocate(&sets(), &owner("c2"), &[]).is_err());
         assert_eq!(now.held(&owner("by-reference")).unwrap().len(), 1);
+    }
+
+    /// The records of a pod of this boot that has the address.
+    fn recorded(tmp: &std::path::Path, l: &Leases, id: &str) -> std::net::IpAddr {
+        let (given, _) = l.allocate(&sets(), &owner(id), &[]).unwrap();
+        let ip = given[0].address.addr();
+        let paths = Paths { attachments: tmp.join("attachments"), ..Paths::default() };
+        let record = serde_json::json!({
+            "containerId": id, "ifname": "eth0", "pending": false, "netns": "/run/netns/x", "network": "net",
+            "attach": "bridge", "hostIfname": causeway_types::names::host_veth(id, "eth0"),
+            "mac": "02:00:00:00:00:01", "hostMac": "02:00:00:00:00:02", "mtu": 1500,
+            "addresses": [given[0].address.to_string()], "gateways": [], "bootId": "boot-1",
+        });
+        crate::record::Attachments::at(&paths)
+            .write(&serde_json::from_value(record).unwrap())
+            .unwrap();
+        ip
+    }
+
+    #[test]
+    fn records_restore_what_is_damaged_or_lost() {
+        for damage in [Some(""), Some("c"), Some("c\r\neth"), None] {
+            let tmp = tempfile::tempdir().unwrap();
+            let l = leases(tmp.path(), Some("boot-1"));
+            let ip = recorded(tmp.path(), &l, "c");
+            let file = l.dir.join(ip.to_string());
+            match damage {
+                Some(text) => std::fs::write(&file, text).unwrap(),
+                None => std::fs::remove_file(&file).unwrap(),
+            }
+            assert!(l.allocate(&sets(), &owner("d"), &[]).is_err(), "{damage:?}: {ip} twice");
+            l.stale(&BTreeSet::from([owner("c")]), 1).unwrap();
+            assert_eq!(l.held(&owner("c")).unwrap(), [ip], "{damage:?}");
+        }
+    }
+
+    /// The reference gave the address back, which leaves our records, and out again.
+    #[test]
+    fn a_whole_lease_counts_more_than_anothers_records() {
+        let tmp = tempfile::tempdir().unwrap();
+        let l = leases(tmp.path(), Some("boot-1"));
+        let ip = recorded(tmp.path(), &l, "c");
+        let file = l.dir.join(ip.to_string());
+        std::fs::write(&file, "by-reference\r\neth0").unwrap();
+        let valid = BTreeSet::from([owner("by-reference")]);
+        assert_eq!(l.stale(&valid, 1).unwrap(), Stale::default());
+        assert_eq!(l.held(&owner("by-reference")).unwrap(), [ip]);
+        // DEL takes the lease, and leaves what may protect the other.
+        l.release(&owner("by-reference"), &[]).unwrap();
+        assert!(!file.exists());
+        assert!(l.records.witness(ip).unwrap() == Some(owner("c")));
     }
 
     #[test]
