@@ -18,8 +18,9 @@ mod faults;
 mod files;
 pub mod garbage;
 mod host_local;
+pub mod install;
 pub mod ipam;
-pub mod leases;
+mod leases;
 mod loopback;
 mod names;
 mod node;
@@ -59,6 +60,16 @@ const TYPES: &[(&str, &dyn Plugin)] = &[
 
 fn plugin(name: &str) -> Option<&'static dyn Plugin> {
     TYPES.iter().find(|(n, _)| *n == name).map(|(_, plugin)| *plugin)
+}
+
+/// A call by hand, `install` and `uninstall`: carried out, with what is to be said. `None` for words
+/// that are neither.
+///
+/// # Errors
+/// What failed, where and why.
+pub fn by_hand(words: &[String]) -> Option<Result<String, String>> {
+    let types: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();
+    install::run(words, &types)
 }
 
 /// Runs one call: reads `env` and `stdin`, acts, writes a result or an error object to `stdout`.
@@ -144,7 +155,8 @@ fn about() -> String {
     let versions = Version::ALL.map(Version::as_str).join(", ");
     format!(
         "causeway-cni {}: CNI plugins {}; CNI versions {versions}. Container runtimes call it; it \
-         acts by the name it is called by, or by \"type\" of the configuration.",
+         acts by the name it is called by, or by \"type\" of the configuration. To put it in their \
+         place: causeway-cni install DIR.",
         env!("CARGO_PKG_VERSION"),
         type_names()
     )

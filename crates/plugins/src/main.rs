@@ -3,6 +3,20 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::var_os("CNI_COMMAND").is_none() {
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        match causeway_plugins::by_hand(&words) {
+            Some(Ok(said)) => {
+                print!("{said}");
+                return ExitCode::SUCCESS;
+            }
+            Some(Err(why)) => {
+                eprintln!("{why}");
+                return ExitCode::FAILURE;
+            }
+            None => {}
+        }
+    }
     let program = std::env::args_os().next().unwrap_or_default();
     let code = causeway_plugins::run(
         &program.to_string_lossy(),

@@ -98,8 +98,10 @@ fn port_isolation_keeps_pods_apart() {
             sh(&format!("ping -c1 -W3 -n {own}"));
         }
         check(&node, "p1", &conf, &first).ok();
-        sh("bridge link set dev $(ip -o link show master cni0 | head -n1 | cut -d: -f2 | cut -d@ -f1) \
-            isolated off");
+        sh(
+            "bridge link set dev $(ip -o link show master cni0 | head -n1 | cut -d: -f2 | cut -d@ -f1) \
+            isolated off",
+        );
         let broken = [("p1", &first), ("p2", &second)]
             .into_iter()
             .filter(|(pod, result)| check(&node, pod, &conf, result).code != 0);
