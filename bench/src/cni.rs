@@ -15,13 +15,25 @@ use serde_json::{Value, json};
 use crate::Args;
 use crate::report::{Series, publish};
 
+/// Attachments at the beginning and at the end of a run, to compare an empty node with a full one.
+const SOME: usize = 50;
+/// Plugins that run at once.
+const AT_ONCE: usize = 8;
+/// Pods that they attach.
+const MANY: usize = 80;
+
 /// Somebody whose ADD and DEL are timed.
 struct Contender {
     name: &'static str,
     node: PathBuf,
-    conf: Option<Value>,
-    bin: PathBuf,
-    cni_path: PathBuf,
+    does: Does,
+}
+
+enum Does {
+    /// The bare minimum, by this program.
+    Floor,
+    /// A chain of plugins, in order.
+    Plugins { chain: Vec<Value>, dir: PathBuf },
 }
 
 /// Runs the benchmark.
@@ -33,19 +45,30 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Leases and records of this run live in a mount namespace of its own and end with it.
     netns::unshare_for_test().map_err(|e| anyhow!("{e}"))?;
     let own_bins = tempdir("cw-bench-bin")?;
-    for name in ["bridge", "host-local", "loopback", "causeway"] {
+    for name in ["bridge", "host-local", "loopback", "causeway", "portmap", "bandwidth"] {
         std::os::unix::fs::symlink(args.bin.join("causeway-cni"), own_bins.join(name))?;
     }
     let mut all = contenders(args, &own_bins)?;
-    let mut notes = vec![format!("whole processes, {pods} pods, pods' namespaces made beforehand")];
+    let mut notes = vec![
+        format!("whole processes, {pods} pods, pods' namespaces made beforehand"),
+        "floor: one veth pair in place, address and route, by bare netlink".to_owned(),
+    ];
     if !args.reference.join("bridge").exists() {
         notes.push(format!("no reference plugins in {}", args.reference.display()));
         all.retain(|c| !c.name.starts_with("reference"));
     } else {
         notes.push(format!("reference: {}", about(&args.reference.join("bridge"))));
     }
+    let mut series = one_by_one(&all, pods)?;
+    compare(&mut series, pods);
+    series.extend(at_once(&all)?);
+    publish("cni", &notes, &series, &args.results)
+}
+
+/// ADD of all pods, then DEL of all; the contenders take turns pod by pod.
+fn one_by_one(all: &[Contender], pods: usize) -> Result<Vec<Series>> {
     let mut series = Vec::new();
-    for contender in &all {
+    for contender in all {
         make_node(contender)?;
         for op in ["ADD", "DEL"] {
             let against = (contender.name != "floor").then(|| format!("{op} floor"));
@@ -55,82 +78,123 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let namespaces: Vec<Vec<PathBuf>> = (0..all.len())
         .map(|c| (0..pods).map(|p| make_ns(&format!("cw-bench-{c}-{p}"))).collect())
         .collect::<Result<_>>()?;
+    let mut results = vec![vec![Value::Null; pods]; all.len()];
     for (step, op) in ["ADD", "DEL"].iter().enumerate() {
         for pod in 0..pods {
-            for (c, (contender, own)) in all.iter().zip(&namespaces).enumerate() {
-                let time = contender.call(op, pod, &own[pod])?;
+            for (c, contender) in all.iter().enumerate() {
+                let (time, result) =
+                    contender.call(op, pod, &namespaces[c][pod], &results[c][pod])?;
                 series[2 * c + step].samples.push(time);
+                results[c][pod] = result;
             }
         }
     }
-    // Beside the ratio to the floor, ours to the reference.
-    for (ours, theirs) in
-        [("ADD ours bridge", "ADD reference bridge"), ("DEL ours bridge", "DEL reference bridge")]
-    {
-        let find = |name: &str| series.iter().find(|s| s.name == name).cloned();
-        if let (Some(mut a), Some(b)) = (find(ours), find(theirs)) {
-            a.name = format!("{ours} / reference");
-            a.against = Some(b.name);
-            series.push(a);
+    Ok(series)
+}
+
+/// Beside the ratio to the floor, ours to the reference, and a full node to an empty one.
+fn compare(series: &mut Vec<Series>, pods: usize) {
+    for what in ["bridge", "no masquerade", "chain"] {
+        for op in ["ADD", "DEL"] {
+            let ours = find(series, &format!("{op} ours {what}"));
+            let reference = find(series, &format!("{op} reference {what}"));
+            if let (Some(mut a), Some(b)) = (ours, reference) {
+                a.name = format!("{} / reference", a.name);
+                a.against = Some(b.name);
+                series.push(a);
+            }
         }
     }
-    publish("cni", &notes, &series, &args.results)
+    if pods < 2 * SOME {
+        return;
+    }
+    for who in ["floor", "ours bridge", "reference bridge"] {
+        let Some(all) = find(series, &format!("ADD {who}")) else { continue };
+        let mut first = Series::new(format!("ADD {who}, first {SOME}"), "ms", None);
+        first.samples = all.samples[..SOME].to_vec();
+        let name = format!("ADD {who}, last {SOME} of {pods}");
+        let mut last = Series::new(name, "ms", Some(&first.name));
+        last.samples = all.samples[pods - SOME..].to_vec();
+        series.extend([first, last]);
+    }
+}
+
+fn find(series: &[Series], name: &str) -> Option<Series> {
+    series.iter().find(|s| s.name == name).cloned()
+}
+
+/// Several plugins at the same time, on a node with none of the pods before.
+fn at_once(all: &[Contender]) -> Result<Vec<Series>> {
+    let mut found = Vec::new();
+    for contender in all.iter().filter(|c| c.name.ends_with("bridge")) {
+        let against = (contender.name != "ours bridge").then_some("ours bridge, 8 at once");
+        let mut rate = Series::new(format!("{}, 8 at once", contender.name), "ADD/s", against);
+        for round in 0..3 {
+            let namespaces: Vec<PathBuf> = (0..MANY)
+                .map(|p| make_ns(&format!("cw-bench-{}-{round}-{p}", &contender.name[..1])))
+                .collect::<Result<_>>()?;
+            let pod = |at: usize| 1000 * (round + 1) + at;
+            let start = Instant::now();
+            std::thread::scope(|scope| -> Result<()> {
+                let runtimes: Vec<_> = (0..AT_ONCE)
+                    .map(|first| {
+                        let namespaces = &namespaces;
+                        scope.spawn(move || -> Result<()> {
+                            for at in (first..MANY).step_by(AT_ONCE) {
+                                contender.call("ADD", pod(at), &namespaces[at], &Value::Null)?;
+                            }
+                            Ok(())
+                        })
+                    })
+                    .collect();
+                runtimes
+                    .into_iter()
+                    .try_for_each(|r| r.join().map_err(|_| anyhow!("a thread ended in a panic"))?)
+            })?;
+            rate.samples.push(MANY as f64 / start.elapsed().as_secs_f64());
+            for (at, netns) in namespaces.iter().enumerate() {
+                contender.call("DEL", pod(at), netns, &Value::Null)?;
+            }
+        }
+        found.push(rate);
+    }
+    Ok(found)
 }
 
 fn contenders(args: &Args, own_bins: &Path) -> Result<Vec<Contender>> {
-    let conf = |masq: bool, dir: &str| {
+    let leases = tempdir("cw-bench-leases")?;
+    let bridge = |masq: bool, dir: &str| {
         json!({"cniVersion": "0.3.1", "name": "pod-network", "type": "bridge", "bridge": "cni0",
             "isGateway": true, "ipMasq": masq,
-            "ipam": {"type": "host-local", "subnet": "10.244.0.0/16", "dataDir": dir,
-                "routes": [{"dst": "0.0.0.0/0"}]}})
+            "ipam": {"type": "host-local", "subnet": "10.244.0.0/16",
+                "dataDir": leases.join(dir), "routes": [{"dst": "0.0.0.0/0"}]}})
     };
-    let leases = tempdir("cw-bench-leases")?;
-    let dir = |name: &str| leases.join(name).to_string_lossy().into_owned();
-    let contender =
-        |name: &'static str, conf, bin: PathBuf, cni_path: &Path| -> Result<Contender> {
-            let node = make_ns(&format!("cw-bench-{}", name.replace(' ', "-")))?;
-            Ok(Contender { name, node, conf, bin, cni_path: cni_path.to_owned() })
-        };
-    let this = std::env::current_exe()?;
-    let reference = args.reference.join("bridge");
-    let ours = own_bins.join("bridge");
-    Ok(vec![
-        contender("floor", None, this, own_bins)?,
-        contender("ours bridge", Some(conf(true, &dir("om"))), ours.clone(), own_bins)?,
-        contender(
-            "reference bridge",
-            Some(conf(true, &dir("rm"))),
-            reference.clone(),
-            &args.reference,
-        )?,
-        contender("ours no masquerade", Some(conf(false, &dir("on"))), ours, own_bins)?,
-        contender(
-            "reference no masquerade",
-            Some(conf(false, &dir("rn"))),
-            reference,
-            &args.reference,
-        )?,
-    ])
+    let portmap = json!({"cniVersion": "0.3.1", "name": "pod-network", "type": "portmap"});
+    let bandwidth = json!({"cniVersion": "0.3.1", "name": "pod-network", "type": "bandwidth"});
+    let node = |name: &str| make_ns(&format!("cw-bench-{}", name.replace(' ', "-")));
+    let mut all = vec![Contender { name: "floor", node: node("floor")?, does: Does::Floor }];
+    for (name, reference, chain) in [
+        ("ours bridge", false, vec![bridge(true, "om")]),
+        ("reference bridge", true, vec![bridge(true, "rm")]),
+        ("ours no masquerade", false, vec![bridge(false, "on")]),
+        ("reference no masquerade", true, vec![bridge(false, "rn")]),
+        ("ours chain", false, vec![bridge(true, "oc"), portmap.clone(), bandwidth.clone()]),
+        ("reference chain", true, vec![bridge(true, "rc"), portmap, bandwidth]),
+    ] {
+        let dir = if reference { &args.reference } else { own_bins };
+        let does = Does::Plugins { chain, dir: dir.to_path_buf() };
+        all.push(Contender { name, node: node(name)?, does });
+    }
+    Ok(all)
 }
 
 impl Contender {
-    /// Milliseconds from the start of the process to its end.
-    fn call(&self, op: &str, pod: usize, netns: &Path) -> Result<f64> {
-        let mut command = Command::new(&self.bin);
-        let netns = netns.to_string_lossy().into_owned();
-        let input = match &self.conf {
-            Some(conf) => {
-                command
-                    .env_clear()
-                    .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-                    .env("CNI_COMMAND", op)
-                    .env("CNI_CONTAINERID", format!("bench-{pod}"))
-                    .env("CNI_NETNS", &netns)
-                    .env("CNI_IFNAME", "eth0")
-                    .env("CNI_PATH", &self.cni_path);
-                conf.to_string()
-            }
-            None => {
+    /// Milliseconds from the start of each process to its end, summed up, and the result of ADD.
+    fn call(&self, op: &str, pod: usize, netns: &Path, result: &Value) -> Result<(f64, Value)> {
+        let netns = netns.to_string_lossy();
+        match &self.does {
+            Does::Floor => {
+                let mut command = Command::new(std::env::current_exe()?);
                 let host = format!("cwb{pod}");
                 let addr = format!("10.244.{}.{}/16", 1 + pod / 250, 1 + pod % 250);
                 command.arg("floor");
@@ -138,9 +202,57 @@ impl Contender {
                     "ADD" => command.args(["add", &netns, &host, "cni0", &addr, "10.244.0.1"]),
                     _ => command.args(["del", &host]),
                 };
-                String::new()
+                Ok((self.time(command, "")?.0, Value::Null))
             }
-        };
+            Does::Plugins { chain, dir } => {
+                let (mut total, mut result) = (0.0, result.clone());
+                let mut order: Vec<&Value> = chain.iter().collect();
+                if op == "DEL" {
+                    order.reverse();
+                }
+                for conf in order {
+                    let mut conf = conf.clone();
+                    if !result.is_null() {
+                        conf["prevResult"] = result.clone();
+                    }
+                    match conf["type"].as_str() {
+                        Some("portmap") => {
+                            let ports = json!([{"hostPort": 20_000 + pod, "containerPort": 80,
+                                "protocol": "tcp"}]);
+                            conf["runtimeConfig"] = json!({"portMappings": ports});
+                        }
+                        Some("bandwidth") => {
+                            let (rate, burst) = (100_000_000u64, 10_000_000u64);
+                            conf["runtimeConfig"] = json!({"bandwidth": {"ingressRate": rate,
+                                "ingressBurst": burst, "egressRate": rate, "egressBurst": burst}});
+                        }
+                        _ => {}
+                    }
+                    let program = dir.join(conf["type"].as_str().unwrap_or_default());
+                    let mut command = Command::new(program);
+                    command
+                        .env_clear()
+                        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+                        .env("CNI_COMMAND", op)
+                        .env("CNI_CONTAINERID", format!("bench-{pod}"))
+                        .env("CNI_NETNS", &*netns)
+                        .env("CNI_IFNAME", "eth0")
+                        .env("CNI_PATH", dir);
+                    let (time, output) = self
+                        .time(command, &conf.to_string())
+                        .with_context(|| format!("{op} of pod {pod} by {}", conf["type"]))?;
+                    total += time;
+                    if op == "ADD" {
+                        result = serde_json::from_slice(&output)?;
+                    }
+                }
+                Ok((total, result))
+            }
+        }
+    }
+
+    /// One process on the contender's node: how long it took, and its output.
+    fn time(&self, mut command: Command, input: &str) -> Result<(f64, Vec<u8>)> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let node = NetNs::open(&self.node).map_err(|e| anyhow!("{e}"))?;
         let (time, output) = node
@@ -154,14 +266,14 @@ impl Contender {
             .map_err(|e| anyhow!("{e}"))??;
         if !output.status.success() {
             let text = [output.stdout, output.stderr].concat();
-            bail!("{} {op} of pod {pod}: {}", self.name, String::from_utf8_lossy(&text));
+            bail!("{}: {}", self.name, String::from_utf8_lossy(&text));
         }
-        Ok(time.as_secs_f64() * 1e3)
+        Ok((time.as_secs_f64() * 1e3, output.stdout))
     }
 }
 
 fn make_node(contender: &Contender) -> Result<()> {
-    if contender.name == "floor" {
+    if matches!(contender.does, Does::Floor) {
         let node = NetNs::open(&contender.node).map_err(|e| anyhow!("{e}"))?;
         let mut handle = causeway_kernel::Handle::open_in(&node).map_err(|e| anyhow!("{e}"))?;
         let name = causeway_types::IfName::new("cni0")?;
