@@ -18,6 +18,7 @@ pub mod route_get;
 mod rtnl;
 pub mod sock;
 pub mod sysctl;
+pub mod vlan;
 
 pub use conntrack::Conntrack;
 pub use error::{Error, OpError, Refusal};

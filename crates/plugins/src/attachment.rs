@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use causeway_cni_spec::{CniError, CniResult, Interface};
 use causeway_desired::pod::{PodContext, host_objects, mac_check};
+use causeway_kernel::vlan::PortVlan;
 use causeway_model::{Desired, Key, Link, Object, Observed, Owner};
 use causeway_types::state::AttachmentRecord;
 use causeway_types::{IfName, Mac, Mtu, names};
@@ -25,6 +26,8 @@ pub(crate) struct Wiring<'a> {
     pub host: Desired,
     /// What the pod's namespace holds.
     pub pod: Desired,
+    /// The VLANs of the node's end; `None`: as its bridge gives them.
+    pub vlans: Option<&'a BTreeSet<PortVlan>>,
     /// The node, when a record is to be kept and the agent to be told.
     pub served: Option<&'a Served>,
 }
@@ -132,6 +135,10 @@ pub(crate) fn wire(
     let addresses = addresses_of(record);
     rollback.on_failure(move || remove(&mut Space::node()?, &host, &addresses));
     node.make(&wiring.host, &Observed::default()).map_err(|e| node.error(&e))?;
+    if let Some(vlans) = wiring.vlans {
+        // Before the pod's end is up: no frame of it meets another VLAN.
+        node.set_vlans(&record.host_ifname, vlans)?;
+    }
     pod.make(&wiring.pod, &born(&wiring.pod)).map_err(|e| pod.error(&e))?;
     if is_up(&wiring.pod) {
         node.wait_running(&record.host_ifname)?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use causeway_cni_spec::CniError;
+use causeway_kernel::vlan::PortVlan;
 use causeway_kernel::{Handle, NetNs, OpError, Pair, Routes, Scope, sysctl};
 use causeway_model::nft::NftTable;
 use causeway_model::{Desired, Key, Link, Object, Observed, Route, Sysctl};
@@ -374,6 +375,51 @@ impl Space {
             }
             other => other.map_err(|e| self.unreadable(&e)),
         }
+    }
+
+    /// Makes a bridge keep its VLANs apart.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel refuses.
+    pub(crate) fn separate_vlans(&mut self, bridge: &IfName) -> Result<(), CniError> {
+        self.handle.set_vlan_filtering(bridge).map_err(|e| self.unreadable(&e))
+    }
+
+    /// Gives a port of a bridge these VLANs and no others.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel refuses.
+    pub(crate) fn set_vlans(
+        &mut self,
+        port: &IfName,
+        vlans: &BTreeSet<PortVlan>,
+    ) -> Result<(), CniError> {
+        self.handle.set_port_vlans(port, vlans).map_err(|e| self.unreadable(&e))
+    }
+
+    /// Does a port have these VLANs and no others?
+    ///
+    /// # Errors
+    /// Code 999 when not, or the kernel does not say.
+    pub(crate) fn check_vlans(
+        &mut self,
+        port: &IfName,
+        vlans: &BTreeSet<PortVlan>,
+    ) -> Result<(), CniError> {
+        let have = self.handle.port_vlans(port).map_err(|e| self.unreadable(&e))?;
+        if have == *vlans {
+            return Ok(());
+        }
+        let list = |all: &BTreeSet<PortVlan>| -> String {
+            let ids: Vec<String> = all.iter().map(|v| v.id.to_string()).collect();
+            if ids.is_empty() { "none".to_owned() } else { ids.join(", ") }
+        };
+        Err(CniError::internal(format!(
+            "port {port} has the VLANs {} and not {} {}, or has them tagged otherwise",
+            list(&have),
+            list(vlans),
+            self.place
+        )))
     }
 
     /// Makes an interface take in every frame (`IFF_PROMISC`).

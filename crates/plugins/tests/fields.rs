@@ -151,3 +151,121 @@ fn disable_container_interface_leaves_it_down() {
     node.del("p1", &conf);
     assert_eq!(node.residue(), "");
 }
+
+/// True where the kernel can keep VLANs apart.
+fn kernel_has_vlans() -> bool {
+    let has = try_sh("ip link add cw-probe type bridge vlan_filtering 1 && ip link del cw-probe").0
+        && try_sh(
+            "ip link add cw-probe type bridge vlan_filtering 1 && \
+            ip link add cw-p0 type veth peer name cw-p1 && ip link set cw-p0 master cw-probe && \
+            bridge vlan add dev cw-p0 vid 100",
+        )
+        .0;
+    let _ = try_sh("ip link del cw-probe; ip link del cw-p0");
+    if !has {
+        println!("this kernel has no BRIDGE_VLAN_FILTERING: see ./dev vm");
+    }
+    has
+}
+
+/// Without the kernel's help an ADD says so and leaves nothing.
+#[test]
+fn vlans_without_the_kernel() {
+    let node = Node::new();
+    if kernel_has_vlans() {
+        return;
+    }
+    let conf = conf(Families::Dual, &json!({"vlan": 100, "isGateway": true}));
+    node.pod("p1");
+    let (code, why) = node.call("ADD", "p1", &conf).run().err();
+    assert!(code == 999 && why.contains("BRIDGE_VLAN_FILTERING"), "{code} {why}");
+    assert!(!in_pod("p1", "ip link").contains("eth0"));
+}
+
+fn port_of(result: &Value) -> String {
+    result["interfaces"][1]["name"].as_str().unwrap().to_owned()
+}
+
+/// The VLANs of a port, as `bridge` shows them.
+fn vlans_of(port: &str) -> Vec<String> {
+    let text = sh(&format!("bridge vlan show dev {port}"));
+    let lines = text.lines().skip(1).map(|line| line.trim().trim_start_matches(port).trim());
+    lines.filter(|l| !l.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn vlan_ports_are_apart_and_share_a_gateway() {
+    each(|families| {
+        let node = Node::new();
+        if !kernel_has_vlans() {
+            return;
+        }
+        let red = json!({"vlan": 100, "isGateway": true, "preserveDefaultVlan": false});
+        let red = conf(families, &red);
+        let mut blue = red.clone();
+        blue["vlan"] = json!(200);
+        blue["isGateway"] = json!(false);
+        for pod in ["r1", "r2", "b1"] {
+            node.pod(pod);
+        }
+        let (r1, r2) = (node.add("r1", &red), node.add("r2", &red));
+        let b1 = node.add("b1", &blue);
+        let names: Vec<&str> = r1["interfaces"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i["name"].as_str().unwrap())
+            .collect();
+        assert_eq!((names[0], names[2], names[3]), ("cni0", "eth0", "cni0.100"));
+        assert_eq!(vlans_of(&port_of(&r1)), ["100 PVID Egress Untagged"]);
+        assert_eq!(vlans_of(&port_of(&b1)), ["200 PVID Egress Untagged"]);
+        for (first, other) in addresses(&r1).iter().zip(addresses(&b1)) {
+            assert!(pings("r2", first), "{first}");
+            assert!(!try_sh(&format!("ip netns exec r2 ping -c1 -W1 -n {other}")).0, "{other}");
+        }
+        for ip in r1["ips"].as_array().unwrap() {
+            assert!(pings("r1", ip["gateway"].as_str().unwrap()));
+        }
+        check(&node, "r1", &red, &r1).ok();
+        sh(&format!("bridge vlan add dev {} vid 300", port_of(&r1)));
+        let (code, why) = check(&node, "r1", &red, &r1).err();
+        assert!(code == 999 && why.contains("300"), "{why}");
+        check(&node, "r2", &red, &r2).ok();
+        for (pod, conf) in [("r1", &red), ("r2", &red), ("b1", &blue)] {
+            node.del(pod, conf);
+            node.del(pod, conf);
+        }
+        let gateway = sh("ip -o link show type veth");
+        assert_eq!(gateway.lines().count(), 2, "the gateway stays, as the bridge does: {gateway}");
+    });
+}
+
+#[test]
+fn a_trunk_takes_tagged_frames() {
+    let node = Node::new();
+    if !kernel_has_vlans() {
+        return;
+    }
+    let mut trunk =
+        conf(Families::V4, &json!({"vlanTrunk": [{"id": 100}, {"minID": 300, "maxID": 302}]}));
+    trunk.as_object_mut().unwrap().remove("ipam");
+    trunk["isGateway"] = json!(false);
+    let access = conf(Families::Dual, &json!({"vlan": 100, "isGateway": false}));
+    for pod in ["t1", "a1"] {
+        node.pod(pod);
+    }
+    let (t1, a1) = (node.add("t1", &trunk), node.add("a1", &access));
+    let vlans = vlans_of(&port_of(&t1));
+    assert_eq!(vlans, ["1 PVID Egress Untagged", "100", "300", "301", "302"]);
+    assert_eq!(vlans_of(&port_of(&a1)), ["1 Egress Untagged", "100 PVID Egress Untagged"]);
+    check(&node, "t1", &trunk, &t1).ok();
+    sh("ip -n t1 link add link eth0 name eth0.100 type vlan id 100 && \
+        ip -n t1 addr add 10.9.0.99/24 dev eth0.100 && \
+        ip -n t1 addr add fd09::99/64 dev eth0.100 nodad && ip -n t1 link set eth0.100 up && sleep 1");
+    for ip in addresses(&a1) {
+        assert!(pings("t1", &ip), "{ip}");
+    }
+    node.del("t1", &trunk);
+    node.del("a1", &access);
+    assert_eq!(node.residue(), "");
+}

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use causeway_cni_spec::{CniError, CniResult};
-use causeway_model::{Addr, Desired, Key, Link, LinkKind, Object, Observed};
+use causeway_cni_spec::{CniError, CniResult, Interface};
+use causeway_kernel::vlan::PortVlan;
+use causeway_model::{Addr, Desired, Key, Link, LinkKind, Object, Observed, Owner};
 use causeway_plan::Op;
 use causeway_types::state::{Attach, AttachmentRecord};
 use causeway_types::{Cidr, Family, Mac, Mtu};
@@ -65,11 +66,19 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let wiring = Wiring {
         host: objects::host(&conf, &record, served.is_some()),
         pod: objects::pod(&conf, &record, bridge.mac, served.is_some(), &result.routes)?,
+        vlans: conf.vlans.as_ref().map(|v| &v.port),
         served: served.as_ref(),
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
     in_flight.until_exit();
-    Ok(attachment::answer(&record, Some(bridge.mac), result))
+    let mut result = attachment::answer(&record, Some(bridge.mac), result);
+    if let Some([_, inside]) = bridge.gateway_pair() {
+        let found = node.link(&inside.name)?.and_then(|link| link.mac);
+        let mac = found.map(|mac| mac.to_string()).unwrap_or_default();
+        let name = inside.name.to_string();
+        result.interfaces.push(Interface { name, mac, ..Interface::default() });
+    }
+    Ok(result)
 }
 
 pub(super) fn record(
@@ -138,15 +147,31 @@ fn ensure_bridge<'a>(
                 None => new_mac(call, conf, served)?,
             },
             mtu: Some(record.mtu).filter(|_| found.is_none() && conf.mtu.is_some()),
+            gateway_dev: conf.gateway_dev()?,
             gateways: objects::gateway_addrs(conf, result),
         };
         let desired = bridge.objects();
         let observed = seen(node, conf, found, &bridge, &desired)?;
+        if let Some([port, _]) = bridge.gateway_pair()
+            && observed.get(&Key::Link(port.name.clone())).is_none()
+        {
+            vlan_gateway(node, &bridge, port, &observed)?;
+            continue;
+        }
         switch_router_advertisements(node, &desired, &observed)?;
         match node.make(&desired, &observed) {
             Err(Failed::Op(e)) if e.is_exists() => continue,
             Err(failed) => return Err(node.error(&failed)),
             Ok(()) => {}
+        }
+        if let Some(vlans) = &conf.vlans {
+            node.separate_vlans(&conf.bridge)?;
+            if bridge.gateway_pair().is_some() {
+                let port: BTreeSet<PortVlan> =
+                    vlans.port.iter().filter(|v| v.untagged).copied().collect();
+                node.set_vlans(&objects::gateway_port(&bridge.gateway_dev), &port)?;
+                node.wait_running(&bridge.gateway_dev)?;
+            }
         }
         if conf.promisc {
             node.set_promisc(&conf.bridge)?;
@@ -157,6 +182,26 @@ fn ensure_bridge<'a>(
         "bridge {} changes under our hands: something else makes and removes it",
         conf.bridge
     )))
+}
+
+/// Makes the veth pair of a VLAN's gateway on the bridge, which is made first if need be: what comes
+/// on the pair comes after that. Others may do the same at the same time.
+fn vlan_gateway(
+    node: &mut Space,
+    bridge: &Bridge<'_>,
+    port: Link,
+    observed: &Observed,
+) -> Result<(), CniError> {
+    let mut pair = Desired::default();
+    pair.add(Owner::Node, "the gateway of a VLAN is behind a port of its own", Object::Link(port));
+    for (desired, observed) in [(bridge.alone(), observed), (pair, &Observed::default())] {
+        match node.make(&desired, observed) {
+            Err(Failed::Op(e)) if e.is_exists() => {}
+            Err(failed) => return Err(node.error(&failed)),
+            Ok(()) => node.separate_vlans(&bridge.conf.bridge)?,
+        }
+    }
+    Ok(())
 }
 
 fn new_mac(call: &Call, conf: &BridgeConf, served: Option<&Served>) -> Result<Mac, CniError> {
@@ -191,12 +236,12 @@ fn seen(
     }
     let mut first_address = false;
     if !bridge.gateways.is_empty() {
-        let present = node.addrs(&conf.bridge)?;
+        let present = node.addrs(&bridge.gateway_dev)?;
         for gateway in &bridge.gateways {
             first_address |= !present.contains(gateway);
         }
         for addr in present {
-            let addr = Addr::new(conf.bridge.clone(), addr);
+            let addr = Addr::new(bridge.gateway_dev.clone(), addr);
             observed.insert(Object::Addr(addr));
         }
         make_room(node, conf, bridge, &mut observed)?;
@@ -205,6 +250,11 @@ fn seen(
     // follows its ports.
     let mac = link.mac.filter(|_| !first_address);
     observed.insert(Object::Link(Link { mac, ..link }));
+    for wanted in bridge.gateway_pair().into_iter().flatten() {
+        if let Some(link) = node.link(&wanted.name)? {
+            observed.insert(Object::Link(link));
+        }
+    }
     Ok(observed)
 }
 

@@ -34,9 +34,13 @@ pub(super) fn check(call: &Call) -> Result<(), CniError> {
     }
     let mac = bridge.mac.unwrap_or(Mac([0; 6]));
     let gateways = objects::gateway_addrs(&conf, &own);
-    let bridge = Bridge { conf: &conf, mac, mtu: None::<Mtu>, gateways };
+    let gateway_dev = conf.gateway_dev()?;
+    let bridge = Bridge { conf: &conf, mac, mtu: None::<Mtu>, gateway_dev, gateways };
     attachment::verify(&mut node, &bridge.objects())?;
     attachment::verify(&mut node, &objects::host(&conf, &record, served.is_some()))?;
+    if let Some(vlans) = &conf.vlans {
+        node.check_vlans(&record.host_ifname, &vlans.port)?;
+    }
     attachment::verify(&mut pod, &objects::pod(&conf, &record, mac, served.is_some(), &own.routes)?)
 }
 

@@ -1,9 +1,11 @@
 //! The configuration of type `bridge`.
 
+use std::collections::BTreeSet;
+
 use causeway_cni_spec::{CniError, Dns};
+use causeway_kernel::vlan::{DEFAULT_VLAN, PortVlan};
 use causeway_types::{IfName, Mtu, names};
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::call::Call;
 
@@ -34,8 +36,31 @@ pub(crate) struct BridgeConf {
     pub dad: bool,
     /// The pod's interface stays down.
     pub disabled: bool,
+    /// VLANs of the node's end, where any are asked for.
+    pub vlans: Option<Vlans>,
     /// Name resolution, in place of the IPAM plugin's; empty: not set.
     pub dns: Dns,
+}
+
+/// The VLANs of a port (IEEE 802.1Q).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Vlans {
+    /// That of frames without tags, 1–4094; `None`: as the bridge has it.
+    pub access: Option<u16>,
+    /// All that it is to have.
+    pub port: BTreeSet<PortVlan>,
+}
+
+/// One entry of `vlanTrunk`: a number, or all from one to another.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+struct RawTrunk {
+    #[serde(rename = "minID")]
+    min_id: Option<i64>,
+    #[serde(rename = "maxID")]
+    max_id: Option<i64>,
+    id: Option<i64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -51,10 +76,9 @@ struct Raw {
     hairpin_mode: Option<bool>,
     promisc_mode: Option<bool>,
     port_isolation: Option<bool>,
-    #[serde(rename = "preserveDefaultVlan")]
-    _preserve_default_vlan: Option<bool>,
+    preserve_default_vlan: Option<bool>,
     vlan: Option<i64>,
-    vlan_trunk: Option<Value>,
+    vlan_trunk: Option<Vec<RawTrunk>>,
     macspoofchk: Option<bool>,
     enabledad: Option<bool>,
     disable_container_interface: Option<bool>,
@@ -68,7 +92,7 @@ impl BridgeConf {
     /// field that is not supported yet.
     pub(crate) fn parse(call: &Call) -> Result<Self, CniError> {
         let raw: Raw = call.conf.fields()?;
-        raw.refuse_unsupported()?;
+        raw.check_backend()?;
         let on = |field: Option<bool>| field.unwrap_or(false);
         let (hairpin, promisc) = (on(raw.hairpin_mode), on(raw.promisc_mode));
         if hairpin && promisc {
@@ -98,18 +122,42 @@ impl BridgeConf {
             mac_check: on(raw.macspoofchk),
             dad: on(raw.enabledad),
             disabled,
+            vlans: raw.vlans()?,
             dns: call.conf.dns.clone(),
         })
     }
 }
 
 impl BridgeConf {
+    /// The interface that carries the gateway's address: the bridge, or with a VLAN one of its ports
+    /// in that VLAN, `BRIDGE.VLAN`.
+    ///
+    /// # Errors
+    /// Code 7 where that name is too long for an interface.
+    pub(crate) fn gateway_dev(&self) -> Result<IfName, CniError> {
+        let Some(access) = self.vlans.as_ref().and_then(|v| v.access) else {
+            return Ok(self.bridge.clone());
+        };
+        IfName::new(format!("{}.{access}", self.bridge)).map_err(|e| {
+            CniError::invalid_config(format!(
+                "keys \"bridge\" and \"vlan\" make the gateway's interface: {e}; choose a shorter \
+                 name for the bridge"
+            ))
+        })
+    }
+
     /// On a bridge that the agent serves, it answers neighbour solicitations for all pods: a pod that
-    /// looks for duplicates of its address would find one.
+    /// looks for duplicates of its address would find one. It knows no VLANs.
     ///
     /// # Errors
     /// Code 2.
     pub(crate) fn refuse_served(&self) -> Result<(), CniError> {
+        if let Some(vlans) = &self.vlans {
+            let ids: Vec<String> = vlans.port.iter().map(|v| v.id.to_string()).collect();
+            let why = "the agent serves this network, whose ports are kept apart already; remove \
+                       \"vlan\" and \"vlanTrunk\", or take a bridge and a network of its own";
+            return Err(CniError::unsupported_field("vlan", ids.join(","), why));
+        }
         if !self.dad {
             return Ok(());
         }
@@ -120,19 +168,32 @@ impl BridgeConf {
 }
 
 impl Raw {
-    /// A field that would be passed over in silence would leave a network other than the one that
-    /// was asked for.
-    fn refuse_unsupported(&self) -> Result<(), CniError> {
-        let refuse = |key: &str, value: &dyn std::fmt::Display, why: &str| {
-            Err(CniError::unsupported_field(key, value, why))
+    /// The VLANs of a port: the access VLAN and those of the trunk, and the bridge's default one
+    /// unless it is to be left.
+    fn vlans(&self) -> Result<Option<Vlans>, CniError> {
+        let access = match self.vlan {
+            None | Some(0) => None,
+            Some(id) => Some(vlan_id("vlan", id)?),
         };
-        if let Some(vlan) = self.vlan.filter(|v| *v != 0) {
-            return refuse("vlan", &vlan, "remove it: ports without VLAN tags only");
+        let mut port = BTreeSet::new();
+        for entry in self.vlan_trunk.iter().flatten() {
+            port.extend(entry.ids()?.map(PortVlan::tagged));
         }
-        let no_trunk = |v: &Value| v.is_null() || v.as_array().is_some_and(Vec::is_empty);
-        if let Some(trunk) = self.vlan_trunk.as_ref().filter(|v| !no_trunk(v)) {
-            return refuse("vlanTrunk", trunk, "remove it: ports without VLAN tags only");
+        if access.is_none() && port.is_empty() {
+            return Ok(None);
         }
+        if self.preserve_default_vlan.unwrap_or(true) {
+            port.retain(|v| v.id != DEFAULT_VLAN);
+            port.insert(PortVlan { pvid: access.is_none(), ..PortVlan::access(DEFAULT_VLAN) });
+        }
+        if let Some(id) = access {
+            port.retain(|v| v.id != id);
+            port.insert(PortVlan::access(id));
+        }
+        Ok(Some(Vlans { access, port }))
+    }
+
+    fn check_backend(&self) -> Result<(), CniError> {
         match self.ip_masq_backend.as_deref() {
             // There is one way to masquerade here, and it has the same effect as both.
             None | Some("" | "iptables" | "nftables") => Ok(()),
@@ -142,6 +203,37 @@ impl Raw {
             ))),
         }
     }
+}
+
+impl RawTrunk {
+    fn ids(&self) -> Result<std::ops::RangeInclusive<u16>, CniError> {
+        let bad = |why: &str| Err(CniError::invalid_config(format!("key \"vlanTrunk\": {why}")));
+        match (self.id, self.min_id, self.max_id) {
+            (Some(id), None, None) => {
+                let id = vlan_id("vlanTrunk.id", id)?;
+                Ok(id..=id)
+            }
+            (None, Some(min), Some(max)) => {
+                let min = vlan_id("vlanTrunk.minID", min)?;
+                let max = vlan_id("vlanTrunk.maxID", max)?;
+                if min > max {
+                    return bad(&format!("minID {min} is greater than maxID {max}"));
+                }
+                Ok(min..=max)
+            }
+            (None, None, None) => {
+                bad("an entry is empty: give it \"id\", or \"minID\" and \"maxID\"")
+            }
+            (Some(_), ..) => bad("an entry has \"id\" beside \"minID\" or \"maxID\": choose one"),
+            _ => bad("an entry has one of \"minID\" and \"maxID\": both are needed"),
+        }
+    }
+}
+
+fn vlan_id(key: &str, id: i64) -> Result<u16, CniError> {
+    u16::try_from(id).ok().filter(|id| (1..=4094).contains(id)).ok_or_else(|| {
+        CniError::invalid_config(format!("key \"{key}\" is {id}: VLANs have the numbers 1 to 4094"))
+    })
 }
 
 fn bridge_name(name: Option<&str>) -> Result<IfName, CniError> {
@@ -206,8 +298,15 @@ mod tests {
             (r#","hairpinMode":true,"promiscMode":true"#, 7, "hairpin"),
             (r#","isGateway":"yes""#, 6, "isGateway"),
             (r#","ipMasqBackend":"magic""#, 7, "ipMasqBackend"),
-            (r#","vlan":100"#, 2, "vlan"),
-            (r#","vlanTrunk":[{"id":3}]"#, 2, "vlanTrunk"),
+            (r#","vlan":4095"#, 7, "vlan"),
+            (r#","vlan":-1"#, 7, "vlan"),
+            (r#","vlan":"3""#, 6, "vlan"),
+            (r#","vlanTrunk":{"id":3}"#, 6, "vlanTrunk"),
+            (r#","vlanTrunk":[{}]"#, 7, "empty"),
+            (r#","vlanTrunk":[{"id":0}]"#, 7, "vlanTrunk.id"),
+            (r#","vlanTrunk":[{"minID":3}]"#, 7, "both"),
+            (r#","vlanTrunk":[{"minID":5,"maxID":3}]"#, 7, "greater"),
+            (r#","vlanTrunk":[{"id":3,"minID":3,"maxID":4}]"#, 7, "choose one"),
             (r#","macspoofchk":1"#, 6, "macspoofchk"),
             (r#","enabledad":"true""#, 6, "enabledad"),
             (r#","ipam":{"type":"x"},"disableContainerInterface":true"#, 7, "disableContainerInt"),
@@ -216,6 +315,21 @@ mod tests {
             assert_eq!(err.code, code, "{extra}: {err}");
             assert!(err.msg.contains(word), "{extra}: {err}");
         }
+        let vlans = |extra: &str| -> Vec<(u16, bool, bool)> {
+            let found = parse(extra).unwrap().vlans.unwrap().port;
+            found.iter().map(|v| (v.id, v.pvid, v.untagged)).collect()
+        };
+        let default = (1, false, true);
+        assert_eq!(vlans(r#","vlan":100"#), [default, (100, true, true)]);
+        let left = r#","vlan":100,"preserveDefaultVlan":false"#;
+        assert_eq!(vlans(left), [(100, true, true)]);
+        let trunk = r#","vlanTrunk":[{"id":7},{"minID":3,"maxID":4}]"#;
+        let tagged = |id| (id, false, false);
+        assert_eq!(vlans(trunk), [(1, true, true), tagged(3), tagged(4), tagged(7)]);
+        let alone = parse(r#","preserveDefaultVlan":false"#).unwrap();
+        assert_eq!(alone.vlans, None, "without VLANs there is none to leave");
+        let long = parse(r#","bridge":"a-long-bridge","vlan":100"#).unwrap();
+        assert_eq!(long.gateway_dev().unwrap_err().code, 7);
         let off = r#","vlan":0,"vlanTrunk":[],"macspoofchk":false,"ipMasqBackend":"iptables""#;
         parse(off).unwrap();
     }

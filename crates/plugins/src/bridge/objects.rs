@@ -9,7 +9,7 @@ use causeway_model::{
     Sysctl,
 };
 use causeway_types::state::AttachmentRecord;
-use causeway_types::{Cidr, Family, IfName, Mac, Mtu};
+use causeway_types::{Cidr, Family, IfName, Mac, Mtu, names};
 use ipnet::IpNet;
 
 use super::conf::BridgeConf;
@@ -30,27 +30,67 @@ pub(crate) struct Bridge<'a> {
     pub mac: Mac,
     /// MTU that a new bridge gets; `None`: whatever it has.
     pub mtu: Option<Mtu>,
-    /// The gateway addresses that it carries, with the length of their networks.
+    /// What carries the gateway's address: the bridge itself, or a port of it in a VLAN.
+    pub gateway_dev: IfName,
+    /// The gateway addresses, with the length of their networks.
     pub gateways: Vec<IpNet>,
+}
+
+/// The port of a bridge behind which the gateway of a VLAN is.
+pub(crate) fn gateway_port(gateway_dev: &IfName) -> IfName {
+    names::host_veth("gateway", gateway_dev.as_str())
 }
 
 impl Bridge<'_> {
     /// The bridge, its gateway addresses and the node's forwarding. These stay when pods go.
     pub(crate) fn objects(&self) -> Desired {
-        let mut all = Desired::default();
+        let mut all = self.alone();
         let dev = &self.conf.bridge;
-        let link =
-            Link { mac: Some(self.mac), mtu: self.mtu, ..Link::up(dev.clone(), LinkKind::Bridge) };
-        all.add(Owner::Node, "the bridge that joins the pods of this node", Object::Link(link));
         let ra = sysctl(Family::V6, dev, "accept_ra", "0");
         all.add(Owner::Node, "pods do not configure the node by router advertisements", ra);
+        if let Some([port, inside]) = self.gateway_pair() {
+            let ra = sysctl(Family::V6, &inside.name, "accept_ra", "0");
+            let why = "the gateway of a VLAN is behind a port of its own";
+            for object in [Object::Link(port), Object::Link(inside), ra] {
+                all.add(Owner::Node, why, object);
+            }
+        }
         for addr in &self.gateways {
             let forwarding = forwarding(Family::of(addr.addr()));
-            let addr = Addr::new(dev.clone(), *addr);
+            let addr = Addr::new(self.gateway_dev.clone(), *addr);
             all.add(Owner::Node, "the gateway of the pods", Object::Addr(addr));
             all.add(Owner::Node, "the node forwards for its pods", forwarding);
         }
         all
+    }
+}
+
+impl Bridge<'_> {
+    /// The bridge without anything on it.
+    pub(crate) fn alone(&self) -> Desired {
+        let mut all = Desired::default();
+        let link = Link::up(self.conf.bridge.clone(), LinkKind::Bridge);
+        let link = Link { mac: Some(self.mac), mtu: self.mtu, ..link };
+        all.add(Owner::Node, "the bridge that joins the pods of this node", Object::Link(link));
+        all
+    }
+
+    /// The veth pair of a VLAN's gateway: the bridge's port, and the interface with the address.
+    pub(crate) fn gateway_pair(&self) -> Option<[Link; 2]> {
+        if self.gateways.is_empty() || self.gateway_dev == self.conf.bridge {
+            return None;
+        }
+        let mac = |end: &str| Mac::derived(&format!("{end}/{}/{}", self.mac, self.gateway_dev));
+        let kind = LinkKind::Veth {
+            peer: Some(self.gateway_dev.clone()),
+            peer_mac: Some(mac("gateway")),
+            peer_netns: None,
+        };
+        let mut port = Link::up(gateway_port(&self.gateway_dev), kind);
+        (port.mac, port.master) = (Some(mac("port")), Some(self.conf.bridge.clone()));
+        port.mtu = self.mtu;
+        let other = LinkKind::Veth { peer: None, peer_mac: None, peer_netns: None };
+        Some([port, Link::up(self.gateway_dev.clone(), other)])
     }
 }
 

@@ -137,6 +137,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let mac = bridge_mac(&mut node, &record)?;
     let wiring = Wiring {
         host: host_objects(&record, &attachment::context(true)),
+        vlans: None,
         pod: pod_objects(&record, mac),
         served: Some(&served),
     };
