@@ -47,13 +47,15 @@ pub(super) fn check(call: &Call) -> Result<(), CniError> {
 /// The two ends as the previous result names them: another plugin may have made them.
 fn ends(call: &Call, conf: &BridgeConf, previous: &CniResult) -> Result<Derived, CniError> {
     let mut ends = Derived::of(call)?;
+    let gateway_dev = conf.gateway_dev()?;
     let bad = |e: causeway_types::Invalid| CniError::invalid_config(format!("prevResult: {e}"));
     for interface in &previous.interfaces {
         let mac: Option<Mac> = match interface.mac.as_str() {
             "" => None,
             text => Some(text.parse().map_err(bad)?),
         };
-        if interface.sandbox.is_empty() && interface.name != conf.bridge.as_str() {
+        let is_bridge = [&conf.bridge, &gateway_dev].iter().any(|n| n.as_str() == interface.name);
+        if interface.sandbox.is_empty() && !is_bridge {
             ends.host_ifname = IfName::new(&interface.name).map_err(bad)?;
             ends.host_mac = mac.unwrap_or(ends.host_mac);
         } else if interface.name == call.env.ifname && !interface.sandbox.is_empty() {
