@@ -12,3 +12,5 @@ pub mod node;
 pub mod pod;
 mod roads;
 pub mod script;
+
+pub use guard::detour;

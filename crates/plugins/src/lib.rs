@@ -8,6 +8,7 @@
 //! wait for the agent's word.
 
 mod attachment;
+mod bandwidth;
 mod bridge;
 pub mod call;
 mod causeway;
@@ -51,6 +52,7 @@ trait Plugin {
 
 /// The types, by the names of their files.
 const TYPES: &[(&str, &dyn Plugin)] = &[
+    ("bandwidth", &bandwidth::BandwidthPlugin),
     ("bridge", &bridge::BridgePlugin),
     ("causeway", &causeway::CausewayPlugin),
     (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),

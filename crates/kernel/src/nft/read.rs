@@ -74,7 +74,8 @@ fn base(family: NftFamily, body: &[u8]) -> Option<Base> {
             _ => ChainType::Filter,
         },
         hook: match (family, number) {
-            (NftFamily::Netdev, _) => Hook::Ingress,
+            (NftFamily::Netdev, 0) => Hook::Ingress,
+            (NftFamily::Netdev, _) => Hook::Egress,
             (_, 0) => Hook::Prerouting,
             (_, 1) => Hook::Input,
             (_, 2) => Hook::Forward,
