@@ -7,7 +7,7 @@ use causeway_model::nft::{
     Rule, Set, Stmt, Verdict,
 };
 use causeway_types::state::AttachmentRecord;
-use causeway_types::{Cidr, Family, IfName, Mac, names};
+use causeway_types::{Cidr, Family, Mac, names};
 
 use crate::cidrs;
 
@@ -38,22 +38,12 @@ fn drop(comment: &str, mut stmts: Vec<Stmt>) -> Rule {
 
 /// The shared table of family netdev with this pod's ingress chain.
 pub(crate) fn table(record: &AttachmentRecord) -> NftTable {
-    table_at(record, Hook::Ingress, &record.host_ifname)
-}
-
-/// The same chain for a device through which all that the pod sends goes before the node takes it
-/// in: what comes back from there passes no ingress chain. It goes with that device.
-pub fn detour(record: &AttachmentRecord, device: &IfName) -> NftTable {
-    table_at(record, Hook::Egress, device)
-}
-
-fn table_at(record: &AttachmentRecord, hook: Hook, device: &IfName) -> NftTable {
     let mut table = NftTable::new(NftFamily::Netdev, names::NFT_PLUGINS, false);
     let base = Base {
         kind: ChainType::Filter,
-        hook,
+        hook: Hook::Ingress,
         priority: -150,
-        device: Some(device.clone()),
+        device: Some(record.host_ifname.clone()),
         policy: Policy::Drop,
     };
     let mut rules = vec![drop(
@@ -69,7 +59,7 @@ fn table_at(record: &AttachmentRecord, hook: Hook, device: &IfName) -> NftTable 
         rules.extend(ipv6(record.mac, &v6));
     }
     rules.push(drop("source address is not the pod's", vec![]));
-    table.chains.insert(device.to_string(), Chain { base: Some(base), rules });
+    table.chains.insert(record.host_ifname.to_string(), Chain { base: Some(base), rules });
     table
 }
 

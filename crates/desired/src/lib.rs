@@ -12,5 +12,3 @@ pub mod node;
 pub mod pod;
 mod roads;
 pub mod script;
-
-pub use guard::detour;

@@ -16,7 +16,8 @@ use crate::handle::Handle;
 use crate::rtnl::{link, read};
 use crate::sock::{Reply, Request};
 
-pub use wire::{Device, Filter, Root};
+pub use wire::{Device, Root};
+use wire::{Filter, Placed};
 
 /// How long a packet may wait in a queue, in milliseconds. The same as the reference plugins.
 pub const LATENCY_MS: u64 = 25;
@@ -127,7 +128,8 @@ impl Handle {
     pub fn selects(&mut self, dev: &IfName, selection: &Selection<'_>) -> Result<bool, Error> {
         let found = self.filters(dev, wire::ROOT)?;
         let wanted = wire::filters(selection);
-        Ok(found.len() == wanted.len() && wanted.iter().all(|w| found.contains(w)))
+        let is_there = |wanted: &Filter| found.iter().any(|f| f.filter == *wanted);
+        Ok(found.len() == wanted.len() && wanted.iter().all(is_there))
     }
 
     /// Makes a device through which traffic can be sent (`ifb`). It is down.
@@ -195,16 +197,22 @@ impl Handle {
     pub fn redirects(&mut self, dev: &IfName, through: &IfName) -> Result<bool, Error> {
         let through = self.index_of(through)?;
         let filters = self.filters(dev, wire::INGRESS)?;
-        Ok(filters.iter().any(|f| f.through == Some(through)))
+        Ok(filters.iter().any(|f| f.filter.through == Some(through)))
     }
 
-    /// Takes back [`Handle::redirect`]. What is gone is fine, and what others put there stays.
+    /// Takes back [`Handle::redirect`] to the device of an index, and to devices that are gone. What
+    /// is gone is fine, and what others put there stays.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn remove_redirect(&mut self, dev: &IfName) -> Result<(), Error> {
+    pub fn remove_redirect(&mut self, dev: &IfName, through: u32) -> Result<(), Error> {
         let Some(index) = self.link_index(dev)? else { return Ok(()) };
-        gone_is_fine(self.control("remove a redirect", vec![wire::remove_redirect(index)]))?;
+        for found in self.filters(dev, wire::INGRESS)? {
+            if found.filter.through.is_some_and(|to| to == through || to == 0) {
+                let request = wire::remove_filter(index, &found);
+                gone_is_fine(self.control("remove a redirect", vec![request]))?;
+            }
+        }
         let what = "read the queues of an interface";
         let ours =
             self.route.dump(what, wire::get_qdiscs(index), |r| wire::is_ingress(r, index))?;
@@ -214,7 +222,7 @@ impl Handle {
         gone_is_fine(self.control("remove an ingress queue", vec![wire::remove_ingress(index)]))
     }
 
-    fn filters(&mut self, dev: &IfName, parent: u32) -> Result<Vec<Filter>, Error> {
+    fn filters(&mut self, dev: &IfName, parent: u32) -> Result<Vec<Placed>, Error> {
         let index = self.index_of(dev)?;
         let request = wire::get_filters(index, parent);
         match self.route.dump("read the filters of an interface", request, wire::filter) {

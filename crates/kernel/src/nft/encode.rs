@@ -74,7 +74,7 @@ fn one(kind: u16, flags: u16, mut body: Body) -> Vec<Request> {
 fn put_base(body: &mut Body, base: &Base) {
     let hook = match base.hook {
         Hook::Prerouting | Hook::Ingress => 0,
-        Hook::Input | Hook::Egress => 1,
+        Hook::Input => 1,
         Hook::Forward => 2,
         Hook::Output => 3,
         Hook::Postrouting => 4,

@@ -74,8 +74,7 @@ fn base(family: NftFamily, body: &[u8]) -> Option<Base> {
             _ => ChainType::Filter,
         },
         hook: match (family, number) {
-            (NftFamily::Netdev, 0) => Hook::Ingress,
-            (NftFamily::Netdev, _) => Hook::Egress,
+            (NftFamily::Netdev, _) => Hook::Ingress,
             (_, 0) => Hook::Prerouting,
             (_, 1) => Hook::Input,
             (_, 2) => Hook::Forward,

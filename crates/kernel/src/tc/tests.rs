@@ -40,7 +40,8 @@ fn selections() {
         for limited in [false, true] {
             let selection = Selection { subnets: &nets, end, limited };
             let requests = htb(7, FAST, &selection);
-            let read: Vec<Filter> = requests.iter().filter_map(|r| filter(reply(r))).collect();
+            let read: Vec<Filter> =
+                requests.iter().filter_map(|r| Some(filter(reply(r))?.filter)).collect();
             assert_eq!(read, filters(&selection));
             assert_eq!(read[0].keys, [[0xffu32, 10, v4]]);
             assert_eq!(read[1].keys, [[0; 3]]);
@@ -54,7 +55,7 @@ fn selections() {
 #[test]
 fn redirects() {
     let read = filter(reply(&redirect(7, 9))).unwrap();
-    assert_eq!(read.through, Some(9));
+    assert_eq!(read.filter.through, Some(9));
 }
 
 /// Torn and mangled messages are read as something or nothing.

@@ -28,8 +28,9 @@ pub(super) const INGRESS: u32 = 0xffff_fff2;
 pub(super) const ROOT: u32 = 0x0001_0000;
 /// The class that is limited, the same as the reference plugins'.
 const LIMITED: u32 = 0x30;
-/// Place of the redirecting filter: a number that nobody else is likely to use (`cw`).
-const REDIRECT_PLACE: u32 = 0x6377;
+/// Place of the redirecting filter: before all others, which could let packets pass it by. The same
+/// as the reference plugins'.
+const REDIRECT_PLACE: u32 = 1;
 
 pub(super) const HTB: &str = "htb";
 const TBF: &str = "tbf";
@@ -92,15 +93,23 @@ impl Root {
 
 /// A filter that selects packets.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filter {
+pub(super) struct Filter {
     /// EtherType.
     protocol: u16,
     /// The class that packets go to.
     class: u32,
     /// What of a packet is compared: mask, value and offset.
     keys: Vec<[u32; 3]>,
-    /// The index of the device that they are sent through.
+    /// The index of the device that they are sent through; 0 when it is gone.
     pub(super) through: Option<u32>,
+}
+
+/// A filter as it is found at its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Placed {
+    handle: u32,
+    info: u32,
+    pub(super) filter: Filter,
 }
 
 /// An interface with its kind and alias.
@@ -329,9 +338,10 @@ pub(super) fn redirect(index: u32, through: u32) -> Request {
     Request::new(libc::RTM_NEWTFILTER, CREATE | EXCL, body)
 }
 
-/// The request that removes [`redirect`].
-pub(super) fn remove_redirect(index: u32) -> Request {
-    let body = message(index, 0, INGRESS, info(REDIRECT_PLACE, ALL));
+/// The request that removes a filter of incoming packets, and none beside it.
+pub(super) fn remove_filter(index: u32, found: &Placed) -> Request {
+    let mut body = message(index, found.handle, INGRESS, found.info);
+    kind(&mut body, U32);
     Request::new(libc::RTM_DELTFILTER, 0, body)
 }
 
@@ -482,12 +492,13 @@ pub(super) fn is_ingress(reply: Reply<'_>, index: u32) -> Option<()> {
 
 /// Reads a filter. The tables in which the kernel keeps filters of this kind are none; those of
 /// other kinds select nothing that is known here.
-pub(super) fn filter(reply: Reply<'_>) -> Option<Filter> {
+pub(super) fn filter(reply: Reply<'_>) -> Option<Placed> {
     let (_, found) = object(reply, libc::RTM_NEWTFILTER)?;
     let protocol = u16::from_be((found.info & 0xffff) as u16);
     let mut filter = Filter { protocol, class: 0, keys: Vec::new(), through: None };
+    let placed = |filter| Placed { handle: found.handle, info: found.info, filter };
     if found.kind != U32 {
-        return Some(filter);
+        return Some(placed(filter));
     }
     for (kind, value) in attributes(found.options) {
         match kind {
@@ -497,7 +508,7 @@ pub(super) fn filter(reply: Reply<'_>) -> Option<Filter> {
             _ => {}
         }
     }
-    (!filter.keys.is_empty()).then_some(filter)
+    (!filter.keys.is_empty()).then(|| placed(filter))
 }
 
 fn read_keys(sel: &[u8]) -> Option<Vec<[u32; 3]>> {

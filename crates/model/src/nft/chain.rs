@@ -33,8 +33,6 @@ pub enum Hook {
     Postrouting,
     /// Frames of one device as they come in (family netdev).
     Ingress,
-    /// Frames of one device as they go out (family netdev).
-    Egress,
 }
 
 /// What a base chain does with a packet that no rule decided.

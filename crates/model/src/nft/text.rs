@@ -86,7 +86,6 @@ fn hook(base: &Base) -> String {
         Hook::Output => "output",
         Hook::Postrouting => "postrouting",
         Hook::Ingress => "ingress",
-        Hook::Egress => "egress",
     };
     let device = base.device.as_ref().map_or(String::new(), |d| format!(" device \"{d}\""));
     let policy = match base.policy {

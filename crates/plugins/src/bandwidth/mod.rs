@@ -3,17 +3,13 @@
 //! What goes to the pod is limited where it leaves the node's end of the veth pair. What comes from
 //! it goes through a device of its own (`ifb`), where it leaves again and can be limited, and comes
 //! back from there as if it had just come in, but for one thing: it passes no nftables chain of
-//! hook ingress any more. On a network that the agent serves, the chain that keeps the pod to its
-//! own addresses is therefore at that device as well.
+//! hook ingress any more.
 
 mod conf;
 mod device;
 
 use causeway_cni_spec::{CniError, CniResult, Interface};
-use causeway_desired::detour;
 use causeway_kernel::tc::{End, Limit, Selection};
-use causeway_model::{Desired, Object, Observed, Owner};
-use causeway_types::state::AttachmentRecord;
 use causeway_types::{IfName, names};
 
 use self::conf::{Limits, whole_packets};
@@ -114,6 +110,7 @@ fn limit(
     let mtu = link.and_then(|l| l.mtu).map_or(1500, |m| m.get());
     let again = (call.clone(), host.clone());
     refuse_others(&mut node, &host, limits)?;
+    refuse_guarded(call, limits)?;
     rollback.on_failure(move || unlimit(&again.0, &mut Space::node()?, Some(&again.1)));
     // What an ADD left that was killed.
     unlimit(call, &mut node, Some(&host))?;
@@ -156,10 +153,6 @@ fn detour_through_ifb(
     let ifb = device::make(call, node, mtu)?;
     let selection = limits.selection(End::Destination);
     node.kernel(|k| k.set_limit(&ifb, whole_packets(limit, mtu), selection.as_ref()))?;
-    if let Some(record) = guarded(call)? {
-        let guard = guard(&record, &ifb);
-        node.make(&guard, &Observed::default()).map_err(|e| node.error(&e))?;
-    }
     node.kernel(|k| k.set_up(&ifb))?;
     node.kernel(|k| k.redirect(host, &ifb))?;
     let mac = node.kernel(|k| k.device(&ifb))?.and_then(|d| d.mac);
@@ -167,29 +160,34 @@ fn detour_through_ifb(
     Ok(Interface { name: ifb.to_string(), mac, ..Interface::default() })
 }
 
-/// The attachment's record, which there is where the pod is kept to its own addresses.
-fn guarded(call: &Call) -> Result<Option<AttachmentRecord>, CniError> {
-    Attachments::at(&call.paths).read(&call.env.container_id, &call.env.ifname)
-}
-
-fn guard(record: &AttachmentRecord, ifb: &IfName) -> Desired {
-    let mut guard = Desired::default();
-    let why = "the pod sends only with its own addresses, by this way as well";
-    let owner = Owner::Pod(record.owner_name());
-    guard.add(owner, why, Object::Table(detour(record, ifb)));
-    guard
+/// Where the pod is kept to its own addresses by a chain at the ingress of its interface, which
+/// what comes back from the device would not pass.
+fn refuse_guarded(call: &Call, limits: &Limits) -> Result<(), CniError> {
+    let records = Attachments::at(&call.paths);
+    let record = records.read(&call.env.container_id, &call.env.ifname)?;
+    if record.is_none() || limits.from.is_none() {
+        return Ok(());
+    }
+    Err(CniError::invalid_config(format!(
+        "egressRate cannot be had on network {}, which the agent serves: the way that limited packets \
+         take does not pass the rules that keep a pod to its own addresses; remove egressRate and \
+         egressBurst",
+        call.conf.name
+    )))
 }
 
 /// Takes the limits away: first the way to the device, so that the pod goes on sending while it
 /// lives, then the device, with which its queue and its chain go.
 fn unlimit(call: &Call, node: &mut Space, host: Option<&IfName>) -> Result<(), CniError> {
+    let device = device::find(call, node)?;
     if let Some(host) = host {
-        node.kernel(|k| k.remove_redirect(host))?;
+        let through = device.as_ref().map_or(0, |d| d.index);
+        node.kernel(|k| k.remove_redirect(host, through))?;
         if node.kernel(|k| k.root_queue(host))?.is_some_and(|root| root.is_limit()) {
             node.kernel(|k| k.remove_root_queue(host))?;
         }
     }
-    match device::find(call, node)? {
+    match device {
         Some(device) => node.kernel(|k| k.remove_link(device.index)),
         None => Ok(()),
     }
@@ -222,10 +220,7 @@ fn check(call: &Call, limits: &Limits) -> Result<(), CniError> {
              missing or changed"
         )));
     }
-    match guarded(call)? {
-        Some(record) => crate::attachment::verify(&mut node, &guard(&record, &name)),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn check_limit(
