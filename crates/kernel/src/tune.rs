@@ -26,6 +26,24 @@ pub struct Attributes {
     pub tx_queue_len: Option<u32>,
 }
 
+impl Attributes {
+    /// Those of these that another has otherwise. A MAC that is set to what it is makes the kernel
+    /// forget its neighbours all the same, permanent ones included.
+    #[must_use]
+    pub fn unlike(&self, have: &Attributes) -> Attributes {
+        fn unlike<T: PartialEq>(want: Option<T>, have: Option<T>) -> Option<T> {
+            if want == have { None } else { want }
+        }
+        Attributes {
+            mac: unlike(self.mac, have.mac),
+            mtu: unlike(self.mtu, have.mtu),
+            promisc: unlike(self.promisc, have.promisc),
+            allmulti: unlike(self.allmulti, have.allmulti),
+            tx_queue_len: unlike(self.tx_queue_len, have.tx_queue_len),
+        }
+    }
+}
+
 impl Handle {
     /// The attributes of an interface; `None` when there is none of this name.
     ///

@@ -30,6 +30,7 @@ pub mod record;
 pub mod rollback;
 mod space;
 pub mod store;
+mod tuning;
 #[cfg(test)]
 mod walk;
 
@@ -57,6 +58,7 @@ const TYPES: &[(&str, &dyn Plugin)] = &[
     ("causeway", &causeway::CausewayPlugin),
     (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),
     ("loopback", &loopback::LoopbackPlugin),
+    ("tuning", &tuning::TuningPlugin),
 ];
 
 fn plugin(name: &str) -> Option<&'static dyn Plugin> {
