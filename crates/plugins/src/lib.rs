@@ -28,6 +28,7 @@ pub mod notify;
 mod paths;
 pub mod record;
 pub mod rollback;
+mod sbr;
 mod space;
 pub mod store;
 mod tuning;
@@ -58,6 +59,7 @@ const TYPES: &[(&str, &dyn Plugin)] = &[
     ("causeway", &causeway::CausewayPlugin),
     (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),
     ("loopback", &loopback::LoopbackPlugin),
+    ("sbr", &sbr::SbrPlugin),
     ("tuning", &tuning::TuningPlugin),
 ];
 
