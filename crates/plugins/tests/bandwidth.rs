@@ -10,7 +10,7 @@ use common::chained::{
     after, for_all_families, in_version, installed, kill_everywhere, pod, reference,
 };
 use common::served::{Families, Mode, addresses, conf, host_end, serve};
-use common::{Node, netns_of, pings, sh, try_sh};
+use common::{Node, in_pod, netns_of, pings, sh, try_sh};
 use serde_json::{Value, json};
 
 /// 5,000,000 bytes a second.
@@ -530,60 +530,130 @@ fn a_failed_add_leaves_nothing() {
     assert!(sh(&format!("tc filter show dev {host} ingress")).contains("protocol ip pref 1 "));
 }
 
-/// What comes back from the device passes no ingress chain, and such a chain keeps a pod of a served
-/// network to its own addresses.
+/// On a served network a pod whose rate is limited sends only with its own addresses all the same,
+/// though what comes back from the device passes no ingress chain.
 #[test]
-fn guarded_pods_stay_guarded() {
+fn limited_pods_are_guarded() {
     for mode in Mode::ALL {
         let test = move || {
             let node = serve(mode, Families::Dual);
+            let main = conf(mode, Families::Dual);
             node.pod("p1");
-            let result = node.add("p1", &conf(mode, Families::Dual));
-            let both = after("bandwidth", &limits(true, true), &result);
-            let (code, said) = node.call("ADD", "p1", &both).run().err();
-            assert_eq!(code, 7);
-            assert!(said.contains("egressRate"), "{said}");
-            assert!(!sh("tc qdisc show").contains("tbf"));
-            let one = after("bandwidth", &limits(true, false), &result);
-            node.add("p1", &one);
-            node.call("CHECK", "p1", &one).run().ok();
-            for ip in addresses(&result) {
-                is_limited("to", towards("p1", &ip, SOME));
+            node.pod("p2");
+            let result = node.add("p1", &main);
+            let victim = addresses(&node.add("p2", &main));
+            let conf = after("bandwidth", &limits(true, true), &result);
+            node.add("p1", &conf);
+            node.call("CHECK", "p1", &conf).run().ok();
+            for (to, node) in addresses(&result).iter().zip(["192.168.77.1", "fd77::1"]) {
+                is_limited("to", towards("p1", to, SOME));
+                is_limited("from", from("p1", node, SOME));
             }
-            node.del("p1", &one);
+            let dropped = || dropped(&host_end(&result));
+            let spoofed = [("10.244.1.99/32", &victim[0]), ("fd00:10:244:1::99/128", &victim[1])];
+            for (from, to) in spoofed {
+                assert!(pings("p1", to), "{to}");
+                let nodad = if from.contains(':') { "nodad" } else { "" };
+                let before = dropped();
+                sh(&format!("ip -n p1 addr add {from} dev eth0 {nodad}"));
+                let from = from.split('/').next().unwrap();
+                let (ok, _) = try_sh(&format!("ip netns exec p1 ping -c1 -W1 -n -I {from} {to}"));
+                assert!(!ok);
+                assert!(dropped() > before, "{from}");
+            }
+            let before = dropped();
+            in_pod("p1", "ip link set eth0 address 02:de:ad:be:ef:01");
+            assert!(!pings("p1", &victim[0]));
+            assert!(dropped() > before, "another MAC");
+            sh(&format!("nft flush chain netdev causeway_cni {}", ifb()));
+            let (_, said) = node.call("CHECK", "p1", &conf).run().err();
+            assert!(said.contains("does not go through"), "{said}");
+            node.del("p1", &conf);
+            assert!(!sh("nft list ruleset").contains("bwp"), "the chain is gone");
+            node.add("p1", &conf);
+            node.call("CHECK", "p1", &conf).run().ok();
+            sh(&format!("ip link del {}", ifb()));
+            node.del("p1", &conf);
+            assert!(!sh("nft list ruleset").contains("bwp"), "the chain is gone");
+            node.add("p1", &conf);
+            // In the wrong order, and without the namespace.
+            node.del("p1", &main);
+            node.remove_pod("p1");
+            node.del("p1", &conf);
+            assert!(!sh("nft list ruleset").contains("bwp"), "the chain is gone");
+            node.pod("p1");
+            let result = node.add("p1", &main);
+            let conf = after("bandwidth", &limits(true, true), &result);
+            node.add("p1", &conf);
+            let mut gc = in_version(&conf, "1.1.0");
+            gc["cni.dev/valid-attachments"] = json!([]);
+            let mut call = node.call("GC", "", &gc);
+            (call.ifname, call.netns) = (String::new(), None);
+            call.run().ok();
+            assert!(!sh("nft list ruleset").contains("bwp"), "the chain is gone");
+            node.del("p1", &main);
+            node.del("p2", &main);
+            assert_eq!(sh("ip -o link show type ifb"), "");
+            assert_eq!(node.residue(), "");
         };
         assert!(std::thread::spawn(test).join().is_ok(), "{mode:?}");
     }
 }
 
+/// The only device of the kind.
+fn ifb() -> String {
+    let all: Value = serde_json::from_str(&sh("ip -j link show type ifb")).unwrap();
+    all[0]["ifname"].as_str().unwrap().to_owned()
+}
+
+/// Packets that the chain of an interface has dropped.
+fn dropped(host: &str) -> u64 {
+    let chain = sh(&format!("nft list chain netdev causeway_cni {host}"));
+    let count = |l: &str| l.split("packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok();
+    chain.lines().filter(|l| l.contains("drop")).filter_map(count).sum()
+}
+
 #[test]
 fn killed_at_any_system_call() {
     let node = Node::new();
-    let conf = after("bandwidth", &limits(true, true), &pod(&node, "p1", Families::Dual));
+    let result = pod(&node, "p1", Families::Dual);
+    kill_both(&node, &after("bandwidth", &limits(true, true), &result));
+}
+
+#[test]
+fn killed_at_any_system_call_on_a_served_network() {
+    let node = serve(Mode::Routed, Families::Dual);
+    node.pod("p1");
+    let result = node.add("p1", &conf(Mode::Routed, Families::Dual));
+    kill_both(&node, &after("bandwidth", &limits(true, true), &result));
+}
+
+fn kill_both(node: &Node, conf: &Value) {
     let clean = |when: &str| {
+        assert!(!sh("nft list ruleset").contains("bwp"), "{when}");
         assert_eq!(sh("ip -o link show type ifb"), "", "{when}");
         let queues = sh("tc qdisc show");
         assert!(!queues.contains("tbf") && !queues.contains("ingress"), "{when}: {queues}");
     };
     let add = kill_everywhere(
-        &node,
+        node,
         "ADD",
         "p1",
-        &conf,
+        conf,
         || (),
         |at| {
             if at % 2 == 0 {
                 // Another ADD in its place.
-                node.add("p1", &conf);
-                node.call("CHECK", "p1", &conf).run().ok();
+                node.add("p1", conf);
+                node.call("CHECK", "p1", conf).run().ok();
             }
-            node.del("p1", &conf);
+            node.del("p1", conf);
             clean(&format!("ADD killed at {at}"));
         },
     );
-    let ready = || drop(node.add("p1", &conf));
-    let del = kill_everywhere(&node, "DEL", "p1", &conf, ready, |at| {
-        node.del("p1", &conf);
+    let ready = || drop(node.add("p1", conf));
+    let del = kill_everywhere(node, "DEL", "p1", conf, ready, |at| {
+        node.del("p1", conf);
         clean(&format!("DEL killed at {at}"));
     });
     println!("killed at {add} system calls of ADD and {del} of DEL");

@@ -151,8 +151,8 @@ fn beside_the_reference() {
         let kept: Vec<String> = state
             .lines()
             .filter(|l| !l.contains("fe80::/64"))
-            .filter(|l| !(l.contains("table 101") && !l.contains(':')))
-            .filter(|l| !(l.contains("table 100") && l.contains(':')))
+            .filter(|l| !l.contains("table 101") || l.contains(':'))
+            .filter(|l| !l.contains("table 100") || !l.contains(':'))
             .map(|l| l.replace(" proto 203", "").replace("proto kernel ", "").trim().to_owned())
             .collect();
         kept

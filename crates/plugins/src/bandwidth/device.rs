@@ -79,7 +79,7 @@ pub(super) fn make(call: &Call, node: &mut Space, mtu: u32) -> Result<IfName, Cn
     for name in &candidates {
         match node.kernel(|k| k.device(name))? {
             Some(device) if device.is_ifb() && device.alias == own => {
-                node.kernel(|k| k.remove_link(device.index))?;
+                remove(node, &device)?;
             }
             Some(_) => continue,
             None => {}
@@ -95,6 +95,34 @@ pub(super) fn make(call: &Call, node: &mut Space, mtu: u32) -> Result<IfName, Cn
     )))
 }
 
+/// Removes a device, after the chain of its name, which leads to it: newer kernels keep chains whose
+/// interfaces are gone.
+///
+/// # Errors
+/// Code 999 when one of them stays.
+pub(super) fn remove(node: &mut Space, device: &Device) -> Result<(), CniError> {
+    let (table, chain) = (names::NFT_PLUGINS, device.name.as_str());
+    if node.kernel(|k| k.nft()?.forward(table, chain))?.is_some() {
+        node.kernel(|k| k.nft()?.remove_chain(table, chain))?;
+    }
+    node.kernel(|k| k.remove_link(device.index))
+}
+
+/// Removes the chains of an attachment whose device somebody else has removed.
+///
+/// # Errors
+/// Code 999 when one of them stays.
+pub(super) fn remove_chains(call: &Call, node: &mut Space) -> Result<(), CniError> {
+    let host = names::host_veth(&call.env.container_id, &call.env.ifname);
+    for name in candidates(call) {
+        let (table, chain) = (names::NFT_PLUGINS, name.as_str());
+        if node.kernel(|k| k.nft()?.forward(table, chain))?.is_some_and(|c| c.from == host) {
+            node.kernel(|k| k.nft()?.remove_chain(table, chain))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes the devices of this network whose attachments are not among the valid ones.
 ///
 /// # Errors
@@ -108,7 +136,7 @@ pub(super) fn collect(call: &Call, valid: &BTreeSet<Owner>) -> Result<(), CniErr
     let mut first = None;
     for device in node.kernel(|k| k.devices())? {
         if device.is_ifb() && device.alias.starts_with(&prefix) && !kept.contains(&device.alias) {
-            first = first.or(node.kernel(|k| k.remove_link(device.index)).err());
+            first = first.or(remove(&mut node, &device).err());
         }
     }
     first.map_or(Ok(()), Err)

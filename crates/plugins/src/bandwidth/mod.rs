@@ -3,13 +3,16 @@
 //! What goes to the pod is limited where it leaves the node's end of the veth pair. What comes from
 //! it goes through a device of its own (`ifb`), where it leaves again and can be limited, and comes
 //! back from there as if it had just come in, but for one thing: it passes no nftables chain of
-//! hook ingress any more.
+//! hook ingress any more. On a network that the agent serves such a chain keeps the pod to its own
+//! addresses, so there the way to the device begins behind it.
 
 mod conf;
 mod device;
 
 use causeway_cni_spec::{CniError, CniResult, Interface};
-use causeway_kernel::tc::{End, Limit, Selection};
+use causeway_kernel::nft::Forward;
+use causeway_kernel::tc::{Device, End, Limit, Selection};
+use causeway_types::state::AttachmentRecord;
 use causeway_types::{IfName, names};
 
 use self::conf::{Limits, whole_packets};
@@ -44,8 +47,11 @@ impl Plugin for BandwidthPlugin {
     fn del(&self, call: &Call) -> Result<(), CniError> {
         let mut node = Space::node()?;
         // Most pods have no limit: the way to the device is not looked for then.
-        let unlimited = Limits::of(call).is_ok_and(|limits| limits.is_none());
-        let host = if unlimited { None } else { what_is_left(call, &mut node)? };
+        if Limits::of(call).is_ok_and(|limits| limits.is_none()) {
+            let device = device::find(call, &mut node)?;
+            return device.map_or(Ok(()), |device| device::remove(&mut node, &device));
+        }
+        let host = what_is_left(call, &mut node)?;
         unlimit(call, &mut node, host.as_ref())
     }
 
@@ -110,7 +116,6 @@ fn limit(
     let mtu = link.and_then(|l| l.mtu).map_or(1500, |m| m.get());
     let again = (call.clone(), host.clone());
     refuse_others(&mut node, &host, limits)?;
-    refuse_guarded(call, limits)?;
     rollback.on_failure(move || unlimit(&again.0, &mut Space::node()?, Some(&again.1)));
     // What an ADD left that was killed.
     unlimit(call, &mut node, Some(&host))?;
@@ -154,30 +159,47 @@ fn detour_through_ifb(
     let selection = limits.selection(End::Destination);
     node.kernel(|k| k.set_limit(&ifb, whole_packets(limit, mtu), selection.as_ref()))?;
     node.kernel(|k| k.set_up(&ifb))?;
-    node.kernel(|k| k.redirect(host, &ifb))?;
+    match guarded(call)? {
+        Some(_) => redirect_guarded(node, host, &ifb)?,
+        None => node.kernel(|k| k.redirect(host, &ifb))?,
+    }
     let mac = node.kernel(|k| k.device(&ifb))?.and_then(|d| d.mac);
     let mac = mac.map(|m| m.to_string()).unwrap_or_default();
     Ok(Interface { name: ifb.to_string(), mac, ..Interface::default() })
 }
 
-/// Where the pod is kept to its own addresses by a chain at the ingress of its interface, which
-/// what comes back from the device would not pass.
-fn refuse_guarded(call: &Call, limits: &Limits) -> Result<(), CniError> {
-    let records = Attachments::at(&call.paths);
-    let record = records.read(&call.env.container_id, &call.env.ifname)?;
-    if record.is_none() || limits.from.is_none() {
-        return Ok(());
+/// The attachment's record, which there is on a network that the agent serves: there a chain at the
+/// ingress of the interface keeps the pod to its own addresses, and what comes back from the device
+/// passes none. So nftables does the redirecting, after that chain.
+fn guarded(call: &Call) -> Result<Option<AttachmentRecord>, CniError> {
+    Attachments::at(&call.paths).read(&call.env.container_id, &call.env.ifname)
+}
+
+/// The index of the device, and its name as that of the chain.
+fn redirect_guarded(node: &mut Space, host: &IfName, ifb: &IfName) -> Result<(), CniError> {
+    let to = node.kernel(|k| k.link_index(ifb))?.unwrap_or(0);
+    let forward = Forward { from: host.clone(), to };
+    let why = "what the pod sends goes through the device that limits it";
+    node.kernel(|k| k.nft()?.add_forward(names::NFT_PLUGINS, ifb.as_str(), &forward, why))
+}
+
+fn is_redirected(
+    call: &Call,
+    node: &mut Space,
+    host: &IfName,
+    ifb: &Device,
+    name: &IfName,
+) -> Result<bool, CniError> {
+    if guarded(call)?.is_none() {
+        return node.kernel(|k| k.redirects(host, name));
     }
-    Err(CniError::invalid_config(format!(
-        "egressRate cannot be had on network {}, which the agent serves: the way that limited packets \
-         take does not pass the rules that keep a pod to its own addresses; remove egressRate and \
-         egressBurst",
-        call.conf.name
-    )))
+    let chain = node.kernel(|k| k.nft()?.forward(names::NFT_PLUGINS, &ifb.name))?;
+    Ok(chain == Some(Forward { from: host.clone(), to: ifb.index }))
 }
 
 /// Takes the limits away: first the way to the device, so that the pod goes on sending while it
-/// lives, then the device, with which its queue and its chain go.
+/// lives, then the device, with which its queue goes. It is the last to go, because it is what tells
+/// the next DEL or GC that there is something left.
 fn unlimit(call: &Call, node: &mut Space, host: Option<&IfName>) -> Result<(), CniError> {
     let device = device::find(call, node)?;
     if let Some(host) = host {
@@ -188,8 +210,8 @@ fn unlimit(call: &Call, node: &mut Space, host: Option<&IfName>) -> Result<(), C
         }
     }
     match device {
-        Some(device) => node.kernel(|k| k.remove_link(device.index)),
-        None => Ok(()),
+        Some(device) => device::remove(node, &device),
+        None => device::remove_chains(call, node),
     }
 }
 
@@ -214,10 +236,10 @@ fn check(call: &Call, limits: &Limits) -> Result<(), CniError> {
     }
     let selection = limits.selection(End::Destination);
     check_limit(&mut node, &name, whole_packets(limit, mtu), selection.as_ref())?;
-    if !node.kernel(|k| k.redirects(&host, &name))? {
+    if !is_redirected(call, &mut node, &host, &ifb, &name)? {
         return Err(CniError::internal(format!(
-            "what the pod sends does not go through {name}: the filter at the ingress of {host} is \
-             missing or changed"
+            "what the pod sends does not go through {name}: the filter at the ingress of {host}, or \
+             the chain of that name, is missing or changed"
         )));
     }
     Ok(())
