@@ -16,8 +16,11 @@ pub mod netns;
 pub mod nft;
 pub mod route_get;
 mod rtnl;
+pub mod rule;
 pub mod sock;
 pub mod sysctl;
+pub mod tc;
+pub mod tune;
 pub mod vlan;
 
 pub use conntrack::Conntrack;

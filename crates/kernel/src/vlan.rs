@@ -57,7 +57,7 @@ impl Handle {
     /// When there is no such bridge, or the kernel refuses.
     pub fn set_vlan_filtering(&mut self, bridge: &IfName) -> Result<(), Error> {
         let what = "make a bridge keep its VLANs apart";
-        let index = self.index_of(bridge, what)?;
+        let index = self.index_of(bridge)?;
         let mut body = header(libc::AF_UNSPEC, index);
         nest(&mut body, libc::IFLA_LINKINFO, |info| {
             put(info, libc::IFLA_INFO_KIND, b"bridge");
@@ -76,7 +76,7 @@ impl Handle {
         wanted: &BTreeSet<PortVlan>,
     ) -> Result<(), Error> {
         let what = "set the VLANs of a bridge's port";
-        let index = self.index_of(port, what)?;
+        let index = self.index_of(port)?;
         let have = self.port_vlans(port)?;
         let gone = have.iter().filter(|h| wanted.iter().all(|w| w.id != h.id));
         let mut requests: Vec<Request> =
@@ -94,17 +94,12 @@ impl Handle {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn port_vlans(&mut self, port: &IfName) -> Result<BTreeSet<PortVlan>, Error> {
-        let index = self.index_of(port, "read the VLANs of a bridge's port")?;
+        let index = self.index_of(port)?;
         let mut body = header(libc::AF_BRIDGE, 0);
         put(&mut body, libc::IFLA_EXT_MASK, &FILTER_VLANS.to_ne_bytes());
         let ask = Request::new(libc::RTM_GETLINK, 0, body);
         let found = self.route.dump("read the VLANs of ports", ask, |r| decode(r, index))?;
         Ok(found.into_iter().flatten().collect())
-    }
-
-    fn index_of(&mut self, name: &IfName, what: &str) -> Result<u32, Error> {
-        self.link_index(name)?
-            .ok_or_else(|| Error::Invalid(format!("cannot {what}: there is no {name}")))
     }
 
     fn one(&mut self, what: &'static str, request: Request) -> Result<(), Error> {

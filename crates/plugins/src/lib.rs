@@ -8,6 +8,7 @@
 //! wait for the agent's word.
 
 mod attachment;
+mod bandwidth;
 mod bridge;
 pub mod call;
 mod causeway;
@@ -28,8 +29,10 @@ pub mod notify;
 mod paths;
 pub mod record;
 pub mod rollback;
+mod sbr;
 mod space;
 pub mod store;
+mod tuning;
 #[cfg(test)]
 mod walk;
 
@@ -52,10 +55,13 @@ trait Plugin {
 
 /// The types, by the names of their files.
 const TYPES: &[(&str, &dyn Plugin)] = &[
+    ("bandwidth", &bandwidth::BandwidthPlugin),
     ("bridge", &bridge::BridgePlugin),
     ("causeway", &causeway::CausewayPlugin),
     (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),
     ("loopback", &loopback::LoopbackPlugin),
+    ("sbr", &sbr::SbrPlugin),
+    ("tuning", &tuning::TuningPlugin),
 ];
 
 fn plugin(name: &str) -> Option<&'static dyn Plugin> {

@@ -84,6 +84,17 @@ impl Space {
         Ok(Self { handle, place: format!("in the pod's namespace {path}") })
     }
 
+    /// Asks the kernel for something, or to do something, in this namespace.
+    ///
+    /// # Errors
+    /// Code 999 when it does not.
+    pub(crate) fn kernel<T>(
+        &mut self,
+        call: impl FnOnce(&mut Handle) -> Result<T, causeway_kernel::Error>,
+    ) -> Result<T, CniError> {
+        call(&mut self.handle).map_err(|e| self.unreadable(&e))
+    }
+
     /// Does operations in order; they have an effect also after one that failed.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Names that are fixed in one place so that nobody invents them twice.
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha512};
 
 use crate::IfName;
 
@@ -57,9 +57,29 @@ pub fn host_veth(container_id: &str, ifname: &str) -> IfName {
     IfName::new(format!("cw{}", &hex[..11])).expect("13 bytes of letters and digits")
 }
 
+/// The device through which all that a container sends goes where its rate is limited: `bwp` and
+/// 12 hex digits of a hash of network and container, the same as the reference plugins name it, so
+/// that each finds the other's. `also` tells several interfaces of a container apart; empty for the
+/// first.
+pub fn ifb(network: &str, container_id: &str, also: &str) -> IfName {
+    let digest = Sha512::new()
+        .chain_update(network.as_bytes())
+        .chain_update(container_id.as_bytes())
+        .chain_update(also.as_bytes())
+        .finalize();
+    let hex: String = digest.iter().take(6).map(|b| format!("{b:02x}")).collect();
+    IfName::new(format!("bwp{hex}")).expect("15 bytes of letters and digits")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ifb_has_the_name_that_the_reference_gives_it() {
+        assert_eq!(ifb("net", "c1", "").as_str(), "bwp623e1c388032");
+        assert_ne!(ifb("net", "c1", "/eth1"), ifb("net", "c1", ""));
+    }
 
     #[test]
     fn host_veth_depends_on_container_and_interface() {

@@ -3,6 +3,7 @@
 mod elements;
 mod encode;
 mod exprs;
+mod forward;
 mod read;
 mod wire;
 
@@ -13,6 +14,7 @@ use causeway_plan::{NftOp, TableId};
 use crate::netns::NetNs;
 use crate::sock::{ACK, Bus, Reply, Request, Socket};
 use crate::{Error, OpError, Refusal};
+pub use forward::Forward;
 use wire::{Body, msg};
 
 /// How often a transaction that met another one is sent again, and a table that changed while it
@@ -75,11 +77,16 @@ impl Nft {
     }
 
     fn transaction(&mut self, table: &TableId, ops: &[NftOp]) -> Result<(), Failure> {
+        let steps = ops.iter().map(|op| encode::step(table, op)).collect();
+        self.commit(steps)
+    }
+
+    /// Sends the messages of several steps, to be carried out all or none.
+    fn commit(&mut self, steps: Vec<Vec<Request>>) -> Result<(), Failure> {
         let mut requests = vec![Request { kind: msg::BATCH_BEGIN, flags: 0, body: Body::batch() }];
         // Which step each message belongs to.
         let mut owner = vec![None];
-        for (number, op) in ops.iter().enumerate() {
-            let some = encode::step(table, op);
+        for (number, some) in steps.into_iter().enumerate() {
             owner.extend(some.iter().map(|_| Some(number)));
             requests.extend(some);
         }

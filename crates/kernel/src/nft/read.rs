@@ -14,14 +14,14 @@ use super::wire::{Body, be32, comment_of, msg, text};
 use crate::Error;
 use crate::sock::{Reply, Request, Socket, attributes};
 
-fn request(kind: u16, family: NftFamily, fill: impl FnOnce(&mut Body)) -> Request {
+pub(super) fn request(kind: u16, family: NftFamily, fill: impl FnOnce(&mut Body)) -> Request {
     let mut body = Body::new(proto(family));
     fill(&mut body);
     Request { kind, flags: 0, body: body.done() }
 }
 
 /// The attributes behind `struct nfgenmsg`.
-fn body<'a>(reply: &Reply<'a>) -> &'a [u8] {
+pub(super) fn body<'a>(reply: &Reply<'a>) -> &'a [u8] {
     reply.body.get(4..).unwrap_or_default()
 }
 
@@ -107,7 +107,7 @@ fn chains(sock: &mut Socket, table: &mut NftTable) -> Result<(), Error> {
     Ok(())
 }
 
-fn base(family: NftFamily, body: &[u8]) -> Option<Base> {
+pub(super) fn base(family: NftFamily, body: &[u8]) -> Option<Base> {
     let hook = attribute(body, 4)?;
     let number = be32(attribute(hook, 1)?)?;
     // NFTA_HOOK_DEV, or the first of NFTA_HOOK_DEVS, which newer kernels give.

@@ -51,3 +51,11 @@ pub(crate) fn family(header: &[u8]) -> Option<Family> {
         _ => None,
     }
 }
+
+/// Appends an attribute (`struct nlattr` with its value, padded to 4 bytes).
+pub(crate) fn put(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    body.extend_from_slice(&((4 + value.len()) as u16).to_ne_bytes());
+    body.extend_from_slice(&kind.to_ne_bytes());
+    body.extend_from_slice(value);
+    body.resize(body.len().next_multiple_of(4), 0);
+}

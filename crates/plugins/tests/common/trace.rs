@@ -104,6 +104,12 @@ impl Held {
         String::from_utf8_lossy(&bytes[..end]).into_owned()
     }
 
+    /// Kills it before it makes the system call.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        let _ = waitpid(self.pid, None);
+    }
+
     /// Lets it go on to its end.
     pub fn finish(mut self) -> Answer {
         let Some(code) = self.code else {
