@@ -1,5 +1,5 @@
-//! The CNI plugins: `bridge`, `host-local`, `loopback` and `causeway`, in one file that acts by
-//! the name it is called by. Called by any other name (its own is `causeway-cni`) it acts as the
+//! The CNI plugins: `bridge`, `ptp`, `macvlan`, `host-device`, `host-local`, `static`, `loopback` and
+//! `causeway`, in one file that acts by the name it is called by. Called by any other name (its own is `causeway-cni`) it acts as the
 //! `type` of the configuration says.
 //!
 //! Blocking and single-threaded, because it lives for about a millisecond. It needs neither the
@@ -25,9 +25,11 @@ mod names;
 mod node;
 pub mod notify;
 mod paths;
+mod ptp;
 pub mod record;
 pub mod rollback;
 mod space;
+mod static_ipam;
 pub mod store;
 #[cfg(test)]
 mod walk;
@@ -55,6 +57,8 @@ const TYPES: &[(&str, &dyn Plugin)] = &[
     ("causeway", &causeway::CausewayPlugin),
     (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),
     ("loopback", &loopback::LoopbackPlugin),
+    ("ptp", &ptp::PtpPlugin),
+    (ipam::STATIC, &static_ipam::StaticPlugin),
 ];
 
 fn plugin(name: &str) -> Option<&'static dyn Plugin> {

@@ -214,6 +214,25 @@ fn classic_alone() {
     walk("type bridge", &node, &tutorial("1.0.0"), false);
 }
 
+#[test]
+fn ptp_alone() {
+    let node = Node::new();
+    let ranges = json!([[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]);
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "pod-network", "type": "ptp", "ipMasq": true,
+        "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]},
+    });
+    walk("type ptp", &node, &conf, false);
+}
+
+#[test]
+fn ptp_served() {
+    let node = serve(Mode::Routed, Families::Dual);
+    let mut conf = conf(Mode::Classic, Families::Dual);
+    conf["type"] = "ptp".into();
+    walk("type ptp, served", &node, &conf, true);
+}
+
 /// Address management alone.
 #[test]
 fn host_local() {

@@ -111,14 +111,21 @@ impl Raw {
                 return refuse(key, &true, why);
             }
         }
-        match self.ip_masq_backend.as_deref() {
-            // There is one way to masquerade here, and it has the same effect as both.
-            None | Some("" | "iptables" | "nftables") => Ok(()),
-            Some(other) => Err(CniError::invalid_config(format!(
-                "key \"ipMasqBackend\" is {other:?}: expected \"nftables\" (or \"iptables\", \
-                 which is done by nftables too)"
-            ))),
-        }
+        masquerade_backend(self.ip_masq_backend.as_deref())
+    }
+}
+
+/// There is one way to masquerade here, and it has the same effect as both of the reference.
+///
+/// # Errors
+/// Code 7 for what is no backend.
+pub(crate) fn masquerade_backend(name: Option<&str>) -> Result<(), CniError> {
+    match name {
+        None | Some("" | "iptables" | "nftables") => Ok(()),
+        Some(other) => Err(CniError::invalid_config(format!(
+            "key \"ipMasqBackend\" is {other:?}: expected \"nftables\" (or \"iptables\", which is \
+             done by nftables too)"
+        ))),
     }
 }
 
@@ -127,7 +134,11 @@ fn bridge_name(name: Option<&str>) -> Result<IfName, CniError> {
     IfName::new(name).map_err(|e| CniError::invalid_config(format!("key \"bridge\": {e}")))
 }
 
-fn mtu(bytes: i64) -> Result<Option<Mtu>, CniError> {
+/// An MTU in bytes; `None` for 0, the default.
+///
+/// # Errors
+/// Code 7 outside of 68 to 65535.
+pub(crate) fn mtu(bytes: i64) -> Result<Option<Mtu>, CniError> {
     if bytes == 0 {
         return Ok(None);
     }

@@ -16,7 +16,7 @@ use super::conf::BridgeConf;
 use crate::attachment;
 
 /// `RTPROT_BOOT`: what routes carry that were set up by hand, and by the reference plugins.
-const PROTO_BOOT: u8 = 3;
+pub(crate) const PROTO_BOOT: u8 = 3;
 
 /// The bridge as an attachment needs it.
 #[derive(Clone, Debug)]

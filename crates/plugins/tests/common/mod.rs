@@ -2,6 +2,7 @@
 //! `/run` and `/var/lib`, the plugins under all their names, and pods.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod reference;
 pub mod served;
 pub mod trace;
 pub mod ways;
