@@ -17,10 +17,13 @@ pub mod collect;
 mod faults;
 mod files;
 pub mod garbage;
+mod host_device;
 mod host_local;
+mod inside;
 pub mod ipam;
 pub mod leases;
 mod loopback;
+mod macvlan;
 mod names;
 mod node;
 pub mod notify;
@@ -57,6 +60,8 @@ const TYPES: &[(&str, &dyn Plugin)] = &[
     ("causeway", &causeway::CausewayPlugin),
     (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),
     ("loopback", &loopback::LoopbackPlugin),
+    (host_device::KIND, &host_device::HostDevicePlugin),
+    (macvlan::KIND, &macvlan::MacvlanPlugin),
     ("ptp", &ptp::PtpPlugin),
     (ipam::STATIC, &static_ipam::StaticPlugin),
 ];
