@@ -238,7 +238,8 @@ fn decode(reply: Reply<'_>) -> Option<Device> {
     let mut macvlan = None;
     for (kind, value) in attributes(reply.body.get(HEADER..)?) {
         match kind {
-            ALIAS => alias = read::text(value)?.to_owned(),
+            // Any bytes may be in it.
+            ALIAS => alias = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
             libc::IFLA_LINKINFO => macvlan = decode_macvlan(value),
             _ => {}
         }

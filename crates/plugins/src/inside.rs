@@ -219,8 +219,14 @@ pub(crate) fn del(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
         }
         None => new_record(call, kind, &Derived::of(call)?)?,
     };
-    undo(&record)?;
-    ipam.del(call, &[])?;
+    if needs_link(&ipam) {
+        // To say goodbye too.
+        ipam.del(call, &[])?;
+        undo(&record)?;
+    } else {
+        undo(&record)?;
+        ipam.del(call, &[])?;
+    }
     records.remove(id, ifname)
 }
 
@@ -255,6 +261,12 @@ pub(crate) fn gc(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
     }
     first = first.or(ipam.gc_foreign(call).err());
     first.map_or(Ok(()), Err)
+}
+
+/// A foreign IPAM plugin may need the link to get addresses (DHCP): it is asked when the link is there.
+/// The own ones are asked before anything is changed.
+pub(crate) fn needs_link(ipam: &Ipam) -> bool {
+    matches!(ipam, Ipam::Foreign(_))
 }
 
 /// The pod's namespace of a record; `None` when it is gone, and all that was in it.

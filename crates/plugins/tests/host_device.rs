@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::reference::{REFERENCE, installed, shape, side_by_side};
+use common::reference::{REFERENCE, installed, script, shape, side_by_side};
 use common::served::{Families, Mode, serve};
 use common::{BIN_DIR, Node, in_pod, pings, sh, try_sh};
 use serde_json::{Value, json};
@@ -369,4 +369,70 @@ fn each_takes_down_and_checks_what_the_other_made() {
         home(&node, maker);
         sh("ip link set h0 up");
     }
+}
+
+/// A plugin like that for DHCP needs the link in its place, when it is asked and when it says goodbye.
+#[test]
+fn a_foreign_ipam_plugin_finds_the_link() {
+    let node = Node::new();
+    lan();
+    let text = r#"#!/bin/sh
+        echo "$CNI_COMMAND $(ip -n p1 -o link show eth0 | wc -l)" >> /run/asked
+        [ "$CNI_COMMAND" = ADD ] || exit 0
+        echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.5.0.5/24", "gateway": "10.5.0.1"}]}'
+        [ ! -e /run/fails ]
+    "#;
+    script(&node, "of-others", text);
+    let mut conf = conf();
+    conf["ipam"] = json!({"type": "of-others"});
+    node.pod("p1");
+    node.add("p1", &conf);
+    assert!(pings("p1", "10.5.0.1"));
+    node.del("p1", &conf);
+    std::fs::write("/run/fails", "").unwrap();
+    node.call("ADD", "p1", &conf).run().err();
+    assert!(!in_pod("p1", "ip link").contains("eth0"));
+    home(&node, "");
+    let asked = std::fs::read_to_string("/run/asked").unwrap();
+    assert_eq!(asked, "ADD 1\nDEL 1\nADD 1\n");
+}
+
+#[test]
+fn a_second_add_leaves_the_first_alone() {
+    let node = Node::new();
+    lan();
+    let conf = conf();
+    node.pod("p1");
+    node.add("p1", &conf);
+    let (_, message) = node.call("ADD", "p1", &conf).run().err();
+    assert!(message.contains("call DEL first"), "{message}");
+    assert!(pings("p1", "10.5.0.1"));
+    // A runtime that has lost the namespace's path: the record has it.
+    let mut call = node.call("DEL", "p1", &conf);
+    call.netns = None;
+    call.run().ok();
+    assert!(!in_pod("p1", "ip link").contains("eth0"));
+    home(&node, "");
+}
+
+/// Every version of the specification, as the reference answers in it.
+#[test]
+fn every_version() {
+    if !installed() {
+        return;
+    }
+    let (ours, reference) = side_by_side(|node, _| {
+        lan();
+        let mut answers = Vec::new();
+        for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
+            let mut conf = conf();
+            conf["cniVersion"] = version.into();
+            node.pod("p1");
+            answers.push(shape(node.add("p1", &conf)));
+            node.del("p1", &conf);
+            node.remove_pod("p1");
+        }
+        answers
+    });
+    assert_eq!(ours, reference);
 }

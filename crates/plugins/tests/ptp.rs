@@ -243,6 +243,26 @@ fn makes_the_same_as_the_reference() {
 }
 
 #[test]
+fn every_version() {
+    if !installed() {
+        return;
+    }
+    let (ours, reference) = side_by_side(|node, _| {
+        let mut answers = Vec::new();
+        for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
+            let mut conf = conf(Families::Dual);
+            conf["cniVersion"] = version.into();
+            node.pod("p1");
+            answers.push(shape(node.add("p1", &conf)));
+            node.del("p1", &conf);
+            node.remove_pod("p1");
+        }
+        answers
+    });
+    assert_eq!(ours, reference);
+}
+
+#[test]
 fn each_takes_down_and_checks_what_the_other_made() {
     if !installed() {
         return;

@@ -74,7 +74,10 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let ipam = Ipam::of(call, None)?;
     inside::begin(call, &ipam, bring_home)?;
     let device = conf.find(&mut node)?;
-    let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let get = |node: &mut Space, rollback: &mut Rollback| {
+        attachment::addresses(call, &ipam, node, &ends, rollback)
+    };
+    let early = if inside::needs_link(&ipam) { None } else { Some(get(&mut node, rollback)?) };
 
     inside::refuse_taken(&mut pod, call)?;
     let name = device.link.name.clone();
@@ -88,7 +91,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let records = LinkRecords::at(&call.paths);
     // What makes no sense in the configuration must show before the device is moved.
     let link = Link { name: ends.ifname.clone(), ..device.link.clone() };
-    let desired = inside::pod_objects(call, &link, &given)?;
+    if let Some((given, _)) = &early {
+        inside::pod_objects(call, &link, given)?;
+    }
     let (paths, noted, was) = (call.paths.clone(), record.clone(), device.link.clone());
     rollback.on_failure(move || {
         inside::undo_and_forget(&paths, &noted, bring_home)?;
@@ -104,9 +109,11 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         },
     )?;
 
+    let (given, in_flight) = early.map_or_else(|| get(&mut node, rollback), Ok)?;
     let Some(present) = inside::device(&mut pod, &call.env.ifname)? else {
         return Err(CniError::internal(format!("interface {} is gone again", call.env.ifname)));
     };
+    let desired = inside::pod_objects(call, &present.link, &given)?;
     inside::set_up(&mut pod, &present.link, &desired)?;
     if inside::device(&mut pod, &call.env.ifname)?.is_some_and(|d| d.running) {
         let addresses: Vec<_> = given.ips.iter().map(|ip| ip.address.addr()).collect();

@@ -102,7 +102,10 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let passthru = conf.properties.mode == Mode::Passthru;
     let asked = call.mac()?;
     let mac = asked.or(Some(ends.mac).filter(|_| !passthru));
-    let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let get = |node: &mut Space, rollback: &mut Rollback| {
+        attachment::addresses(call, &ipam, node, &ends, rollback)
+    };
+    let early = if inside::needs_link(&ipam) { None } else { Some(get(&mut node, rollback)?) };
 
     inside::refuse_taken(&mut pod, call)?;
     let mac_of_record = mac.or(lower.link.mac);
@@ -114,6 +117,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     records.write(&record)?;
     make(&conf, &mut node, &mut pod, &ends, &lower, mac)?;
 
+    let (given, in_flight) = early.map_or_else(|| get(&mut node, rollback), Ok)?;
     let Some(present) = inside::device(&mut pod, &call.env.ifname)? else {
         return Err(CniError::internal(format!("interface {} is gone again", call.env.ifname)));
     };
