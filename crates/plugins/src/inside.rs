@@ -239,8 +239,15 @@ pub(crate) fn gc(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
     let valid = valid_owners(call)?;
     let records = LinkRecords::at(&call.paths);
     let mut first = None;
-    for record in records.list()? {
-        let owner = Owner::new(&record.container_id, record.ifname.as_str());
+    let all = records.list()?;
+    let owner_of = |r: &LinkRecord| Owner::new(&r.container_id, r.ifname.as_str());
+    for record in &all {
+        let owner = owner_of(record);
+        // The path of a namespace that is gone may be a valid attachment's by now.
+        let same = |r: &&LinkRecord| r.netns == record.netns && r.ifname == record.ifname;
+        let is_anothers = all.iter().filter(same).any(|r| valid.contains(&owner_of(r)));
+        let netns = if is_anothers { String::new() } else { record.netns.clone() };
+        let record = LinkRecord { netns, ..record.clone() };
         let ours = record.network == call.conf.name && record.kind == kind;
         if ours && !valid.contains(&owner) && !ipam.is_in_flight(&owner)? {
             let gone = undo(&record)

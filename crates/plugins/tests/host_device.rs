@@ -436,3 +436,35 @@ fn every_version() {
     });
     assert_eq!(ours, reference);
 }
+
+/// The path of a pod's namespace is used again while the record of its first user is still there.
+#[test]
+fn gc_does_not_take_one_pod_for_another_at_the_same_path() {
+    let node = Node::new();
+    lan();
+    let mut conf = conf();
+    conf["cniVersion"] = "1.1.0".into();
+    node.pod("p1");
+    node.add("p1", &conf);
+    node.remove_pod("p1");
+    // The device went with the first namespace; there is another of its name.
+    let gone = (0..100).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        !in_pod("lan", "ip link").contains("eth0")
+    });
+    assert!(gone);
+    sh("ip netns del lan");
+    lan();
+    node.pod("p1");
+    let mut call = node.call("ADD", "p1", &conf);
+    call.container = "second".into();
+    let result = call.run().ok();
+    let mut gc = conf.clone();
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": "second", "ifname": "eth0"}]);
+    node.call("GC", "", &gc).run().ok();
+    assert!(pings("p1", "10.5.0.1"));
+    let left = node.residue();
+    assert!(left.contains("second-eth0") && !left.contains("p1-eth0"), "{left}");
+    let held = result["ips"][0]["address"].as_str().unwrap().replace("/24", "");
+    assert!(left.contains(&held), "{left}");
+}

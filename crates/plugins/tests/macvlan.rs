@@ -489,3 +489,27 @@ fn a_master_that_is_down_is_no_error() {
     node.del("p1", &conf);
     clean(&node, "p1", "down");
 }
+
+/// The path of a pod's namespace is used again while the record of its first user is still there.
+#[test]
+fn gc_does_not_take_one_pod_for_another_at_the_same_path() {
+    let node = Node::new();
+    lan();
+    let mut conf = conf(Families::Dual);
+    conf["cniVersion"] = "1.1.0".into();
+    node.pod("p1");
+    node.add("p1", &conf);
+    node.remove_pod("p1");
+    node.pod("p1");
+    let mut call = node.call("ADD", "p1", &conf);
+    call.container = "second".into();
+    let result = call.run().ok();
+    let mut gc = conf.clone();
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": "second", "ifname": "eth0"}]);
+    node.call("GC", "", &gc).run().ok();
+    assert!(pings("p1", "10.5.0.1"));
+    let left = node.residue();
+    assert!(left.contains("second-eth0") && !left.contains("p1-eth0"), "{left}");
+    let held = result["ips"][0]["address"].as_str().unwrap().replace("/24", "");
+    assert!(left.contains(&held), "{left}");
+}
