@@ -16,6 +16,7 @@ pub mod json;
 pub mod result;
 pub mod runtime;
 pub mod runtime_config;
+pub mod static_ipam;
 pub mod version;
 
 pub use args::CniArgs;
@@ -25,4 +26,5 @@ pub use error::{CniError, code};
 pub use hostlocal::HostLocal;
 pub use result::{CniResult, Dns, Interface, IpConfig, Route};
 pub use runtime_config::{PortMapping, RuntimeConfig};
+pub use static_ipam::Static;
 pub use version::Version;

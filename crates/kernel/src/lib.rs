@@ -8,6 +8,7 @@
 
 mod apply;
 pub mod conntrack;
+pub mod device;
 mod devices;
 pub mod error;
 pub mod handle;

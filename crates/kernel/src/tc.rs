@@ -16,7 +16,7 @@ use crate::handle::Handle;
 use crate::rtnl::{link, read};
 use crate::sock::{Reply, Request};
 
-pub use wire::{Device, Root};
+pub use wire::Root;
 use wire::{Filter, Placed};
 
 /// How long a packet may wait in a queue, in milliseconds. The same as the reference plugins.
@@ -156,22 +156,6 @@ impl Handle {
     /// When the kernel refuses.
     pub fn remove_link(&mut self, index: u32) -> Result<(), Error> {
         gone_is_fine(self.control("remove an interface", vec![link::remove_index(index)]))
-    }
-
-    /// An interface with its kind and alias.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub fn device(&mut self, name: &IfName) -> Result<Option<Device>, Error> {
-        self.route.get("look up an interface", link::get_by_name(name), wire::device)
-    }
-
-    /// All interfaces with their kinds and aliases.
-    ///
-    /// # Errors
-    /// When they cannot be read.
-    pub fn devices(&mut self) -> Result<Vec<Device>, Error> {
-        self.route.dump("read links", link::dump(), wire::device)
     }
 
     /// Sends all that comes in by an interface through another one, from which it comes back as if

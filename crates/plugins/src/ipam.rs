@@ -1,4 +1,5 @@
-//! Where addresses come from: the own host-local in this process, or a foreign plugin by exec.
+//! Where addresses come from: the own host-local or static in this process, or a foreign plugin by
+//! exec.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -6,20 +7,23 @@ use std::path::Path;
 
 use causeway_cni_spec::delegate::{delegate, ipam_add};
 use causeway_cni_spec::exec::ProcessExec;
-use causeway_cni_spec::{CniError, CniResult, Command, Dns, HostLocal, IpConfig};
+use causeway_cni_spec::{CniError, CniResult, Command, Dns, HostLocal, IpConfig, Static};
 use causeway_ipam::{Owner, Range};
 use causeway_types::state::LeaseRecord;
 use ipnet::IpNet;
 
 use crate::call::Call;
+use crate::chain;
 use crate::files::{self, Planned};
 use crate::garbage::Stale;
 use crate::leases::Leases;
 use crate::record::LeaseRecords;
 use crate::store::InFlight;
 
-/// The IPAM type that runs in this process.
+/// An IPAM type that runs in this process: leases from ranges.
 pub const HOST_LOCAL: &str = "host-local";
+/// An IPAM type that runs in this process: addresses that are written down.
+pub const STATIC: &str = "static";
 
 /// Address management of one call.
 #[derive(Clone, Debug)]
@@ -33,6 +37,8 @@ pub enum Ipam {
         /// Its leases.
         leases: Box<Leases>,
     },
+    /// The own static: nothing is kept, nothing given back.
+    Static(Box<Static>),
     /// Another plugin, by the name of its binary.
     Foreign(String),
 }
@@ -51,6 +57,9 @@ impl Ipam {
                 let records = LeaseRecords::at(&call.paths, &conf.network);
                 let leases = Box::new(Leases { dir: conf.lease_dir(), records, record });
                 Ok(Ipam::HostLocal { conf: Box::new(conf), leases })
+            }
+            Some(ipam) if ipam.plugin_type == STATIC => {
+                Ok(Ipam::Static(Box::new(Static::parse(&call.conf, &call.args)?)))
             }
             Some(ipam) => Ok(Ipam::Foreign(ipam.plugin_type.clone())),
         }
@@ -72,6 +81,7 @@ impl Ipam {
                 let dns = dns.unwrap_or_default();
                 Ok((CniResult { ips, routes, dns, interfaces: Vec::new() }, in_flight))
             }
+            Ipam::Static(conf) => Ok((conf.result(), InFlight::default())),
             Ipam::Foreign(name) => {
                 let given = ipam_add(&ProcessExec, name, &call.env, &call.conf)?;
                 Ok((given, InFlight::default()))
@@ -86,7 +96,7 @@ impl Ipam {
     pub fn held(&self, call: &Call) -> Result<Vec<IpAddr>, CniError> {
         match self {
             Ipam::HostLocal { leases, .. } => leases.held(&call.owner()),
-            Ipam::None | Ipam::Foreign(_) => Ok(Vec::new()),
+            Ipam::None | Ipam::Static(_) | Ipam::Foreign(_) => Ok(Vec::new()),
         }
     }
 
@@ -97,7 +107,7 @@ impl Ipam {
     /// Code 5; the foreign plugin's own error.
     pub fn del(&self, call: &Call, named: &[IpAddr]) -> Result<(), CniError> {
         match self {
-            Ipam::None => Ok(()),
+            Ipam::None | Ipam::Static(_) => Ok(()),
             Ipam::HostLocal { leases, .. } => {
                 let result = call.conf.prev_result.iter().flat_map(CniResult::container_ips);
                 let named = named.iter().copied().chain(result.map(|ip| ip.address.addr()));
@@ -119,6 +129,7 @@ impl Ipam {
                 let named = call.conf.prev_result.iter().flat_map(CniResult::container_ips);
                 check_leases(&call.owner(), conf, &held, named.map(|ip| ip.address.addr()))
             }
+            Ipam::Static(conf) => check_static(call, conf),
             Ipam::Foreign(name) => run(name, Command::Check, call),
         }
     }
@@ -129,6 +140,7 @@ impl Ipam {
             Ipam::HostLocal { conf, .. } => {
                 conf.sets.iter().flat_map(|s| s.ranges()).map(Range::subnet).collect()
             }
+            Ipam::Static(conf) => conf.ips.iter().map(|ip| ip.address).collect(),
             Ipam::None | Ipam::Foreign(_) => Vec::new(),
         }
     }
@@ -143,7 +155,7 @@ impl Ipam {
         }
         files::try_room(&files).map_err(|e| CniError::not_available(e.msg))?;
         match self {
-            Ipam::None => Ok(()),
+            Ipam::None | Ipam::Static(_) => Ok(()),
             Ipam::HostLocal { conf, leases } => leases.has_free(&conf.sets),
             Ipam::Foreign(name) => run(name, Command::Status, call),
         }
@@ -157,7 +169,7 @@ impl Ipam {
     pub fn stale(&self, valid: &BTreeSet<Owner>) -> Result<Stale, CniError> {
         match self {
             Ipam::HostLocal { leases, conf } => leases.stale(valid, conf.sets.len()),
-            Ipam::None | Ipam::Foreign(_) => Ok(Stale::default()),
+            Ipam::None | Ipam::Static(_) | Ipam::Foreign(_) => Ok(Stale::default()),
         }
     }
 
@@ -168,7 +180,7 @@ impl Ipam {
     pub fn is_in_flight(&self, owner: &Owner) -> Result<bool, CniError> {
         match self {
             Ipam::HostLocal { leases, .. } => leases.is_in_flight(owner),
-            Ipam::None | Ipam::Foreign(_) => Ok(false),
+            Ipam::None | Ipam::Static(_) | Ipam::Foreign(_) => Ok(false),
         }
     }
 
@@ -179,13 +191,34 @@ impl Ipam {
     pub fn gc_foreign(&self, call: &Call) -> Result<(), CniError> {
         match self {
             Ipam::Foreign(name) => run(name, Command::Gc, call),
-            Ipam::None | Ipam::HostLocal { .. } => Ok(()),
+            Ipam::None | Ipam::Static(_) | Ipam::HostLocal { .. } => Ok(()),
         }
     }
 }
 
 fn run(name: &str, command: Command, call: &Call) -> Result<(), CniError> {
     delegate(&ProcessExec, name, command, &call.env, &call.conf).map(drop)
+}
+
+/// Every address of the configuration must be in the result, with its gateway where it has one. The
+/// addresses are those of the configuration as it is now: one that is no longer in it stays.
+fn check_static(call: &Call, conf: &Static) -> Result<(), CniError> {
+    let previous = call.conf.require_prev_result()?;
+    for wanted in &conf.ips {
+        let same = |ip: &IpConfig| {
+            ip.address == wanted.address
+                && (wanted.gateway.is_none() || ip.gateway == wanted.gateway)
+        };
+        if !chain::own_ips(call, previous).any(same) {
+            let via = wanted.gateway.map(|g| format!(" with gateway {g}")).unwrap_or_default();
+            return Err(CniError::internal(format!(
+                "static: address {}{via} of the configuration is not in the result of ADD: DEL and \
+                 ADD bring it",
+                wanted.address
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn check_leases(

@@ -1,5 +1,5 @@
-//! The CNI plugins: `bridge`, `host-local`, `loopback` and `causeway`, in one file that acts by
-//! the name it is called by. Called by any other name (its own is `causeway-cni`) it acts as the
+//! The CNI plugins: `bridge`, `ptp`, `macvlan`, `host-device`, `host-local`, `static`, `loopback` and
+//! `causeway`, in one file that acts by the name it is called by. Called by any other name (its own is `causeway-cni`) it acts as the
 //! `type` of the configuration says.
 //!
 //! Blocking and single-threaded, because it lives for about a millisecond. It needs neither the
@@ -18,19 +18,24 @@ pub mod collect;
 mod faults;
 mod files;
 pub mod garbage;
+mod host_device;
 mod host_local;
-pub mod install;
+mod inside;
+mod install;
 pub mod ipam;
-mod leases;
+pub mod leases;
 mod loopback;
+mod macvlan;
 mod names;
 mod node;
 pub mod notify;
 mod paths;
+mod ptp;
 pub mod record;
 pub mod rollback;
 mod sbr;
 mod space;
+mod static_ipam;
 pub mod store;
 mod tuning;
 #[cfg(test)]
@@ -62,6 +67,10 @@ const TYPES: &[(&str, &dyn Plugin)] = &[
     ("loopback", &loopback::LoopbackPlugin),
     ("sbr", &sbr::SbrPlugin),
     ("tuning", &tuning::TuningPlugin),
+    (host_device::KIND, &host_device::HostDevicePlugin),
+    (macvlan::KIND, &macvlan::MacvlanPlugin),
+    ("ptp", &ptp::PtpPlugin),
+    (ipam::STATIC, &static_ipam::StaticPlugin),
 ];
 
 fn plugin(name: &str) -> Option<&'static dyn Plugin> {

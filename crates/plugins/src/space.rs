@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use causeway_cni_spec::CniError;
 use causeway_kernel::vlan::PortVlan;
-use causeway_kernel::{Handle, NetNs, OpError, Pair, Routes, Scope, sysctl};
+use causeway_kernel::{Handle, NetNs, OpError, Pair, Refusal, Routes, Scope, sysctl};
 use causeway_model::nft::NftTable;
 use causeway_model::{Desired, Key, Link, Object, Observed, Route, Sysctl};
 use causeway_plan::{NftOp, Op, Ownership, TableId, plan, withdraw};
@@ -75,8 +75,16 @@ impl Space {
     /// Code 4 when it cannot be opened though it may be there, code 999 when no socket can be had.
     pub(crate) fn what_is_left(call: &Call) -> Result<Option<Self>, CniError> {
         let Some(path) = call.env.netns.as_deref() else { return Ok(None) };
+        Self::find(&path.display().to_string())
+    }
+
+    /// A pod's namespace; `None` when it is gone.
+    ///
+    /// # Errors
+    /// As [`Space::what_is_left`].
+    pub(crate) fn find(path: &str) -> Result<Option<Self>, CniError> {
         let found = NetNs::find(path).map_err(unreachable)?;
-        found.map(|netns| Self::inside(netns, &path.display().to_string())).transpose()
+        found.map(|netns| Self::inside(netns, path)).transpose()
     }
 
     fn inside(netns: NetNs, path: &str) -> Result<Self, CniError> {
@@ -284,6 +292,22 @@ impl Space {
         self.apply(&[op]).map_err(|e| self.error(&Failed::Op(e)))
     }
 
+    /// The interface of the default route with the lowest metric, of IPv4 before that of IPv6.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn default_device(&mut self) -> Result<Option<IfName>, CniError> {
+        let scope = Scope { routes: Routes::Table(Route::MAIN), ..NOTHING };
+        let observed = self.handle.observe(&scope).map_err(|e| self.unreadable(&e))?;
+        let defaults = observed.iter().filter_map(|(_, object)| match object {
+            Object::Route(route) if route.dst.prefix_len() == 0 => {
+                Some((route.family(), route.metric, route.dev.clone()?))
+            }
+            _ => None,
+        });
+        Ok(defaults.min().map(|(_, _, dev)| dev))
+    }
+
     /// The names of all interfaces.
     ///
     /// # Errors
@@ -441,8 +465,20 @@ impl Space {
         self.handle.set_promiscuous(dev).map_err(|e| self.unreadable(&e))
     }
 
-    fn unreadable(&self, error: &causeway_kernel::Error) -> CniError {
+    /// The namespace as crate `kernel` knows it.
+    pub(crate) fn handle(&mut self) -> &mut Handle {
+        &mut self.handle
+    }
+
+    /// The error for what the kernel does not say.
+    pub(crate) fn unreadable(&self, error: &causeway_kernel::Error) -> CniError {
         CniError::internal(format!("{error}, {}", self.place))
+    }
+
+    /// The error for what the kernel refused: `what` is what was tried, `how` what may help.
+    pub(crate) fn refused(&self, what: &str, refusal: &Refusal, how: &str) -> CniError {
+        let sep = if how.is_empty() { "" } else { "; " };
+        CniError::internal(format!("cannot {what} {}: {refusal}{sep}{how}", self.place))
     }
 
     /// An object that is not as it should be.

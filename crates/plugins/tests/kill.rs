@@ -96,13 +96,21 @@ struct Case<'a> {
     conf: &'a Value,
     /// A record tells an unfinished ADD from a finished one.
     recorded: bool,
+    /// From where the pod is to be reached: a command before the ping.
+    from: &'a str,
 }
 
 impl Case<'_> {
     #[track_caller]
     fn clean(&self, when: &str) {
         let left = self.node.residue();
+        // The node's own interface, which some types use.
+        let left: String = left.lines().filter(|l| !l.contains(" m0@")).collect();
         assert_eq!(left, "", "{}: left after {when}", self.what);
+        if self.conf["type"] == "host-device" {
+            let own = sh("ip link show m0");
+            assert!(!own.contains("alias"), "{}: after {when}: {own}", self.what);
+        }
         let (inside, _) = try_sh("ip -n p1 link show eth0");
         assert!(!inside, "{}: eth0 is still in the pod after {when}", self.what);
     }
@@ -112,7 +120,7 @@ impl Case<'_> {
     fn works(&self, when: &str) {
         let result = self.node.add("p1", self.conf);
         for ip in addresses(&result) {
-            sh(&format!("ping -c1 -W3 -n {ip}"));
+            sh(&format!("{} ping -c1 -W3 -n {ip}", self.from));
         }
         self.node.del("p1", self.conf);
         self.clean(&format!("{when}, ADD and DEL"));
@@ -181,8 +189,12 @@ impl Case<'_> {
 }
 
 fn walk(what: &str, node: &Node, conf: &Value, recorded: bool) {
+    walk_from("", what, node, conf, recorded);
+}
+
+fn walk_from(from: &str, what: &str, node: &Node, conf: &Value, recorded: bool) {
     node.pod("p1");
-    let case = Case { what, node, conf, recorded };
+    let case = Case { what, node, conf, recorded, from };
     // What is made once for all pods (bridge, tables) is there from now on.
     case.works("start");
     let (add, del) = (case.add(), case.del());
@@ -214,6 +226,51 @@ fn classic_alone() {
     walk("type bridge", &node, &tutorial("1.0.0"), false);
 }
 
+#[test]
+fn ptp_alone() {
+    let node = Node::new();
+    let ranges = json!([[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]);
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "pod-network", "type": "ptp", "ipMasq": true,
+        "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]},
+    });
+    walk("type ptp", &node, &conf, false);
+}
+
+#[test]
+fn ptp_served() {
+    let node = serve(Mode::Routed, Families::Dual);
+    let mut conf = conf(Mode::Classic, Families::Dual);
+    conf["type"] = "ptp".into();
+    walk("type ptp, served", &node, &conf, true);
+}
+
+/// `m0` is the node's interface with a cable to a machine.
+fn lan(kind: &str) -> Value {
+    sh("ip netns add lan && ip link add m0 type veth peer name eth0 netns lan");
+    sh("ip link set m0 up && ip -n lan link set eth0 up");
+    sh("ip -n lan addr add 10.9.0.1/24 dev eth0 && ip -n lan addr add fd00:9::1/64 dev eth0 nodad");
+    let ranges = json!([[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]);
+    json!({
+        "cniVersion": "1.0.0", "name": "pod-network", "type": kind, "master": "m0", "device": "m0",
+        "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]},
+    })
+}
+
+#[test]
+fn macvlan() {
+    let node = Node::new();
+    let conf = lan("macvlan");
+    walk_from("ip netns exec lan", "type macvlan", &node, &conf, true);
+}
+
+#[test]
+fn host_device() {
+    let node = Node::new();
+    let conf = lan("host-device");
+    walk_from("ip netns exec lan", "type host-device", &node, &conf, true);
+}
+
 /// Address management alone.
 #[test]
 fn host_local() {
@@ -223,7 +280,7 @@ fn host_local() {
         "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/29"}], [{"subnet": "fd00:9::/125"}]]},
     });
     node.pod("p1");
-    let case = Case { what: "host-local", node: &node, conf: &conf, recorded: false };
+    let case = Case { what: "host-local", node: &node, conf: &conf, recorded: false, from: "" };
     let (add, del) = (case.add(), case.del());
     println!("host-local: killed at {} system calls of ADD and {} of DEL", add - 1, del - 1);
     // However often one died, all five addresses are there to be given out.

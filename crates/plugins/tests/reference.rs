@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
+use common::reference::script;
 use common::{Node, in_pod, pings, tutorial};
 use serde_json::Value;
 
@@ -102,27 +103,40 @@ fn each_reads_the_others_leases() {
     assert_eq!(left.len(), 2, "{left:?}");
 }
 
+/// One that Causeway does not have: it notes what it is asked, and gives one address.
 #[test]
 fn a_foreign_ipam_plugin_is_called() {
-    if !installed() {
-        return;
-    }
     let node = Node::new();
-    reference_in_place(&node, "static");
-    let mut conf = tutorial("1.0.0");
-    conf["ipam"] = serde_json::json!({
-        "type": "static",
-        "addresses": [{"address": "10.7.0.5/24", "gateway": "10.7.0.1"}],
-        "routes": [{"dst": "0.0.0.0/0"}],
-    });
-    node.pod("p1");
-    let result = node.add("p1", &conf);
-    assert_eq!(result["ips"][0]["address"], "10.7.0.5/24");
-    assert!(pings("p1", "10.7.0.1"));
-    conf["prevResult"] = result;
-    assert_eq!(node.call("CHECK", "p1", &conf).run().code, 0);
-    node.del("p1", &conf);
-    assert_eq!(node.residue(), "");
+    let text = r#"#!/bin/sh
+        echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME" >> /run/asked
+        cat > /run/input
+        [ "$CNI_COMMAND" = ADD ] || exit 0
+        echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.7.0.5/24", "gateway": "10.7.0.1"}],
+            "routes": [{"dst": "0.0.0.0/0"}]}'
+    "#;
+    script(&node, "of-others", text);
+    for kind in ["bridge", "ptp"] {
+        let mut conf = tutorial("1.0.0");
+        conf["type"] = kind.into();
+        conf["ipam"] = serde_json::json!({"type": "of-others", "word": "for the other plugin"});
+        let pod = format!("p-{kind}");
+        node.pod(&pod);
+        let result = node.add(&pod, &conf);
+        assert_eq!(result["ips"][0]["address"], "10.7.0.5/24");
+        assert!(pings(&pod, "10.7.0.1"));
+        assert!(fs::read_to_string("/run/input").unwrap().contains("for the other plugin"));
+        conf["prevResult"] = result;
+        assert_eq!(node.call("CHECK", &pod, &conf).run().code, 0);
+        node.del(&pod, &conf);
+        assert_eq!(node.residue(), "");
+        let asked = fs::read_to_string("/run/asked").unwrap();
+        assert_eq!(asked, format!("ADD {pod} eth0\nCHECK {pod} eth0\nDEL {pod} eth0\n"));
+        fs::remove_file("/run/asked").unwrap();
+        if kind == "bridge" {
+            // It keeps the gateway's address, which the other pod is to have at its own end.
+            common::sh("ip link del cni0");
+        }
+    }
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn garbage_is_no_danger() {
     all.extend([tbf(7, FAST), redirect(7, 9), ingress(7)]);
     all.extend(create_ifb(&IfName::new("bwp0").unwrap(), 1500, "note"));
     let look = |r: Reply<'_>| {
-        let _ = (root(r, 7), limited_class(r, 7), is_ingress(r, 7), filter(r), device(r));
+        let _ = (root(r, 7), limited_class(r, 7), is_ingress(r, 7), filter(r));
     };
     for request in all {
         for len in 0..request.body.len() {

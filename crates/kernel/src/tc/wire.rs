@@ -12,7 +12,6 @@ use crate::sock::{CREATE, EXCL, Reply, Request, attributes};
 /// `struct tcmsg`.
 const HEADER: usize = 20;
 /// `struct ifinfomsg`.
-const LINK_HEADER: usize = 16;
 /// `IFLA_IFALIAS`.
 const IFALIAS: u16 = 20;
 
@@ -110,32 +109,6 @@ pub(super) struct Placed {
     handle: u32,
     info: u32,
     pub(super) filter: Filter,
-}
-
-/// An interface with its kind and alias.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Device {
-    /// Index.
-    pub index: u32,
-    /// Name.
-    pub name: String,
-    /// The kernel's name for its kind, empty for a plain device.
-    pub kind: String,
-    /// What somebody noted of it (`ip link set alias`).
-    pub alias: String,
-    /// Administratively up.
-    pub up: bool,
-    /// Ethernet address, as text.
-    pub mac: Option<causeway_types::Mac>,
-    /// Bytes.
-    pub mtu: u32,
-}
-
-impl Device {
-    /// True for a device that traffic can be sent through.
-    pub fn is_ifb(&self) -> bool {
-        self.kind == "ifb"
-    }
 }
 
 fn message(index: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
@@ -388,34 +361,6 @@ pub(super) fn create_ifb(name: &IfName, mtu: u32, alias: &str) -> [Request; 2] {
 /// The request that sets an interface up.
 pub(super) fn set_up(index: u32) -> Request {
     Request::new(libc::RTM_NEWLINK, 0, link_message(index, true))
-}
-
-/// Reads an interface.
-pub(super) fn device(reply: Reply<'_>) -> Option<Device> {
-    let header = reply.body.get(..LINK_HEADER).filter(|_| reply.kind == libc::RTM_NEWLINK)?;
-    let mut found = Device {
-        index: read::number_at(header, 4)?,
-        name: String::new(),
-        kind: String::new(),
-        alias: String::new(),
-        up: read::number_at(header, 8)? & libc::IFF_UP as u32 != 0,
-        mac: None,
-        mtu: 0,
-    };
-    for (kind, value) in attributes(&reply.body[LINK_HEADER..]) {
-        match kind {
-            libc::IFLA_IFNAME => found.name = text(value),
-            libc::IFLA_ADDRESS => found.mac = read::mac(value),
-            libc::IFLA_MTU => found.mtu = read::number(value).unwrap_or(0),
-            IFALIAS => found.alias = text(value),
-            libc::IFLA_LINKINFO => {
-                let of = attributes(value).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
-                found.kind = of.map(|(_, value)| text(value)).unwrap_or_default();
-            }
-            _ => {}
-        }
-    }
-    (!found.name.is_empty()).then_some(found)
 }
 
 /// Kind, handle, parent and options of a message of one device.

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use causeway_cni_spec::CniError;
 use causeway_ipam::Owner;
-use causeway_kernel::tc::Device;
+use causeway_kernel::device::Device;
 use causeway_types::{IfName, names};
 
 use crate::call::Call;
@@ -57,7 +57,7 @@ pub(super) fn find(call: &Call, node: &mut Space) -> Result<Option<Device>, CniE
     let (own, [first, second]) = (own_note(call), candidates(call));
     let mut unnoted = None;
     for (name, theirs) in [(&first, true), (&second, false)] {
-        let Some(device) = node.kernel(|k| k.device(name))?.filter(Device::is_ifb) else {
+        let Some(device) = node.kernel(|k| k.device(name.as_str()))?.filter(Device::is_ifb) else {
             continue;
         };
         if device.alias == own {
@@ -77,7 +77,7 @@ pub(super) fn find(call: &Call, node: &mut Space) -> Result<Option<Device>, CniE
 pub(super) fn make(call: &Call, node: &mut Space, mtu: u32) -> Result<IfName, CniError> {
     let (own, candidates) = (own_note(call), candidates(call));
     for name in &candidates {
-        match node.kernel(|k| k.device(name))? {
+        match node.kernel(|k| k.device(name.as_str()))? {
             Some(device) if device.is_ifb() && device.alias == own => {
                 remove(node, &device)?;
             }
@@ -101,7 +101,7 @@ pub(super) fn make(call: &Call, node: &mut Space, mtu: u32) -> Result<IfName, Cn
 /// # Errors
 /// Code 999 when one of them stays.
 pub(super) fn remove(node: &mut Space, device: &Device) -> Result<(), CniError> {
-    let (table, chain) = (names::NFT_PLUGINS, device.name.as_str());
+    let (table, chain) = (names::NFT_PLUGINS, device.link.name.as_str());
     if node.kernel(|k| k.nft()?.forward(table, chain))?.is_some() {
         node.kernel(|k| k.nft()?.remove_chain(table, chain))?;
     }

@@ -10,8 +10,9 @@ mod conf;
 mod device;
 
 use causeway_cni_spec::{CniError, CniResult, Interface};
+use causeway_kernel::device::Device;
 use causeway_kernel::nft::Forward;
-use causeway_kernel::tc::{Device, End, Limit, Selection};
+use causeway_kernel::tc::{End, Limit, Selection};
 use causeway_types::state::AttachmentRecord;
 use causeway_types::{IfName, names};
 
@@ -163,7 +164,7 @@ fn detour_through_ifb(
         Some(_) => redirect_guarded(node, host, &ifb)?,
         None => node.kernel(|k| k.redirect(host, &ifb))?,
     }
-    let mac = node.kernel(|k| k.device(&ifb))?.and_then(|d| d.mac);
+    let mac = node.kernel(|k| k.device(ifb.as_str()))?.and_then(|d| d.link.mac);
     let mac = mac.map(|m| m.to_string()).unwrap_or_default();
     Ok(Interface { name: ifb.to_string(), mac, ..Interface::default() })
 }
@@ -193,7 +194,7 @@ fn is_redirected(
     if guarded(call)?.is_none() {
         return node.kernel(|k| k.redirects(host, name));
     }
-    let chain = node.kernel(|k| k.nft()?.forward(names::NFT_PLUGINS, &ifb.name))?;
+    let chain = node.kernel(|k| k.nft()?.forward(names::NFT_PLUGINS, ifb.link.name.as_str()))?;
     Ok(chain == Some(Forward { from: host.clone(), to: ifb.index }))
 }
 
@@ -230,8 +231,8 @@ fn check(call: &Call, limits: &Limits) -> Result<(), CniError> {
             "interface {first}, which limits what the pod sends, is missing"
         ))
     })?;
-    let name = IfName::new(&ifb.name).map_err(|e| CniError::internal(e.to_string()))?;
-    if !ifb.up {
+    let name = ifb.link.name.clone();
+    if !ifb.link.up {
         return Err(CniError::internal(format!("interface {name} is down: the pod cannot send")));
     }
     let selection = limits.selection(End::Destination);

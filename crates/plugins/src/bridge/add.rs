@@ -23,7 +23,7 @@ use crate::rollback::Rollback;
 use crate::space::{Failed, Space};
 
 /// The MTU that the kernel gives bridges and veths (`ETH_DATA_LEN`).
-const DEFAULT_MTU: u32 = 1500;
+pub(crate) const DEFAULT_MTU: u32 = 1500;
 /// How often to look again when somebody else makes the same bridge at the same time.
 const TRIES: usize = 5;
 
@@ -65,7 +65,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let bridge = ensure_bridge(&mut node, call, &conf, served.as_ref(), &record, &result)?;
     let wiring = Wiring {
         host: objects::host(&conf, &record, served.is_some()),
-        pod: objects::pod(&conf, &record, bridge.mac, served.is_some(), &result.routes)?,
+        pod: objects::pod(conf.inside(), &record, bridge.mac, served.is_some(), &result.routes)?,
         vlans: conf.vlans.as_ref().map(|v| &v.port),
         served: served.as_ref(),
     };
@@ -90,12 +90,6 @@ pub(super) fn record(
     result: &CniResult,
 ) -> AttachmentRecord {
     let default = || Mtu::new(DEFAULT_MTU).expect("a valid MTU");
-    let mut gateways: Vec<IpAddr> = Vec::new();
-    for gateway in result.ips.iter().filter_map(|ip| ip.gateway) {
-        if !gateways.iter().any(|g| Family::of(*g) == Family::of(gateway)) {
-            gateways.push(gateway);
-        }
-    }
     let mtu = conf.mtu.or(served.map(|s| s.file.mtu)).unwrap_or_else(default);
     let addresses: Vec<IpNet> = result.ips.iter().map(|ip| ip.address).collect();
     AttachmentRecord {
@@ -111,7 +105,7 @@ pub(super) fn record(
         host_mac: ends.host_mac,
         mtu,
         addresses: addresses.clone(),
-        gateways,
+        gateways: gateways_of(result),
         bridge: Some(conf.bridge.clone()),
         // On a served network the agent does that for all pods, and its exceptions follow the
         // cluster: what is written down here would turn nodes that join later into the outside.
@@ -120,8 +114,19 @@ pub(super) fn record(
     }
 }
 
+/// The gateways of a result, the first of each family.
+pub(crate) fn gateways_of(result: &CniResult) -> Vec<IpAddr> {
+    let mut gateways: Vec<IpAddr> = Vec::new();
+    for gateway in result.ips.iter().filter_map(|ip| ip.gateway) {
+        if !gateways.iter().any(|g| Family::of(*g) == Family::of(gateway)) {
+            gateways.push(gateway);
+        }
+    }
+    gateways
+}
+
 /// What is not masqueraded: the pods' own networks and multicast.
-pub(super) fn exceptions(addresses: &[IpNet]) -> Vec<Cidr> {
+pub(crate) fn exceptions(addresses: &[IpNet]) -> Vec<Cidr> {
     let multicast = ["224.0.0.0/4", "ff00::/8"].map(|c| c.parse().expect("a valid prefix"));
     let own = addresses.iter().map(|a| Cidr::of(*a));
     let all: BTreeSet<Cidr> = own.chain(multicast).collect();
@@ -287,7 +292,7 @@ fn make_room(
 
 /// Where forwarding of IPv6 is about to be turned on, interfaces that live by router
 /// advertisements must go on listening (`accept_ra` 2): else the node loses its way out.
-fn switch_router_advertisements(
+pub(crate) fn switch_router_advertisements(
     node: &mut Space,
     desired: &Desired,
     observed: &Observed,

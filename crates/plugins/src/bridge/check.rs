@@ -41,7 +41,10 @@ pub(super) fn check(call: &Call) -> Result<(), CniError> {
     if let Some(vlans) = &conf.vlans {
         node.check_vlans(&record.host_ifname, &vlans.port)?;
     }
-    attachment::verify(&mut pod, &objects::pod(&conf, &record, mac, served.is_some(), &own.routes)?)
+    attachment::verify(
+        &mut pod,
+        &objects::pod(conf.inside(), &record, mac, served.is_some(), &own.routes)?,
+    )
 }
 
 /// The two ends as the previous result names them: another plugin may have made them.

@@ -7,6 +7,7 @@ use causeway_kernel::vlan::{DEFAULT_VLAN, PortVlan};
 use causeway_types::{IfName, Mtu, names};
 use serde::Deserialize;
 
+use super::objects::Inside;
 use crate::call::Call;
 
 /// A checked configuration.
@@ -92,7 +93,7 @@ impl BridgeConf {
     /// field that is not supported yet.
     pub(crate) fn parse(call: &Call) -> Result<Self, CniError> {
         let raw: Raw = call.conf.fields()?;
-        raw.check_backend()?;
+        masquerade_backend(raw.ip_masq_backend.as_deref())?;
         let on = |field: Option<bool>| field.unwrap_or(false);
         let (hairpin, promisc) = (on(raw.hairpin_mode), on(raw.promisc_mode));
         if hairpin && promisc {
@@ -146,6 +147,11 @@ impl BridgeConf {
         })
     }
 
+    /// What is asked for inside the pod.
+    pub(crate) fn inside(&self) -> Inside {
+        Inside { dad: self.dad, down: self.disabled }
+    }
+
     /// On a bridge that the agent serves, it answers neighbour solicitations for all pods: a pod that
     /// looks for duplicates of its address would find one. It knows no VLANs.
     ///
@@ -192,16 +198,19 @@ impl Raw {
         }
         Ok(Some(Vlans { access, port }))
     }
+}
 
-    fn check_backend(&self) -> Result<(), CniError> {
-        match self.ip_masq_backend.as_deref() {
-            // There is one way to masquerade here, and it has the same effect as both.
-            None | Some("" | "iptables" | "nftables") => Ok(()),
-            Some(other) => Err(CniError::invalid_config(format!(
-                "key \"ipMasqBackend\" is {other:?}: expected \"nftables\" (or \"iptables\", \
-                 which is done by nftables too)"
-            ))),
-        }
+/// There is one way to masquerade here, and it has the same effect as both of the reference.
+///
+/// # Errors
+/// Code 7 for what is no backend.
+pub(crate) fn masquerade_backend(name: Option<&str>) -> Result<(), CniError> {
+    match name {
+        None | Some("" | "iptables" | "nftables") => Ok(()),
+        Some(other) => Err(CniError::invalid_config(format!(
+            "key \"ipMasqBackend\" is {other:?}: expected \"nftables\" (or \"iptables\", which is \
+             done by nftables too)"
+        ))),
     }
 }
 
@@ -241,7 +250,11 @@ fn bridge_name(name: Option<&str>) -> Result<IfName, CniError> {
     IfName::new(name).map_err(|e| CniError::invalid_config(format!("key \"bridge\": {e}")))
 }
 
-fn mtu(bytes: i64) -> Result<Option<Mtu>, CniError> {
+/// An MTU in bytes; `None` for 0, the default.
+///
+/// # Errors
+/// Code 7 outside of 68 to 65535.
+pub(crate) fn mtu(bytes: i64) -> Result<Option<Mtu>, CniError> {
     if bytes == 0 {
         return Ok(None);
     }

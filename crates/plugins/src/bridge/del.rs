@@ -21,19 +21,41 @@ use crate::node::Served;
 use crate::record::Attachments;
 use crate::space::{Failed, Space};
 
-pub(super) fn del(call: &Call) -> Result<(), CniError> {
-    let conf = BridgeConf::parse(call)?;
+/// How attachments of a configuration were made, as far as it matters for their end.
+pub(crate) struct Way {
+    /// To a bridge, or routed.
+    pub attach: Attach,
+    /// The bridge.
+    pub bridge: Option<IfName>,
+    /// With masquerade, where no agent does it.
+    pub ip_masq: bool,
+    /// With a check of the pod's MAC, where no agent guards it.
+    pub mac_check: bool,
+}
+
+impl Way {
+    pub(super) fn of(conf: &BridgeConf) -> Self {
+        Self {
+            attach: Attach::Bridge,
+            bridge: Some(conf.bridge.clone()),
+            ip_masq: conf.ip_masq,
+            mac_check: conf.mac_check,
+        }
+    }
+}
+
+pub(crate) fn del(call: &Call, way: &Way) -> Result<(), CniError> {
     let ipam = Ipam::of(call, None)?;
     let mut node = Space::node()?;
     let noted = Attachments::at(&call.paths).read(&call.env.container_id, &call.env.ifname)?;
     let served = noted.is_some() || is_served(call);
-    let kept = Kept { record: noted.is_some(), served, mac_check: conf.mac_check && !served };
+    let kept = Kept { record: noted.is_some(), served, mac_check: way.mac_check && !served };
     let record = match noted {
         Some(record) => record,
-        None => remembered(call, &conf, &ipam)?,
+        None => remembered(call, way, &ipam)?,
     };
     if !kept.record && node.link(&record.host_ifname)?.is_none() {
-        remove_others(call, &record)?;
+        remove_others(call, &ipam, &record)?;
     }
     let named = addresses_of(&record);
     detach(&call.paths, &mut node, &record, kept, || ipam.del(call, &named))
@@ -47,7 +69,7 @@ fn is_served(call: &Call) -> bool {
 /// What can be known of an attachment without a record: its names are derived, and the addresses
 /// are those of its leases, damaged ones that the result of ADD names included, or, with a foreign
 /// IPAM plugin, all of that result.
-fn remembered(call: &Call, conf: &BridgeConf, ipam: &Ipam) -> Result<AttachmentRecord, CniError> {
+fn remembered(call: &Call, way: &Way, ipam: &Ipam) -> Result<AttachmentRecord, CniError> {
     let ends = Derived::of(call)?;
     let result = || call.conf.prev_result.iter().flat_map(CniResult::container_ips);
     let addresses = match ipam {
@@ -56,9 +78,12 @@ fn remembered(call: &Call, conf: &BridgeConf, ipam: &Ipam) -> Result<AttachmentR
             let held = leases.held_or_named(&call.owner(), &named)?;
             held.into_iter().map(|ip| with_length(ip, conf)).collect()
         }
-        Ipam::Foreign(_) | Ipam::None => result().map(|ip| ip.address).collect(),
+        Ipam::Static(conf) if !conf.ips.is_empty() => {
+            conf.ips.iter().map(|ip| ip.address).collect()
+        }
+        Ipam::Static(_) | Ipam::Foreign(_) | Ipam::None => result().map(|ip| ip.address).collect(),
     };
-    Ok(skeleton(call, conf, &call.env.container_id, ends, addresses))
+    Ok(skeleton(call, way, &call.env.container_id, ends, addresses))
 }
 
 fn with_length(ip: IpAddr, conf: &causeway_cni_spec::HostLocal) -> IpNet {
@@ -70,7 +95,7 @@ fn with_length(ip: IpAddr, conf: &causeway_cni_spec::HostLocal) -> IpNet {
 /// A record that names what is to be removed.
 fn skeleton(
     call: &Call,
-    conf: &BridgeConf,
+    way: &Way,
     container_id: &str,
     ends: Derived,
     addresses: Vec<IpNet>,
@@ -82,7 +107,7 @@ fn skeleton(
         pod: None,
         netns: String::new(),
         network: call.conf.name.clone(),
-        attach: Attach::Bridge,
+        attach: way.attach,
         pending: true,
         host_ifname: ends.host_ifname,
         mac: ends.mac,
@@ -90,19 +115,26 @@ fn skeleton(
         mtu: any_mtu(),
         addresses,
         gateways: Vec::new(),
-        bridge: Some(conf.bridge.clone()),
-        masquerade_except: conf.ip_masq.then_some(except),
+        bridge: way.bridge.clone(),
+        masquerade_except: way.ip_masq.then_some(except),
         boot_id: String::new(),
     }
 }
 
 /// An attachment that the reference plugins made has another name on the node: it goes by its
-/// name in the pod. Only where this network is known to have made it.
-fn remove_others(call: &Call, record: &AttachmentRecord) -> Result<(), CniError> {
+/// name in the pod. Only where this network is known to have made it: it has a lease, or its addresses
+/// are on the interface.
+fn remove_others(call: &Call, ipam: &Ipam, record: &AttachmentRecord) -> Result<(), CniError> {
     if record.addresses.is_empty() {
         return Ok(());
     }
     let Some(mut pod) = Space::what_is_left(call)? else { return Ok(()) };
+    if !matches!(ipam, Ipam::HostLocal { .. }) {
+        let present = pod.addrs(&record.ifname)?;
+        if !record.addresses.iter().any(|own| present.contains(own)) {
+            return Ok(());
+        }
+    }
     match pod.link(&record.ifname)? {
         Some(link @ Link { kind: LinkKind::Veth { .. }, .. }) => {
             let op = Op::Remove(Object::Link(link));
@@ -112,8 +144,7 @@ fn remove_others(call: &Call, record: &AttachmentRecord) -> Result<(), CniError>
     }
 }
 
-pub(super) fn gc(call: &Call) -> Result<(), CniError> {
-    let conf = BridgeConf::parse(call)?;
+pub(crate) fn gc(call: &Call, way: &Way) -> Result<(), CniError> {
     let ipam = Ipam::of(call, None)?;
     let valid = valid_owners(call)?;
     let mut node = Space::node()?;
@@ -136,7 +167,7 @@ pub(super) fn gc(call: &Call) -> Result<(), CniError> {
         first = first.or(leases.refuse_doubtful(&stale.doubtful).err());
     }
     for (owner, ips) in by_owner(stale.leases) {
-        let gone = collect(call, &conf, &ipam, &mut node, &owner, &ips);
+        let gone = collect(call, way, &ipam, &mut node, &owner, &ips);
         first = first.or(gone.err());
     }
     first = first.or(ipam.gc_foreign(call).err());
@@ -146,7 +177,7 @@ pub(super) fn gc(call: &Call) -> Result<(), CniError> {
 fn release(ipam: &Ipam, owner: &Owner, named: &[IpAddr]) -> Result<(), CniError> {
     match ipam {
         Ipam::HostLocal { leases, .. } => leases.release(owner, named),
-        Ipam::Foreign(_) | Ipam::None => Ok(()),
+        Ipam::Static(_) | Ipam::Foreign(_) | Ipam::None => Ok(()),
     }
 }
 
@@ -161,7 +192,7 @@ fn by_owner(stale: Vec<(IpAddr, Owner)>) -> BTreeMap<Owner, Vec<IpAddr>> {
 /// Removes what belongs to leases without a record.
 fn collect(
     call: &Call,
-    conf: &BridgeConf,
+    way: &Way,
     ipam: &Ipam,
     node: &mut Space,
     owner: &Owner,
@@ -173,9 +204,9 @@ fn collect(
     if let Ok(ifname) = IfName::new(ifname) {
         let ends = Derived::new(&owner.container_id, ifname);
         let addresses = ips.iter().map(|ip| with_length(*ip, ranges)).collect();
-        let record = skeleton(call, conf, &owner.container_id, ends, addresses);
+        let record = skeleton(call, way, &owner.container_id, ends, addresses);
         let served = is_served(call);
-        let kept = Kept { record: false, served, mac_check: conf.mac_check && !served };
+        let kept = Kept { record: false, served, mac_check: way.mac_check && !served };
         detach(&call.paths, node, &record, kept, || Ok(()))?;
     }
     ips.iter().try_for_each(|ip| leases.release_if(*ip, owner))

@@ -4,11 +4,11 @@
 //! plugin does. For a served network the port is isolated and guarded, the node answers for the
 //! pod's addresses, and a record is written.
 
-mod add;
+pub(crate) mod add;
 mod check;
-mod conf;
-mod del;
-mod objects;
+pub(crate) mod conf;
+pub(crate) mod del;
+pub(crate) mod objects;
 
 use causeway_cni_spec::{CniError, CniResult};
 
@@ -27,7 +27,7 @@ impl Plugin for BridgePlugin {
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {
-        del::del(call)
+        del::del(call, &del::Way::of(&conf::BridgeConf::parse(call)?))
     }
 
     fn check(&self, call: &Call) -> Result<(), CniError> {
@@ -48,6 +48,6 @@ impl Plugin for BridgePlugin {
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
-        del::gc(call)
+        del::gc(call, &del::Way::of(&conf::BridgeConf::parse(call)?))
     }
 }

@@ -16,7 +16,7 @@ use super::conf::BridgeConf;
 use crate::attachment;
 
 /// `RTPROT_BOOT`: what routes carry that were set up by hand, and by the reference plugins.
-const PROTO_BOOT: u8 = 3;
+pub(crate) const PROTO_BOOT: u8 = 3;
 
 /// Why there is a check of MACs.
 pub(crate) const MAC_CHECK: &str = "the pod sends only with its own MAC";
@@ -163,13 +163,22 @@ pub(crate) fn host(conf: &BridgeConf, record: &AttachmentRecord, served: bool) -
     isolated
 }
 
+/// What a configuration may ask for inside the pod.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Inside {
+    /// The kernel looks for duplicates of an IPv6 address before it uses it.
+    pub dad: bool,
+    /// The interface stays down.
+    pub down: bool,
+}
+
 /// What the pod's namespace holds: the interface up, with addresses and the routes of the
 /// configuration. On a served bridge the gateway is a permanent neighbour.
 ///
 /// # Errors
 /// Code 7 for routes that make no sense, code 2 for what is not supported.
 pub(crate) fn pod(
-    conf: &BridgeConf,
+    inside: Inside,
     record: &AttachmentRecord,
     bridge_mac: Mac,
     served: bool,
@@ -182,15 +191,15 @@ pub(crate) fn pod(
     };
     let kind = LinkKind::Veth { peer: None, peer_mac: None, peer_netns: None };
     let mut link = Link::up(dev.clone(), kind);
-    (link.mtu, link.mac, link.up) = (Some(record.mtu), Some(record.mac), !conf.disabled);
+    (link.mtu, link.mac, link.up) = (Some(record.mtu), Some(record.mac), !inside.down);
     add("the pod's interface", Object::Link(link));
     for family in Family::BOTH {
-        for (name, value) in settings(family, conf.dad).iter().filter(|_| has(record, family)) {
+        for (name, value) in settings(family, inside.dad).iter().filter(|_| has(record, family)) {
             add("so that the address is usable at once", sysctl(family, dev, name, value));
         }
     }
     for addr in &record.addresses {
-        let addr = Addr { dad: conf.dad, ..Addr::new(dev.clone(), *addr) };
+        let addr = Addr { dad: inside.dad, ..Addr::new(dev.clone(), *addr) };
         add("the pod's address", Object::Addr(addr));
     }
     for gateway in record.gateways.iter().filter(|_| served) {

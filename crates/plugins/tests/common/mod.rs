@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod chained;
+pub mod reference;
 pub mod served;
 pub mod trace;
 pub mod ways;
