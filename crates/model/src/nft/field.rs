@@ -45,9 +45,11 @@ pub enum Field {
     FibDaddrType,
     /// `ct state`: compared bit by bit with [`KeyPart::CtState`].
     CtState,
+    /// `meta mark`: compared under the mask of [`KeyPart::Mark`].
+    Mark,
 }
 
-fn family<S: serde::Serializer>(family: &Family, s: S) -> Result<S::Ok, S::Error> {
+pub(super) fn family<S: serde::Serializer>(family: &Family, s: S) -> Result<S::Ok, S::Error> {
     s.collect_str(family)
 }
 
@@ -118,6 +120,8 @@ pub enum KeyPart {
     /// Bits of `ct state` (`NF_CT_STATE_BIT`: invalid 1, established 2, related 4, new 8,
     /// untracked 64).
     CtState(u32),
+    /// Bits of the packet's mark that are all set.
+    Mark(u32),
 }
 
 impl KeyPart {
@@ -144,6 +148,7 @@ impl fmt::Display for KeyPart {
             KeyPart::Icmpv6(t) => t.fmt(f),
             KeyPart::AddrType(2) => f.write_str("local"),
             KeyPart::AddrType(t) => t.fmt(f),
+            KeyPart::Mark(bits) => write!(f, "& {bits:#010x} == {bits:#010x}"),
             KeyPart::CtState(bits) => {
                 let names = [(1, "invalid"), (2, "established"), (4, "related"), (8, "new")];
                 let mut all: Vec<&str> =
