@@ -3,7 +3,9 @@
 //! An address that is given to a new pod must not inherit its predecessor's connections: their
 //! entries hold verdicts and translations that were made for somebody else.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+
+use causeway_types::Family;
 
 use crate::error::Error;
 use crate::netns::NetNs;
@@ -25,6 +27,12 @@ const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+const PROTO_NUM: u16 = 1;
+const PROTO_SRC_PORT: u16 = 2;
+const PROTO_DST_PORT: u16 = 3;
+/// `CTA_FILTER_F_CTA_PROTO_NUM | CTA_FILTER_F_CTA_PROTO_DST_PORT` of the kernel's ctnetlink.
+const FILTER_PROTO_AND_PORT: u32 = 1 << 3 | 1 << 5;
 const FILTER_ORIG_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
 
@@ -108,6 +116,47 @@ impl Conntrack {
                 }
             }
         }
+        self.delete(entries, || format!("of {addr}"))
+    }
+}
+
+/// A connection as it was before and after translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// What the first packet was sent to.
+    pub to: SocketAddr,
+    /// Who answers.
+    pub answers: SocketAddr,
+}
+
+impl Conntrack {
+    /// Deletes the connections of a protocol (`IPPROTO_*`) to a port, of a family, for which
+    /// `wanted` says so. Answers how many there were.
+    ///
+    /// # Errors
+    /// As [`Conntrack::delete_for`], and those of `wanted`.
+    pub fn delete_to_port(
+        &mut self,
+        family: Family,
+        protocol: u8,
+        port: u16,
+        mut wanted: impl FnMut(&Flow) -> Result<bool, Error>,
+    ) -> Result<usize, Error> {
+        let read = |reply: Reply<'_>| {
+            let flow = flow(reply.body, protocol)?;
+            (flow.to.port() == port).then(|| Some((flow, entry(reply.body)?))).flatten()
+        };
+        let request = to_port(family, protocol, port);
+        let mut entries = Vec::new();
+        for (flow, entry) in self.socket.dump("read tracked connections", request, read)? {
+            if wanted(&flow)? {
+                entries.push(entry);
+            }
+        }
+        self.delete(entries, || format!("to port {port}"))
+    }
+
+    fn delete(&mut self, entries: Vec<Entry>, whose: impl Fn() -> String) -> Result<usize, Error> {
         let requests =
             entries.into_iter().map(|e| Request::new(DELETE, 0, e.body)).collect::<Vec<_>>();
         let mut deleted = 0;
@@ -117,15 +166,50 @@ impl Conntrack {
                 // It ended by itself.
                 Err(refusal) if refusal.is_gone() => {}
                 Err(refusal) => {
-                    return Err(Error::refused(
-                        format!("delete a tracked connection of {addr}"),
-                        refusal,
-                    ));
+                    let what = format!("delete a tracked connection {}", whose());
+                    return Err(Error::refused(what, refusal));
                 }
             }
         }
         Ok(deleted)
     }
+}
+
+/// The dump of the connections to a port. The kernel filters (`CTA_FILTER`, since 5.8).
+fn to_port(family: Family, protocol: u8, port: u16) -> Request {
+    let mut body = header(match family {
+        Family::V4 => libc::AF_INET as u8,
+        Family::V6 => libc::AF_INET6 as u8,
+    });
+    nest(&mut body, TUPLE_ORIG, |tuple| {
+        nest(tuple, TUPLE_PROTO, |p| {
+            put(p, PROTO_NUM, &[protocol]);
+            put(p, PROTO_DST_PORT, &port.to_be_bytes());
+        });
+    });
+    nest(&mut body, FILTER, |b| {
+        put(b, FILTER_ORIG_FLAGS, &FILTER_PROTO_AND_PORT.to_ne_bytes());
+        put(b, FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
+    });
+    Request::new(GET, 0, body)
+}
+
+/// Reads the connection of an entry, if it is of the protocol.
+fn flow(body: &[u8], protocol: u8) -> Option<Flow> {
+    fn within(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+        attributes(bytes).find(|(k, _)| *k == kind).map(|(_, value)| value)
+    }
+    let end = |tuple: u16, source: bool| {
+        let tuple = within(body.get(HEADER..)?, tuple)?;
+        let proto = within(tuple, TUPLE_PROTO)?;
+        (*within(proto, PROTO_NUM)?.first()? == protocol).then_some(())?;
+        let addresses = within(tuple, TUPLE_IP)?;
+        let kinds = if source { [1, 3] } else { [2, 4] };
+        let ip = kinds.into_iter().find_map(|kind| read::ip(within(addresses, kind)?))?;
+        let port = within(proto, if source { PROTO_SRC_PORT } else { PROTO_DST_PORT })?;
+        Some(SocketAddr::new(ip, u16::from_be_bytes(port.try_into().ok()?)))
+    };
+    Some(Flow { to: end(TUPLE_ORIG, false)?, answers: end(TUPLE_REPLY, true)? })
 }
 
 /// The dumps in which every entry of the address shows up.

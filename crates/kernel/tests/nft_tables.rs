@@ -301,13 +301,14 @@ fn translations() -> NftTable {
         "marks".into(),
         Chain { base: None, rules: vec![Rule::new("m", vec![Stmt::Mark { bits: 0x2000 }])] },
     );
+    let v4 = Stmt::is(Field::Nfproto, KeyPart::Family(Family::V4));
     let local = Stmt::is(Field::FibDaddrType, KeyPart::AddrType(2));
     let jump = Stmt::Verdict(Verdict::Jump("hostports".into()));
     table.chains.insert(
         "pre".into(),
         Chain {
             base: Some(base(Hook::Prerouting, -100)),
-            rules: vec![Rule::new("local", vec![local, jump])],
+            rules: vec![Rule::new("local", vec![v4, local, jump])],
         },
     );
     let mut pairs = Set::map(vec![KeyType::IfName, KeyType::IfName], Vec::new());

@@ -16,6 +16,7 @@ pub mod collect;
 #[cfg(test)]
 mod faults;
 mod files;
+mod foreign_chains;
 pub mod garbage;
 mod host_local;
 pub mod ipam;
@@ -23,8 +24,11 @@ pub mod leases;
 mod loopback;
 mod names;
 mod node;
+mod notes;
 pub mod notify;
+mod owned;
 mod paths;
+mod portmap;
 pub mod record;
 pub mod rollback;
 mod space;
@@ -55,6 +59,7 @@ const TYPES: &[(&str, &dyn Plugin)] = &[
     ("causeway", &causeway::CausewayPlugin),
     (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),
     ("loopback", &loopback::LoopbackPlugin),
+    ("portmap", &portmap::PortmapPlugin),
 ];
 
 fn plugin(name: &str) -> Option<&'static dyn Plugin> {

@@ -83,6 +83,17 @@ impl Space {
         Ok(Self { handle, place: format!("in the pod's namespace {path}") })
     }
 
+    /// Asks the kernel something that there is no method for.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say, or refuses.
+    pub(crate) fn ask<T>(
+        &mut self,
+        question: impl FnOnce(&mut Handle) -> Result<T, causeway_kernel::Error>,
+    ) -> Result<T, CniError> {
+        question(&mut self.handle).map_err(|e| self.unreadable(&e))
+    }
+
     /// Does operations in order; they have an effect also after one that failed.
     ///
     /// # Errors

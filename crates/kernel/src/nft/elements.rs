@@ -38,6 +38,14 @@ pub(super) struct Raw {
     pub(super) element: Element,
 }
 
+impl Raw {
+    /// An element by its key alone.
+    pub(super) fn of(key: &[KeyPart]) -> Self {
+        let (key, data) = (concat(key), Vec::new());
+        Self { key, data, end: false, element: Element::default() }
+    }
+}
+
 /// The kernel's elements for ours: in an interval set each prefix is a start and the address
 /// behind its end (unless that is the end of all addresses).
 pub(super) fn raw(set: &Set, elements: &BTreeMap<Vec<KeyPart>, Element>) -> Vec<Raw> {
@@ -56,7 +64,7 @@ pub(super) fn raw(set: &Set, elements: &BTreeMap<Vec<KeyPart>, Element>) -> Vec<
 }
 
 /// Parts of a concatenation are padded to 4 bytes.
-pub(super) fn concat(key: &[KeyPart]) -> Vec<u8> {
+fn concat(key: &[KeyPart]) -> Vec<u8> {
     if let [one] = key {
         return bytes(one);
     }

@@ -3,6 +3,8 @@
 mod elements;
 mod encode;
 mod exprs;
+pub mod foreign;
+mod lookup;
 mod read;
 mod wire;
 
@@ -13,6 +15,7 @@ use causeway_plan::{NftOp, TableId};
 use crate::netns::NetNs;
 use crate::sock::{ACK, Bus, Reply, Request, Socket};
 use crate::{Error, OpError, Refusal};
+pub use lookup::ElementId;
 use wire::{Body, msg};
 
 /// How often a transaction that met another one is sent again, and a table that changed while it
@@ -75,13 +78,20 @@ impl Nft {
     }
 
     fn transaction(&mut self, table: &TableId, ops: &[NftOp]) -> Result<(), Failure> {
+        let steps = ops.iter().enumerate().flat_map(|(number, op)| {
+            encode::step(table, op).into_iter().map(move |request| (Some(number), request))
+        });
+        self.commit(steps.collect())
+    }
+
+    /// Sends messages as one transaction; each belongs to a step.
+    fn commit(&mut self, steps: Vec<(Option<usize>, Request)>) -> Result<(), Failure> {
         let mut requests = vec![Request { kind: msg::BATCH_BEGIN, flags: 0, body: Body::batch() }];
         // Which step each message belongs to.
         let mut owner = vec![None];
-        for (number, op) in ops.iter().enumerate() {
-            let some = encode::step(table, op);
-            owner.extend(some.iter().map(|_| Some(number)));
-            requests.extend(some);
+        for (number, request) in steps {
+            owner.push(number);
+            requests.push(request);
         }
         // The last one is answered in any case; the others only when they fail.
         if let Some(last) = requests.last_mut() {

@@ -18,6 +18,8 @@ pub enum Field {
     IifName,
     /// Outgoing interface's name (`oifname`).
     OifName,
+    /// `meta nfproto`, in tables of family inet: see [`KeyPart::Family`].
+    Nfproto,
     /// Protocol of the frame's payload (`meta protocol`), an EtherType: see [`KeyPart::EtherType`].
     Protocol,
     /// `ether saddr`.
@@ -107,6 +109,8 @@ pub enum KeyPart {
     Mac(Mac),
     /// An interface name.
     IfName(IfName),
+    /// A family of addresses.
+    Family(#[serde(serialize_with = "family")] Family),
     /// A transport protocol number.
     Proto(u8),
     /// A transport port.
@@ -139,6 +143,8 @@ impl fmt::Display for KeyPart {
             KeyPart::Net(net) => net.fmt(f),
             KeyPart::Mac(mac) => mac.fmt(f),
             KeyPart::IfName(name) => write!(f, "\"{name}\""),
+            KeyPart::Family(Family::V4) => f.write_str("ipv4"),
+            KeyPart::Family(Family::V6) => f.write_str("ipv6"),
             KeyPart::Proto(p) => p.fmt(f),
             KeyPart::Port(p) => p.fmt(f),
             KeyPart::EtherType(0x0800) => f.write_str("ip"),

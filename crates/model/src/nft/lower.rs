@@ -77,6 +77,11 @@ pub fn lower(family: NftFamily, rule: &Rule) -> Vec<Expr> {
     let mut known: Vec<Implied> = Vec::new();
     for stmt in &rule.stmts {
         match stmt {
+            Stmt::Match { fields, op: MatchOp::Eq, rhs: Rhs::Value(KeyPart::Family(f)) }
+                if *fields == [Field::Nfproto] =>
+            {
+                imply(family, Implied::Family(*f), &mut known, &mut out);
+            }
             Stmt::Match { fields, op, rhs } => {
                 load(family, fields, &mut known, &mut out);
                 compare(*op, rhs, &mut out);
@@ -117,13 +122,17 @@ pub fn lower(family: NftFamily, rule: &Rule) -> Vec<Expr> {
     out
 }
 
+fn imply(family: NftFamily, what: Implied, known: &mut Vec<Implied>, out: &mut Vec<Expr>) {
+    if !known.contains(&what) {
+        out.extend(test(family, what));
+        known.push(what);
+    }
+}
+
 fn load(family: NftFamily, fields: &[Field], known: &mut Vec<Implied>, out: &mut Vec<Expr>) {
     for field in fields {
         for what in implied(family, *field) {
-            if !known.contains(&what) {
-                out.extend(test(family, what));
-                known.push(what);
-            }
+            imply(family, what, known, out);
         }
     }
     let mut at = 0;
@@ -151,7 +160,7 @@ pub(super) fn width(field: Field) -> u32 {
         Field::EtherSaddr | Field::ArpSaddrEther => 6,
         Field::Saddr(Family::V4) | Field::Daddr(Family::V4) | Field::ArpSaddrIp => 4,
         Field::Saddr(Family::V6) | Field::Daddr(Family::V6) | Field::NdTarget => 16,
-        Field::L4Proto | Field::Icmpv6Type => 1,
+        Field::L4Proto | Field::Icmpv6Type | Field::Nfproto => 1,
         Field::FibDaddrType | Field::CtState | Field::Mark => 4,
     }
 }
@@ -164,6 +173,7 @@ pub(super) fn source(field: Field, dreg: Reg) -> Expr {
         Field::OifName => Expr::Meta { key: MetaKey::OifName, dreg },
         Field::Protocol => Expr::Meta { key: MetaKey::Protocol, dreg },
         Field::L4Proto => Expr::Meta { key: MetaKey::L4Proto, dreg },
+        Field::Nfproto => Expr::Meta { key: MetaKey::Nfproto, dreg },
         Field::EtherSaddr => payload(PayloadBase::Link, 6),
         Field::Saddr(Family::V4) => payload(PayloadBase::Network, 12),
         Field::Daddr(Family::V4) => payload(PayloadBase::Network, 16),
@@ -245,6 +255,7 @@ pub fn bytes(value: &KeyPart) -> Vec<u8> {
             bytes
         }
         KeyPart::Proto(n) | KeyPart::Icmpv6(n) => vec![*n],
+        KeyPart::Family(f) => vec![nfproto(*f)],
         KeyPart::Port(n) | KeyPart::EtherType(n) => n.to_be_bytes().to_vec(),
         KeyPart::AddrType(n) => u32::from(*n).to_ne_bytes().to_vec(),
         KeyPart::CtState(bits) | KeyPart::Mark(bits) => bits.to_ne_bytes().to_vec(),

@@ -102,7 +102,7 @@ impl Reader<'_> {
                 }
                 Implied::Arp => Stmt::is(Field::Protocol, KeyPart::EtherType(0x0806)),
                 Implied::Icmpv6 => Stmt::is(Field::L4Proto, KeyPart::Proto(ICMPV6)),
-                Implied::Family(f) => Stmt::Unknown(format!("meta nfproto {f}")),
+                Implied::Family(f) => Stmt::is(Field::Nfproto, KeyPart::Family(f)),
                 Implied::Ether => Stmt::Unknown("meta iiftype ether".to_owned()),
             };
             self.stmts.push(stmt);
@@ -213,7 +213,7 @@ fn rhs(field: Field, data: &[u8]) -> Option<Rhs> {
         Field::FibDaddrType => {
             KeyPart::AddrType(u8::try_from(u32::from_ne_bytes(data.try_into().ok()?)).ok()?)
         }
-        Field::CtState | Field::Mark => return None,
+        Field::CtState | Field::Mark | Field::Nfproto => return None,
     };
     Some(Rhs::Value(value))
 }

@@ -146,6 +146,7 @@ fn field(field: Field) -> &'static str {
     match field {
         Field::IifName => "iifname",
         Field::OifName => "oifname",
+        Field::Nfproto => "meta nfproto",
         Field::Protocol => "meta protocol",
         Field::EtherSaddr => "ether saddr",
         Field::Saddr(Family::V4) => "ip saddr",

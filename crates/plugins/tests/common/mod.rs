@@ -4,6 +4,7 @@
 
 pub mod served;
 pub mod trace;
+pub mod traffic;
 pub mod ways;
 
 use std::fs;

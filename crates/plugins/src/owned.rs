@@ -1,0 +1,151 @@
+//! Elements of the plugins' own table `inet causeway_cni` that belong to one attachment each, which
+//! their comment names. Sets and chains are made once and stay; an attachment adds and removes
+//! elements only.
+
+use std::collections::BTreeMap;
+
+use causeway_cni_spec::CniError;
+use causeway_kernel::OpError;
+use causeway_kernel::nft::ElementId;
+use causeway_model::nft::{Element, NftFamily, NftTable, Set};
+use causeway_plan::{NftOp, Op, TableId, table_ops};
+use causeway_types::names;
+use rustix::io::Errno;
+
+use crate::space::{Failed, Space};
+
+/// How often elements are looked at again when others change them meanwhile.
+const TRIES: u32 = 5;
+
+/// Our table.
+pub(crate) fn table_id() -> TableId {
+    TableId { family: NftFamily::Inet, name: names::NFT_PLUGINS.to_owned() }
+}
+
+/// An empty wish for our table.
+pub(crate) fn empty() -> NftTable {
+    NftTable::new(NftFamily::Inet, names::NFT_PLUGINS, false)
+}
+
+/// An element that is wanted, and the one in its place.
+pub(crate) struct Pair {
+    /// Where.
+    pub id: ElementId,
+    /// As it should be.
+    pub want: Element,
+    /// As it is.
+    pub have: Option<Element>,
+}
+
+impl Pair {
+    /// The comment of the one that is there.
+    pub(crate) fn holder(&self) -> Option<&str> {
+        self.have.as_ref()?.comment.as_deref()
+    }
+}
+
+fn frame(set: &Set) -> Set {
+    Set { elements: BTreeMap::new(), ..set.clone() }
+}
+
+/// Looks the elements of a wish up, one by one.
+///
+/// # Errors
+/// Code 999 when the kernel does not say.
+pub(crate) fn look(node: &mut Space, table: &NftTable) -> Result<Vec<Pair>, CniError> {
+    let mut ids = Vec::new();
+    let mut wants = Vec::new();
+    for (name, set) in &table.sets {
+        for (key, element) in &set.elements {
+            ids.push(ElementId { set: name.clone(), of: frame(set), key: key.clone() });
+            wants.push(element.clone());
+        }
+    }
+    let found = node.ask(|handle| handle.nft()?.elements(&table_id(), &ids))?;
+    let each = ids.into_iter().zip(wants).zip(found);
+    Ok(each.map(|((id, want), have)| Pair { id, want, have }).collect())
+}
+
+fn grouped<'a>(
+    pairs: impl Iterator<Item = (&'a ElementId, Element)>,
+    op: impl Fn(String, Set, BTreeMap<Vec<causeway_model::nft::KeyPart>, Element>) -> NftOp,
+) -> Vec<NftOp> {
+    let mut sets: BTreeMap<String, (Set, BTreeMap<_, _>)> = BTreeMap::new();
+    for (id, element) in pairs {
+        let (_, elements) =
+            sets.entry(id.set.clone()).or_insert_with(|| (id.of.clone(), BTreeMap::new()));
+        elements.insert(id.key.clone(), element);
+    }
+    sets.into_iter().map(|(name, (of, elements))| op(name, of, elements)).collect()
+}
+
+/// Puts elements in place of those that are there, in one transaction. Where sets or chains are
+/// missing all of the table's are made; chains named in `keep` belong to the administrator and are
+/// not emptied.
+///
+/// # Errors
+/// What the kernel refused.
+pub(crate) fn put(
+    node: &mut Space,
+    table: &NftTable,
+    pairs: &[Pair],
+    keep: &[&str],
+) -> Result<(), OpError> {
+    let taken = pairs.iter().filter_map(|p| Some((&p.id, p.have.clone()?)));
+    let stale = grouped(taken, |set, of, elements| NftOp::DelElements { set, of, elements });
+    let wanted = pairs.iter().map(|p| (&p.id, p.want.clone()));
+    let add = grouped(wanted, |set, of, elements| NftOp::AddElements { set, of, elements });
+    let quick: Vec<NftOp> = stale.iter().cloned().chain(add).collect();
+    match node.apply(&[Op::Nft { table: table_id(), ops: quick }]) {
+        Err(e) if e.errno == Some(Errno::NOENT.raw_os_error()) => {}
+        other => return other,
+    }
+    let mut ops = stale;
+    for op in table_ops(table, None) {
+        let flush = match &op {
+            NftOp::AddChain { name, .. } if !keep.contains(&name.as_str()) => {
+                Some(NftOp::FlushChain { name: name.clone() })
+            }
+            _ => None,
+        };
+        ops.push(op);
+        ops.extend(flush);
+    }
+    node.apply(&[Op::Nft { table: table_id(), ops }])
+}
+
+/// Takes the elements of a wish away that carry a mark; those of others stay.
+///
+/// # Errors
+/// Code 999 when the kernel refuses.
+pub(crate) fn take(node: &mut Space, table: &NftTable, tag: &str) -> Result<(), CniError> {
+    for attempt in 1.. {
+        let pairs = look(node, table)?;
+        let own = pairs.iter().filter(|p| p.holder() == Some(tag));
+        let own = own.filter_map(|p| Some((&p.id, p.have.clone()?)));
+        let ops = grouped(own, |set, of, elements| NftOp::DelElements { set, of, elements });
+        if ops.is_empty() {
+            break;
+        }
+        match node.apply(&[Op::Nft { table: table_id(), ops }]) {
+            // Somebody else took one of them.
+            Err(e) if e.is_gone() && attempt < TRIES => {}
+            other => return other.map_err(|e| node.error(&Failed::Op(e))),
+        }
+    }
+    Ok(())
+}
+
+/// As [`take`], where it is not known which elements an attachment has: all sets are read.
+///
+/// # Errors
+/// As [`take`].
+pub(crate) fn take_all(node: &mut Space, sets: &NftTable, tag: &str) -> Result<(), CniError> {
+    let mut own = sets.clone();
+    for (name, set) in &mut own.sets {
+        let all = node.ask(|handle| handle.nft()?.set_elements(&table_id(), name, &frame(set)))?;
+        set.elements = all;
+        set.elements.retain(|_, e| e.comment.as_deref() == Some(tag));
+    }
+    take(node, &own, tag)
+}
