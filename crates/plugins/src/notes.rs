@@ -4,6 +4,7 @@
 //! number of attachments.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use causeway_cni_spec::CniError;
 use causeway_kernel::NetNs;
@@ -16,6 +17,9 @@ use crate::files;
 use crate::host_local::valid_owners;
 use crate::paths::Paths;
 use crate::record;
+
+/// No file takes so long to be written.
+const ABANDONED: Duration = Duration::from_secs(60);
 
 /// Whose note it is, and whether that one still lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +138,14 @@ impl Notes {
         files::remove(&path)
     }
 
+    /// Removes what a writer left that was killed before it gave the file its name.
+    fn sweep(&self, name: &str) -> Result<(), CniError> {
+        let path = self.dir.join(name);
+        let written = path.symlink_metadata().and_then(|meta| meta.modified()).ok();
+        let age = written.and_then(|at| at.elapsed().ok());
+        if age.is_some_and(|age| age > ABANDONED) { files::remove(&path) } else { Ok(()) }
+    }
+
     /// The notes on attachments of the call's network that GC does not name as valid, without
     /// those of an ADD that has not ended.
     ///
@@ -143,6 +155,9 @@ impl Notes {
         let valid = valid_owners(call)?;
         let mut stale = Vec::new();
         for name in files::names(&self.dir)? {
+            if name.starts_with('.') {
+                self.sweep(&name)?;
+            }
             if !name.ends_with(".json") || name.starts_with('.') {
                 continue;
             }

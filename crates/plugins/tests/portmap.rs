@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::trace::Held;
 use common::traffic::{ask, serve, socket, tcp, udp};
 use common::ways::{check, gc};
 use common::{Node, in_pod, sh, try_sh};
@@ -12,10 +13,12 @@ fn node() -> Node {
     let node = Node::new();
     node.pod("ext");
     sh("ip link set lo up");
+    // With it a packet back to the port that it came from is the bridge's business.
+    let _ = try_sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
+    let _ = try_sh("sysctl -qw net.bridge.bridge-nf-call-ip6tables=0");
     sh("ip link add up0 type veth peer name up0 netns ext");
     sh("ip addr add 192.168.7.1/24 dev up0 && ip -6 addr add fd07::1/64 dev up0 nodad");
     sh("ip link set up0 up");
-    in_pod("ext", "ip link set lo up");
     in_pod("ext", "ip addr add 192.168.7.2/24 dev up0");
     in_pod("ext", "ip -6 addr add fd07::2/64 dev up0 nodad");
     in_pod("ext", "ip link set up0 up");
@@ -57,8 +60,19 @@ fn chained(conf: &Value, result: &Value) -> Value {
 
 /// A pod on the bridge, with its ports.
 fn start(node: &Node, pod: &str, ports: &Value) -> Value {
+    start_on(node, pod, ports, false)
+}
+
+fn start_on(node: &Node, pod: &str, ports: &Value, hairpin: bool) -> Value {
     node.pod(pod);
-    let result = node.add(pod, &bridge());
+    let mut conf = bridge();
+    conf["hairpinMode"] = json!(hairpin);
+    let result = node.add(pod, &conf);
+    // The bridge has no link-local address to ask for neighbours with until it is found to be
+    // nobody else's.
+    while !sh("ip -6 addr show dev cni0 tentative").is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     let after = node.add(pod, &chained(ports, &result));
     assert_eq!(after, result, "the result is passed through");
     result
@@ -70,7 +84,25 @@ fn address(result: &Value, number: usize) -> String {
 
 #[test]
 fn from_everywhere_in_both_families() {
+    from_everywhere(false);
+}
+
+/// With br_netfilter a pod reaches its own port only by a port of the bridge that takes a packet
+/// back to where it came from.
+#[test]
+fn from_everywhere_with_br_netfilter() {
+    from_everywhere(true);
+}
+
+fn from_everywhere(br_netfilter: bool) {
     let node = node();
+    if br_netfilter && !try_sh("sysctl -qw net.bridge.bridge-nf-call-iptables=1").0 {
+        println!("skipped: br_netfilter is not loaded");
+        return;
+    }
+    if br_netfilter {
+        sh("sysctl -qw net.bridge.bridge-nf-call-ip6tables=1");
+    }
     let mut ports = portmap(json!([
         mapping(8080, 80, "tcp"),
         mapping(8080, 80, "udp"),
@@ -81,8 +113,8 @@ fn from_everywhere_in_both_families() {
         {"hostPort": 9191, "containerPort": 80, "hostIP": "0.0.0.0"},
         {"hostPort": 9292, "containerPort": 80, "hostIP": "127.0.0.1"},
     ]));
-    let result = start(&node, "p1", &ports);
-    start(&node, "p2", &portmap(Value::Null));
+    let result = start_on(&node, "p1", &ports, br_netfilter);
+    start_on(&node, "p2", &portmap(Value::Null), br_netfilter);
     serve("p1", "[::]:80");
 
     // From outside, and the client keeps its address.
@@ -126,6 +158,7 @@ fn from_everywhere_in_both_families() {
     for pod in ["p1", "p2"] {
         node.del(pod, &bridge());
     }
+    sh("ip link del up0");
     assert_eq!(node.residue(), "");
 }
 
@@ -285,6 +318,7 @@ fn a_port_that_is_taken_names_its_holder() {
     assert_eq!(tcp("ext", "192.168.7.1:8080"), "p2 192.168.7.2");
     node.del("p2", &portmap(Value::Null));
     node.del("p2", &bridge());
+    sh("ip link del up0");
     assert_eq!(node.residue(), "");
 }
 
@@ -439,4 +473,117 @@ fn result_of(pod: &str, _: &Node) -> Value {
     result["ips"][0]["address"] = ip;
     result["ips"].as_array_mut().unwrap().truncate(1);
     result
+}
+
+/// Killed at each of its system calls: the next DEL, GC or ADD puts everything right.
+#[test]
+fn killed_at_any_system_call() {
+    let node = node();
+    let ports = portmap(json!([
+        mapping(8080, 80, "tcp"),
+        {"hostPort": 53, "containerPort": 53, "protocol": "udp", "hostIP": "fd07::1"}
+    ]));
+    let result = start(&node, "p1", &ports);
+    let conf = chained(&ports, &result);
+    let clean = |when: &str| {
+        let rules = sh("nft list table inet causeway_cni");
+        assert!(!rules.contains("p1 eth0"), "left after {when}: {rules}");
+        // A file that was being written goes with the next DEL, or with GC when it is old.
+        sh("find /var/lib/causeway/portmap -name '.*' -exec touch -d yesterday {} +");
+        gc(&node, &portmap(Value::Null), &[]).ok();
+        assert_eq!(sh("find /var/lib/causeway/portmap -type f"), "", "left after {when}");
+    };
+    let right = |when: &str| {
+        node.add("p1", &conf);
+        assert_eq!(check(&node, "p1", &ports, &result).code, 0, "{when}");
+    };
+    node.del("p1", &ports);
+    let mut calls = [0, 0];
+    for (which, command) in ["ADD", "DEL"].into_iter().enumerate() {
+        for at in 1.. {
+            if command == "DEL" {
+                node.add("p1", &conf);
+            }
+            let mut plugin = Held::start(&node, command, "p1", &conf, "");
+            if !plugin.reach(at) {
+                plugin.finish().ok();
+                break;
+            }
+            plugin.kill();
+            calls[which] = at;
+            let when = format!("{command} killed at system call {at}");
+            match at % 3 {
+                0 => drop(gc(&node, &ports, &[]).ok()),
+                1 => node.del("p1", &conf),
+                _ => {
+                    right(&when);
+                    // Without the result of ADD.
+                    node.del("p1", &portmap(Value::Null));
+                }
+            }
+            clean(&when);
+        }
+        node.del("p1", &conf);
+    }
+    println!("killed at {} system calls of ADD and {} of DEL", calls[0], calls[1]);
+    assert!(calls[0] > 30 && calls[1] > 20, "{calls:?} are too few to be true");
+}
+
+fn count_calls(node: &Node, command: &str, pod: &str, conf: &Value) -> usize {
+    let mut plugin = Held::start(node, command, pod, conf, "");
+    let mut calls = 0;
+    while plugin.next() {
+        calls += 1;
+    }
+    plugin.finish().ok();
+    calls
+}
+
+/// With a thousand ports of others an ADD asks the kernel no more often, and takes no longer.
+#[test]
+fn the_number_of_ports_does_not_matter() {
+    let node = node();
+    let one = portmap(json!([mapping(8080, 80, "tcp")]));
+    let result = start(&node, "p1", &one);
+    let conf = chained(&one, &result);
+    node.del("p1", &conf);
+    let calls = |what: &str| {
+        let begin = std::time::Instant::now();
+        for _ in 0..10 {
+            node.add("p1", &conf);
+            node.del("p1", &portmap(Value::Null));
+        }
+        let took = begin.elapsed() / 10;
+        let calls = ["ADD", "DEL"].map(|c| count_calls(&node, c, "p1", &conf));
+        println!("{what}: {calls:?} system calls, {took:?} for ADD and DEL");
+        calls
+    };
+    let alone = calls("alone");
+    let many: Vec<Value> = (10_000..12_000).map(|port| mapping(port, 80, "tcp")).collect();
+    start(&node, "p2", &portmap(json!(many)));
+    serve("p2", "[::]:80");
+    assert_eq!(calls("among 4000"), alone);
+    assert!(tcp("ext", "192.168.7.1:11999").starts_with("p2 "));
+    assert!(tcp("ext", "[fd07::1]:10000").starts_with("p2 "));
+    node.del("p2", &portmap(Value::Null));
+    assert!(!sh("nft list table inet causeway_cni").contains("p2 eth0"));
+}
+
+#[test]
+fn about() {
+    for name in ["portmap", "firewall", "bridge"] {
+        let node = Node::new();
+        let output = std::process::Command::new(format!("{}/{name}", node.bin_dir))
+            .env_clear()
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        let mut lines = text.lines();
+        let first = lines.next().unwrap();
+        // What nerdctl reads it by: a prefix, and a version at least 1.7.1.
+        assert!(first.starts_with(&format!("CNI {name} plugin v1.9.0+causeway.")), "{text}");
+        let second = lines.next().unwrap();
+        let since = if name == "firewall" { "0.4.0, 1.0.0, 1.1.0" } else { "0.1.0, 0.2.0" };
+        assert!(second.starts_with(&format!("CNI protocol versions supported: {since}")), "{text}");
+    }
 }

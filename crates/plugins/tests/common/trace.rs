@@ -104,6 +104,12 @@ impl Held {
         String::from_utf8_lossy(&bytes[..end]).into_owned()
     }
 
+    /// Ends it where it is held.
+    pub fn kill(self) {
+        kill(self.pid, Signal::SIGKILL).unwrap();
+        waitpid(self.pid, None).unwrap();
+    }
+
     /// Lets it go on to its end.
     pub fn finish(mut self) -> Answer {
         let Some(code) = self.code else {

@@ -27,8 +27,10 @@ pub fn serve(pod: &str, at: &str) {
     let called = name.clone();
     std::thread::spawn(move || {
         for stream in tcp.incoming().flatten() {
-            let peer = stream.peer_addr().unwrap().ip().to_canonical();
-            let _ = { stream }.write_all(format!("{called} {peer}").as_bytes());
+            // Gone again.
+            let Ok(peer) = stream.peer_addr() else { continue };
+            let text = format!("{called} {}", peer.ip().to_canonical());
+            let _ = { stream }.write_all(text.as_bytes());
         }
     });
     std::thread::spawn(move || {
@@ -44,8 +46,12 @@ pub fn serve(pod: &str, at: &str) {
 pub fn tcp(from: &str, to: &str) -> String {
     let to: SocketAddr = to.parse().unwrap();
     within(from, move || {
-        let Ok(mut stream) = TcpStream::connect_timeout(&to, PATIENCE) else {
-            return String::new();
+        let mut stream = match TcpStream::connect_timeout(&to, PATIENCE) {
+            Ok(stream) => stream,
+            Err(e) => {
+                println!("{to}: {e}");
+                return String::new();
+            }
         };
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut text = String::new();
