@@ -16,6 +16,7 @@ pub mod collect;
 #[cfg(test)]
 mod faults;
 mod files;
+mod firewall;
 mod foreign_chains;
 pub mod garbage;
 mod host_local;
@@ -62,6 +63,7 @@ trait Plugin {
 const TYPES: &[(&str, &dyn Plugin)] = &[
     ("bridge", &bridge::BridgePlugin),
     ("causeway", &causeway::CausewayPlugin),
+    ("firewall", &firewall::FirewallPlugin),
     (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),
     ("loopback", &loopback::LoopbackPlugin),
     ("portmap", &portmap::PortmapPlugin),

@@ -72,7 +72,7 @@ impl Whose {
 /// it.
 pub(crate) fn tag(container_id: &str, ifname: &str) -> String {
     let whole = format!("{container_id} {ifname}");
-    if whole.len() <= 127 {
+    if whole.len() <= 110 {
         return whole;
     }
     let hash = causeway_types::names::host_veth(container_id, ifname);
@@ -153,7 +153,22 @@ impl Notes {
     /// Code 5; code 7 when the runtime named nothing, not even an empty list.
     pub(crate) fn stale<N: Note>(&self, call: &Call) -> Result<Vec<N>, CniError> {
         let valid = valid_owners(call)?;
-        let mut stale = Vec::new();
+        let mut stale = self.all::<N>()?;
+        stale.retain(|note| {
+            let whose = note.whose();
+            let owner = causeway_ipam::Owner::new(&whose.container_id, &whose.ifname);
+            let running = Path::new("/proc").join(whose.pid.to_string()).exists();
+            whose.network == call.conf.name && !valid.contains(&owner) && !running
+        });
+        Ok(stale)
+    }
+
+    /// All notes that can be understood.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn all<N: Note>(&self) -> Result<Vec<N>, CniError> {
+        let mut all = Vec::new();
         for name in files::names(&self.dir)? {
             if name.starts_with('.') {
                 self.sweep(&name)?;
@@ -163,14 +178,8 @@ impl Notes {
             }
             let content = files::read_state(&self.dir.join(&name))?;
             let note: Option<N> = content.and_then(|content| serde_json::from_slice(&content).ok());
-            let Some(note) = note else { continue };
-            let whose = note.whose();
-            let owner = causeway_ipam::Owner::new(&whose.container_id, &whose.ifname);
-            let running = Path::new("/proc").join(whose.pid.to_string()).exists();
-            if whose.network == call.conf.name && !valid.contains(&owner) && !running {
-                stale.push(note);
-            }
+            all.extend(note);
         }
-        Ok(stale)
+        Ok(all)
     }
 }

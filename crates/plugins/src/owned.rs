@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use causeway_cni_spec::CniError;
 use causeway_kernel::OpError;
 use causeway_kernel::nft::ElementId;
-use causeway_model::nft::{Element, NftFamily, NftTable, Set};
+use causeway_model::nft::{Element, KeyPart, NftFamily, NftTable, Set};
 use causeway_plan::{NftOp, Op, TableId, table_ops};
 use causeway_types::names;
 use rustix::io::Errno;
@@ -38,6 +38,10 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
+    fn comment(&self) -> Option<&str> {
+        self.want.comment.as_deref()
+    }
+
     /// The comment of the one that is there.
     pub(crate) fn holder(&self) -> Option<&str> {
         self.have.as_ref()?.comment.as_deref()
@@ -68,7 +72,7 @@ pub(crate) fn look(node: &mut Space, table: &NftTable) -> Result<Vec<Pair>, CniE
 
 fn grouped<'a>(
     pairs: impl Iterator<Item = (&'a ElementId, Element)>,
-    op: impl Fn(String, Set, BTreeMap<Vec<causeway_model::nft::KeyPart>, Element>) -> NftOp,
+    op: impl Fn(String, Set, BTreeMap<Vec<KeyPart>, Element>) -> NftOp,
 ) -> Vec<NftOp> {
     let mut sets: BTreeMap<String, (Set, BTreeMap<_, _>)> = BTreeMap::new();
     for (id, element) in pairs {
@@ -91,7 +95,9 @@ pub(crate) fn put(
     pairs: &[Pair],
     keep: &[&str],
 ) -> Result<(), OpError> {
-    let taken = pairs.iter().filter_map(|p| Some((&p.id, p.have.clone()?)));
+    let as_wanted = |p: &Pair| p.have.as_ref() == Some(&p.want) && p.holder() == p.comment();
+    let others = pairs.iter().filter(|p| !as_wanted(p));
+    let taken = others.filter_map(|p| Some((&p.id, p.have.clone()?)));
     let stale = grouped(taken, |set, of, elements| NftOp::DelElements { set, of, elements });
     let wanted = pairs.iter().map(|p| (&p.id, p.want.clone()));
     let add = grouped(wanted, |set, of, elements| NftOp::AddElements { set, of, elements });
@@ -119,10 +125,18 @@ pub(crate) fn put(
 /// # Errors
 /// Code 999 when the kernel refuses.
 pub(crate) fn take(node: &mut Space, table: &NftTable, tag: &str) -> Result<(), CniError> {
+    take_known(node, table, |_, element| element.comment.as_deref() == Some(tag))
+}
+
+fn take_known(
+    node: &mut Space,
+    table: &NftTable,
+    is_its: impl Fn(&[KeyPart], &Element) -> bool,
+) -> Result<(), CniError> {
     for attempt in 1.. {
         let pairs = look(node, table)?;
-        let own = pairs.iter().filter(|p| p.holder() == Some(tag));
-        let own = own.filter_map(|p| Some((&p.id, p.have.clone()?)));
+        let there = pairs.iter().filter_map(|p| Some((&p.id, p.have.clone()?)));
+        let own = there.filter(|(id, have)| is_its(&id.key, have));
         let ops = grouped(own, |set, of, elements| NftOp::DelElements { set, of, elements });
         if ops.is_empty() {
             break;
@@ -141,11 +155,23 @@ pub(crate) fn take(node: &mut Space, table: &NftTable, tag: &str) -> Result<(), 
 /// # Errors
 /// As [`take`].
 pub(crate) fn take_all(node: &mut Space, sets: &NftTable, tag: &str) -> Result<(), CniError> {
+    take_where(node, sets, |_, element| element.comment.as_deref() == Some(tag))
+}
+
+/// Takes away all elements of which it is said, by key and value.
+///
+/// # Errors
+/// As [`take`].
+pub(crate) fn take_where(
+    node: &mut Space,
+    sets: &NftTable,
+    is_its: impl Fn(&[KeyPart], &Element) -> bool,
+) -> Result<(), CniError> {
     let mut own = sets.clone();
     for (name, set) in &mut own.sets {
         let all = node.ask(|handle| handle.nft()?.set_elements(&table_id(), name, &frame(set)))?;
         set.elements = all;
-        set.elements.retain(|_, e| e.comment.as_deref() == Some(tag));
+        set.elements.retain(|key, element| is_its(key, element));
     }
-    take(node, &own, tag)
+    take_known(node, &own, is_its)
 }
