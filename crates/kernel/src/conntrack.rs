@@ -31,8 +31,9 @@ const TUPLE_PROTO: u16 = 2;
 const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
-/// `CTA_FILTER_F_CTA_PROTO_NUM | CTA_FILTER_F_CTA_PROTO_DST_PORT` of the kernel's ctnetlink.
-const FILTER_PROTO_AND_PORT: u32 = 1 << 3 | 1 << 5;
+/// `CTA_FILTER_F_CTA_PROTO_NUM`, `CTA_FILTER_F_CTA_PROTO_DST_PORT` of the kernel's ctnetlink.
+const FILTER_PROTO_NUM: u32 = 1 << 3;
+const FILTER_PROTO_DST_PORT: u32 = 1 << 5;
 const FILTER_ORIG_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
 
@@ -130,30 +131,34 @@ pub struct Flow {
 }
 
 impl Conntrack {
-    /// Deletes the connections of a protocol (`IPPROTO_*`) to a port, of a family, for which
-    /// `wanted` says so. Answers how many there were.
+    /// Deletes the connections of a protocol (`IPPROTO_*`) and family to one of the ports for
+    /// which `wanted` says so. Answers how many there were. The table is read once, which takes
+    /// the kernel milliseconds even where it is empty.
     ///
     /// # Errors
     /// As [`Conntrack::delete_for`], and those of `wanted`.
-    pub fn delete_to_port(
+    pub fn delete_to_ports(
         &mut self,
         family: Family,
         protocol: u8,
-        port: u16,
+        ports: &[u16],
         mut wanted: impl FnMut(&Flow) -> Result<bool, Error>,
     ) -> Result<usize, Error> {
         let read = |reply: Reply<'_>| {
             let flow = flow(reply.body, protocol)?;
-            (flow.to.port() == port).then(|| Some((flow, entry(reply.body)?))).flatten()
+            ports.contains(&flow.to.port()).then(|| Some((flow, entry(reply.body)?))).flatten()
         };
-        let request = to_port(family, protocol, port);
+        if ports.is_empty() {
+            return Ok(0);
+        }
+        let request = to_ports(family, protocol, ports);
         let mut entries = Vec::new();
         for (flow, entry) in self.socket.dump("read tracked connections", request, read)? {
             if wanted(&flow)? {
                 entries.push(entry);
             }
         }
-        self.delete(entries, || format!("to port {port}"))
+        self.delete(entries, || "to a port of the node".to_owned())
     }
 
     fn delete(&mut self, entries: Vec<Entry>, whose: impl Fn() -> String) -> Result<usize, Error> {
@@ -175,20 +180,25 @@ impl Conntrack {
     }
 }
 
-/// The dump of the connections to a port. The kernel filters (`CTA_FILTER`, since 5.8).
-fn to_port(family: Family, protocol: u8, port: u16) -> Request {
+/// The dump of the connections to ports. The kernel filters (`CTA_FILTER`, since 5.8), by the port
+/// where there is only one.
+fn to_ports(family: Family, protocol: u8, ports: &[u16]) -> Request {
     let mut body = header(match family {
         Family::V4 => libc::AF_INET as u8,
         Family::V6 => libc::AF_INET6 as u8,
     });
+    let one = ports.first().filter(|first| ports.iter().all(|port| port == *first));
+    let flags = FILTER_PROTO_NUM | one.map_or(0, |_| FILTER_PROTO_DST_PORT);
     nest(&mut body, TUPLE_ORIG, |tuple| {
         nest(tuple, TUPLE_PROTO, |p| {
             put(p, PROTO_NUM, &[protocol]);
-            put(p, PROTO_DST_PORT, &port.to_be_bytes());
+            if let Some(port) = one {
+                put(p, PROTO_DST_PORT, &port.to_be_bytes());
+            }
         });
     });
     nest(&mut body, FILTER, |b| {
-        put(b, FILTER_ORIG_FLAGS, &FILTER_PROTO_AND_PORT.to_ne_bytes());
+        put(b, FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
         put(b, FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
     });
     Request::new(GET, 0, body)

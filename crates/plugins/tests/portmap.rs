@@ -225,7 +225,7 @@ fn first(_: &Node) -> Value {
 #[test]
 fn udp_finds_the_new_pod() {
     let node = node();
-    let ports = portmap(json!([mapping(5353, 53, "udp")]));
+    let ports = portmap(json!([mapping(5353, 53, "udp"), mapping(5454, 54, "udp")]));
     for target in ["192.168.7.1:5353", "[fd07::1]:5353"] {
         let target: std::net::SocketAddr = target.parse().unwrap();
         let client = socket("ext", target);
@@ -585,5 +585,89 @@ fn about() {
         let second = lines.next().unwrap();
         let since = if name == "firewall" { "0.4.0, 1.0.0, 1.1.0" } else { "0.1.0, 0.2.0" };
         assert!(second.starts_with(&format!("CNI protocol versions supported: {since}")), "{text}");
+    }
+}
+
+/// The same packets and the same result as with the reference.
+#[test]
+fn side_by_side() {
+    const REFERENCE: &str = "/usr/lib/cni";
+    if !std::path::Path::new(REFERENCE).join("portmap").is_file() || !try_sh("iptables -V").0 {
+        println!("skipped: the reference plugins are not in {REFERENCE}, or there is no iptables");
+        return;
+    }
+    let see = |bin: &'static str, version: &'static str, snat: bool| {
+        let run = move || {
+            let node = node();
+            let mut plain = bridge();
+            plain["cniVersion"] = json!(version);
+            let mut conf = portmap(json!([
+                mapping(8080, 80, "tcp"),
+                mapping(8080, 80, "udp"),
+                {"hostPort": 9090, "containerPort": 80, "protocol": "tcp", "hostIP": "192.168.7.1"},
+                {"hostPort": 9191, "containerPort": 80, "protocol": "tcp", "hostIP": "fd07::1"},
+            ]));
+            conf["cniVersion"] = json!(version);
+            conf["snat"] = json!(snat);
+            for pod in ["p1", "p2"] {
+                node.pod(pod);
+            }
+            let result = node.add("p1", &plain);
+            node.add("p2", &plain);
+            while !sh("ip -6 addr show dev cni0 tentative").is_empty() {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            let conf = chained(&conf, &result);
+            let call = |command| {
+                let mut call = node.call(command, "p1", &conf);
+                call.bin_dir = bin;
+                call.run().ok()
+            };
+            let mut passed = call("ADD");
+            if passed["dns"] == json!({}) && version == "1.0.0" {
+                // From 1.0.0 it is left out when empty; older reference plugins print it.
+                passed.as_object_mut().unwrap().remove("dns");
+            }
+            assert_eq!(passed, result, "{version}");
+            if version != "1.0.0" {
+                return Vec::new();
+            }
+            serve("p1", "[::]:80");
+            let mut seen = vec![sh("sysctl net.ipv4.conf.cni0.route_localnet")];
+            let look = |seen: &mut Vec<String>| {
+                for from in ["ext", "", "p1", "p2"] {
+                    for to in [
+                        "192.168.7.1:8080",
+                        "[fd07::1]:8080",
+                        "192.168.7.1:9090",
+                        "10.9.0.1:9090",
+                        "[fd07::1]:9191",
+                        "192.168.7.1:9191",
+                        "127.0.0.1:8080",
+                    ] {
+                        // Nobody else has a loopback address there.
+                        if to.starts_with("127") && from != "" {
+                            continue;
+                        }
+                        seen.push(format!("{from} to {to}: {}", tcp(from, to)));
+                    }
+                    seen.push(format!("{from} udp: {}", udp(from, "192.168.7.1:8080")));
+                }
+            };
+            look(&mut seen);
+            call("DEL");
+            look(&mut seen);
+            seen
+        };
+        std::thread::spawn(run)
+    };
+    let ways =
+        [("0.3.0", true), ("0.3.1", true), ("0.4.0", true), ("1.0.0", true), ("1.0.0", false)];
+    // Most of the time is spent waiting for answers that do not come.
+    let both = ways.map(|(version, snat)| {
+        (see(common::BIN_DIR, version, snat), see(REFERENCE, version, snat))
+    });
+    for ((ours, theirs), way) in both.into_iter().zip(ways) {
+        assert_eq!(ours.join().unwrap(), theirs.join().unwrap(), "{way:?}");
     }
 }

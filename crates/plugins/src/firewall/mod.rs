@@ -147,7 +147,7 @@ fn bridge(result: &CniResult, node: &mut Space) -> Result<IfName, CniError> {
     for interface in result.interfaces.iter().filter(|i| i.sandbox.is_empty()) {
         let Ok(name) = IfName::new(&interface.name) else { continue };
         let link = node.link(&name)?;
-        if link.is_some_and(|link| matches!(link.kind, LinkKind::Bridge { .. })) {
+        if link.is_some_and(|link| matches!(link.kind, LinkKind::Bridge)) {
             return Ok(name);
         }
     }

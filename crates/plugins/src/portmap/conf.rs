@@ -11,8 +11,10 @@ use super::note::{LOCALHOST, Masquerade, Port};
 use crate::call::Call;
 use crate::chain::own_ips;
 
+/// `IPPROTO_UDP`.
+pub(crate) const UDP: u8 = 17;
 /// `IPPROTO_TCP`, `IPPROTO_UDP`, `IPPROTO_SCTP`.
-const PROTOCOLS: [(&str, u8); 3] = [("tcp", 6), ("udp", 17), ("sctp", 132)];
+const PROTOCOLS: [(&str, u8); 3] = [("tcp", 6), ("udp", UDP), ("sctp", 132)];
 /// The chain of kube-proxy that asks for masquerading: the one external chain whose effect is
 /// known.
 const KUBE_MARK_MASQ: &str = "KUBE-MARK-MASQ";
@@ -162,7 +164,7 @@ pub(crate) fn protocol_name(number: u8) -> &'static str {
 
 /// True for a packet of UDP, which has no connection that ends.
 pub(crate) fn is_udp(port: &Port) -> bool {
-    port.protocol == 17
+    port.protocol == UDP
 }
 
 /// The addresses of IPv4 that a packet from the node to itself may have.

@@ -223,21 +223,28 @@ fn forget(
     wanted: impl Fn(&Port, &Flow) -> bool,
 ) -> Result<(), CniError> {
     let mut tracked: Option<Conntrack> = None;
-    for port in note.ports.iter().filter(|port| conf::is_udp(port)) {
-        let family = Family::of(port.to.ip());
+    for family in Family::BOTH {
+        let of = |port: &&Port| conf::is_udp(port) && Family::of(port.to.ip()) == family;
+        let ports: Vec<&Port> = note.ports.iter().filter(of).collect();
+        let numbers: Vec<u16> = ports.iter().map(|port| port.host_port).collect();
+        if numbers.is_empty() {
+            continue;
+        }
         node.ask(|handle| {
             let tracked = match &mut tracked {
                 Some(tracked) => tracked,
                 None => tracked.insert(Conntrack::open_in(handle.netns())?),
             };
-            tracked.delete_to_port(family, port.protocol, port.host_port, |flow| {
-                let ip = flow.to.ip();
+            tracked.delete_to_ports(family, conf::UDP, &numbers, |flow| {
                 // What goes through the node to the same port of others is not ours to end.
-                let ours = match port.host_ip {
+                let ip = flow.to.ip();
+                let local = handle.is_local(ip)?;
+                let here = |port: &Port| match port.host_ip {
                     Some(host_ip) => host_ip == ip,
-                    None => flow.answers == port.to || handle.is_local(ip)?,
+                    None => local || flow.answers == port.to,
                 };
-                Ok(ours && wanted(port, flow))
+                let mut to = ports.iter().filter(|port| port.host_port == flow.to.port());
+                Ok(to.any(|port| here(port) && wanted(port, flow)))
             })
         })?;
     }
