@@ -10,7 +10,6 @@ use causeway_kernel::nft::ElementId;
 use causeway_model::nft::{Element, KeyPart, NftFamily, NftTable, Set};
 use causeway_plan::{NftOp, Op, TableId, table_ops};
 use causeway_types::names;
-use rustix::io::Errno;
 
 use crate::space::{Failed, Space};
 
@@ -100,13 +99,33 @@ pub(crate) fn put(
     let taken = others.filter_map(|p| Some((&p.id, p.have.clone()?)));
     let stale = grouped(taken, |set, of, elements| NftOp::DelElements { set, of, elements });
     let wanted = pairs.iter().map(|p| (&p.id, p.want.clone()));
-    let add = grouped(wanted, |set, of, elements| NftOp::AddElements { set, of, elements });
-    let quick: Vec<NftOp> = stale.iter().cloned().chain(add).collect();
-    match node.apply(&[Op::Nft { table: table_id(), ops: quick }]) {
-        Err(e) if e.errno == Some(Errno::NOENT.raw_os_error()) => {}
-        other => return other,
+    let add: Vec<NftOp> =
+        grouped(wanted, |set, of, elements| NftOp::AddElements { set, of, elements });
+    let quick = || stale.iter().cloned().chain(add.iter().cloned()).collect::<Vec<_>>();
+    let all = || stale.iter().cloned().chain(build(table, keep)).collect::<Vec<_>>();
+    // The last for the case that what was to be taken away is gone meanwhile.
+    let tries: [&dyn Fn() -> Vec<NftOp>; 3] = [&quick, &all, &|| build(table, keep)];
+    let mut outcome = Ok(());
+    for ops in tries {
+        outcome = node.apply(&[Op::Nft { table: table_id(), ops: ops() }]);
+        if !outcome.as_ref().is_err_and(OpError::is_gone) {
+            break;
+        }
     }
-    let mut ops = stale;
+    outcome
+}
+
+/// Makes all sets and chains of a table with their content, whatever is left of them.
+///
+/// # Errors
+/// What the kernel refused.
+pub(crate) fn rebuild(node: &mut Space, table: &NftTable) -> Result<(), OpError> {
+    node.apply(&[Op::Nft { table: table_id(), ops: build(table, &[]) }])
+}
+
+/// The steps that make all sets and chains, which no packet sees half done.
+fn build(table: &NftTable, keep: &[&str]) -> Vec<NftOp> {
+    let mut ops = Vec::new();
     for op in table_ops(table, None) {
         let flush = match &op {
             NftOp::AddChain { name, .. } if !keep.contains(&name.as_str()) => {
@@ -117,7 +136,7 @@ pub(crate) fn put(
         ops.push(op);
         ops.extend(flush);
     }
-    node.apply(&[Op::Nft { table: table_id(), ops }])
+    ops
 }
 
 /// Takes the elements of a wish away that carry a mark; those of others stay.

@@ -325,6 +325,30 @@ fn accepts_are_put_into_foreign_chains_on_request() {
     assert_eq!(node.call("STATUS", "", &newest).run().code, 0);
 }
 
+/// firewalld's chain accepts by policy, and rejects by its last rule.
+#[test]
+fn firewalld_is_told_from_others() {
+    let node = node();
+    let result = plug(&node, "p1", 1);
+    sh("nft add table inet firewalld");
+    sh("nft add chain inet firewalld filter_FORWARD \
+        '{ type filter hook forward priority 10; policy accept; }'");
+    sh("nft add rule inet firewalld filter_FORWARD ct state established,related accept");
+    sh("nft add rule inet firewalld filter_FORWARD reject with icmpx admin-prohibited");
+    let conf = chained(&firewall(1, &json!({})), &result);
+    let answer = node.call("ADD", "p1", &conf).run();
+    assert!(answer.stderr.contains("firewall-cmd"), "{answer:?}");
+    answer.ok();
+    assert_eq!(reaches("ext", &result), [false, false]);
+    let conf = chained(&firewall(1, &json!({"foreignForward": "insert"})), &result);
+    let answer = node.call("ADD", "p1", &conf).run();
+    assert_eq!(answer.stderr, "");
+    answer.ok();
+    assert_eq!(reaches("ext", &result), [true, true]);
+    node.del("p1", &conf);
+    assert_eq!(reaches("ext", &result), [false, false]);
+}
+
 #[test]
 fn killed_at_any_system_call() {
     let node = node();

@@ -11,6 +11,11 @@ use serde_json::{Value, json};
 /// A node with `lo` and, on a network of its own, the namespace `ext`.
 fn node() -> Node {
     let node = Node::new();
+    uplink(&node);
+    node
+}
+
+fn uplink(node: &Node) {
     node.pod("ext");
     sh("ip link set lo up");
     // With it a packet back to the port that it came from is the bridge's business.
@@ -25,7 +30,6 @@ fn node() -> Node {
     for ip in ["192.168.7.1", "fd07::1"] {
         in_pod("ext", &format!("ping -c1 -W3 -n {ip}"));
     }
-    node
 }
 
 fn bridge() -> Value {
@@ -202,11 +206,115 @@ fn loopback_is_not_exposed_to_neighbours() {
             check(&node, "p1", &portmap(json!([mapping(8080, 80, "tcp")])), &first(&node)).code,
             0
         );
-        // The next ADD of the pod's ports does not repair it, a missing map does.
-        sh("nft delete table inet causeway_cni");
+        // Before an ADD opens an interface for it, it sees that the rule is there.
+        sh("sysctl -qw net.ipv4.conf.cni0.route_localnet=0 net.ipv4.conf.all.route_localnet=0");
         let ports = portmap(json!([mapping(8080, 80, "tcp")]));
         node.add("p1", &chained(&ports, &first(&node)));
+        sh("sysctl -qw net.ipv4.conf.all.route_localnet=1");
         assert_eq!(udp(pod, "127.0.0.1:7777"), "", "{pod}");
+    }
+}
+
+/// Networks of one family alone.
+#[test]
+fn one_family_alone() {
+    for (family, own) in [(0, ["192.168.7.1", "[fd07::1]"]), (1, ["[fd07::1]", "192.168.7.1"])] {
+        let run = move || {
+            let node = node();
+            let mut net = bridge();
+            net["ipam"]["ranges"] = json!([net["ipam"]["ranges"][family]]);
+            net["ipam"]["routes"] = json!([net["ipam"]["routes"][family]]);
+            let ports = portmap(json!([
+                mapping(8080, 80, "tcp"),
+                mapping(8080, 80, "udp"),
+                {"hostPort": 9090, "containerPort": 80, "hostIP": "192.168.7.1"},
+                {"hostPort": 9090, "containerPort": 80, "hostIP": "fd07::1"}
+            ]));
+            node.pod("p1");
+            let result = node.add("p1", &net);
+            while !sh("ip -6 addr show dev cni0 tentative").is_empty() {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            node.add("p1", &chained(&ports, &result));
+            serve("p1", "[::]:80");
+            for from in ["ext", "", "p1"] {
+                assert!(tcp(from, &format!("{}:8080", own[0])).starts_with("p1 "), "{from}");
+                assert!(udp(from, &format!("{}:8080", own[0])).starts_with("p1 "), "{from}");
+                assert!(tcp(from, &format!("{}:9090", own[0])).starts_with("p1 "), "{from}");
+            }
+            for port in [8080, 9090] {
+                assert_eq!(tcp("ext", &format!("{}:{port}", own[1])), "");
+            }
+            assert_eq!(check(&node, "p1", &ports, &result).code, 0);
+            node.del("p1", &chained(&ports, &result));
+            assert!(!sh("nft list table inet causeway_cni").contains("p1 eth0"));
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
+}
+
+/// Behind type `causeway`, whose pods have an interface of the node each.
+#[test]
+fn behind_routed_pods() {
+    use common::served::{Families, Mode, conf, serve as agent};
+    let node = agent(Mode::Routed, Families::Dual);
+    uplink(&node);
+    sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+    let mut ports = portmap(json!([mapping(8080, 80, "tcp")]));
+    ports["name"] = json!("pod-network");
+    ports["cniVersion"] = json!("1.0.0");
+    let mut main = conf(Mode::Routed, Families::Dual);
+    main["cniVersion"] = json!("1.0.0");
+    node.pod("p1");
+    let result = node.add("p1", &main);
+    node.add("p1", &chained(&ports, &result));
+    node.pod("p2");
+    node.add("p2", &main);
+    serve("p1", "[::]:80");
+    for from in ["", "p1", "p2"] {
+        for to in ["192.168.7.1:8080", "[fd07::1]:8080"] {
+            assert!(tcp(from, to).starts_with("p1 "), "{from} to {to}");
+        }
+    }
+    assert!(tcp("", "127.0.0.1:8080").starts_with("p1 "));
+    assert_eq!(tcp("ext", "192.168.7.1:8080"), "p1 192.168.7.2");
+    assert_eq!(tcp("ext", "[fd07::1]:8080"), "p1 fd07::2");
+    // Neighbours are seen with their own address: nothing but the pod itself is in its subnet.
+    let second = in_pod("p2", "ip -4 -o addr show eth0");
+    let second = second.split_whitespace().nth(3).unwrap().split('/').next().unwrap().to_owned();
+    assert_eq!(tcp("p2", "192.168.7.1:8080"), format!("p1 {second}"));
+    node.del("p1", &chained(&ports, &result));
+    assert_eq!(tcp("", "192.168.7.1:8080"), "");
+}
+
+/// Of many that want a port at once one gets it, and the others are told who has it.
+#[test]
+fn many_at_once_for_one_port() {
+    let node = node();
+    let ports = portmap(json!([mapping(8080, 80, "tcp"), mapping(8080, 80, "udp")]));
+    let pods: Vec<String> = (0..12).map(|n| format!("p{n}")).collect();
+    let confs: Vec<Value> = pods
+        .iter()
+        .map(|pod| {
+            node.pod(pod);
+            chained(&ports, &node.add(pod, &bridge()))
+        })
+        .collect();
+    let calls: Vec<_> =
+        pods.iter().zip(&confs).map(|(pod, conf)| node.call("ADD", pod, conf).spawn()).collect();
+    let answers: Vec<_> = calls.into_iter().map(common::finish).collect();
+    let winners: Vec<&String> =
+        pods.iter().zip(&answers).filter(|(_, a)| a.code == 0).map(|(pod, _)| pod).collect();
+    // Two may meet in the middle and both give way.
+    assert!(winners.len() <= 1, "{winners:?}");
+    let rules = sh("nft list table inet causeway_cni");
+    for (pod, answer) in pods.iter().zip(answers) {
+        let wins = answer.code == 0;
+        assert_eq!(rules.contains(&format!("\"{pod} eth0\"")), wins, "{pod}: {rules}");
+        if !wins {
+            let (_, message) = answer.err();
+            assert!(message.contains("is held by container p"), "{message}");
+        }
     }
 }
 

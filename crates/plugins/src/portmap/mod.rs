@@ -9,6 +9,7 @@ mod note;
 
 use causeway_cni_spec::{CniError, CniResult};
 use causeway_kernel::conntrack::{Conntrack, Flow};
+use causeway_kernel::nft::foreign::{Layer, Place};
 use causeway_kernel::{Without, sysctl};
 use causeway_model::{Desired, Object, Owner, Sysctl};
 use causeway_plan::Op;
@@ -155,12 +156,23 @@ fn map(call: &Call, note: &Ports, rollback: &mut Rollback) -> Result<(), CniErro
         }
         return Err(node.error(&Failed::Op(error)));
     }
-    // Only now that the table keeps others out.
     if let Some(sysctl) = localhost(&mut node, note)? {
+        // Only where the table keeps others out.
+        if !is_guarded(&mut node)? {
+            owned::rebuild(&mut node, &table).map_err(|e| node.error(&Failed::Op(e)))?;
+        }
         node.apply(&[Op::Create(Object::Sysctl(sysctl))])
             .map_err(|e| node.error(&Failed::Op(e)))?;
     }
     forget(&mut node, note, |port, flow| flow.answers != port.to)
+}
+
+/// Whether the rules against loopback addresses from outside are there: somebody may have emptied
+/// their chain, which an ADD that finds its maps does not notice.
+fn is_guarded(node: &mut Space) -> Result<bool, CniError> {
+    let place = Place::new(Layer::Inet, &owned::table_id().name, note::LOCALNET);
+    let rules = node.ask(|handle| handle.nft()?.rules_of(&place))?;
+    Ok(rules.len() >= note::LOCALNET_RULES)
 }
 
 /// Refuses ports that another attachment holds, unless its container is gone for good.

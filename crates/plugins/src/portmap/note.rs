@@ -16,6 +16,9 @@ use crate::owned;
 /// Of IPv6, which has no `route_localnet`: the kernel looks an answer to it up as one from the
 /// loopback device alone (`rt6_need_strict` in `net/ipv6/route.c`), and drops it.
 pub(super) const LOCALHOST: Ipv6Addr = Ipv6Addr::LOCALHOST;
+/// The chain that keeps loopback addresses from outside out, and how many rules it has.
+pub(super) const LOCALNET: &str = "localnet";
+pub(super) const LOCALNET_RULES: usize = 2;
 /// `RTN_LOCAL`.
 const LOCAL: u8 = 2;
 
@@ -162,7 +165,7 @@ fn chains(table: &mut NftTable) {
         let base = base(ChainType::Nat, hook, -100);
         table.chains.insert(name.to_owned(), Chain { base, rules: dispatch.clone() });
     }
-    table.chains.insert("localnet".to_owned(), localnet());
+    table.chains.insert(LOCALNET.to_owned(), localnet());
 }
 
 /// With `route_localnet` an interface takes packets to and from 127.0.0.0/8 in, which nobody but
