@@ -349,6 +349,21 @@ fn firewalld_is_told_from_others() {
     assert_eq!(reaches("ext", &result), [false, false]);
 }
 
+/// Of the old iptables it is only known that it is there.
+#[test]
+fn the_old_iptables_is_named() {
+    let node = node();
+    if !try_sh("iptables-legacy -P FORWARD DROP").0 {
+        println!("skipped: there is no iptables-legacy");
+        return;
+    }
+    let result = plug(&node, "p1", 1);
+    let answer = node.call("ADD", "p1", &chained(&firewall(1, &json!({})), &result)).run();
+    assert!(answer.stderr.contains("`iptables-legacy -P FORWARD ACCEPT`"), "{answer:?}");
+    answer.ok();
+    assert_eq!(reaches("ext", &result), [false, true]);
+}
+
 #[test]
 fn killed_at_any_system_call() {
     let node = node();

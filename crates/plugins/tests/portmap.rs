@@ -754,7 +754,7 @@ fn side_by_side() {
                         "127.0.0.1:8080",
                     ] {
                         // Nobody else has a loopback address there.
-                        if to.starts_with("127") && from != "" {
+                        if to.starts_with("127") && !from.is_empty() {
                             continue;
                         }
                         seen.push(format!("{from} to {to}: {}", tcp(from, to)));

@@ -72,6 +72,26 @@ impl Dropping {
     }
 }
 
+/// Warnings on tables of the old iptables, into which nobody can look by nftables.
+pub(crate) fn legacy(families: &[Family]) -> Vec<String> {
+    let mut all = Vec::new();
+    for family in families {
+        let (file, program) = match family {
+            Family::V4 => ("ip_tables_names", "iptables-legacy"),
+            Family::V6 => ("ip6_tables_names", "ip6tables-legacy"),
+        };
+        // Not there without the kernel's old iptables.
+        let names = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+        if names.is_ok_and(|names| names.lines().any(|name| name == "filter")) {
+            all.push(format!(
+                "{program} has a table filter, which cannot be looked into: if `{program} -S \
+                 FORWARD` shows policy DROP, run `{program} -P FORWARD ACCEPT`"
+            ));
+        }
+    }
+    all
+}
+
 /// The families that chains drop for certain.
 pub(crate) fn blocked(chains: &[Dropping]) -> BTreeSet<Family> {
     let certain = || chains.iter().filter(|c| c.all);

@@ -168,7 +168,9 @@ fn open(
     if note.addresses.is_empty() && note.bridge.is_none() {
         return Ok(());
     }
-    let dropping = Dropping::find(&mut node, &families(&note.addresses))?;
+    let families = families(&note.addresses);
+    let dropping = Dropping::find(&mut node, &families)?;
+    warn(&foreign::legacy(&families));
     if conf.insert {
         note.inserted = dropping.iter().map(|chain| foreign::inserted(&chain.place)).collect();
     } else {
@@ -203,11 +205,15 @@ fn judge(addresses: &[IpAddr], dropping: &[Dropping]) -> Result<(), CniError> {
         return Err(CniError::internal("no packet of the pod can pass this node")
             .with_details(all.join("; ")));
     }
-    for text in all {
+    warn(&all);
+    Ok(())
+}
+
+fn warn(texts: &[String]) {
+    for text in texts {
         // Nobody has to read it.
         let _ = writeln!(std::io::stderr(), "warning: {text}");
     }
-    Ok(())
 }
 
 fn remove(node: &mut Space, note: &Forward) -> Result<(), CniError> {
