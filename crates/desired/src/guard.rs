@@ -138,7 +138,10 @@ pub(crate) fn masquerade(record: &AttachmentRecord, except: &[Cidr]) -> NftTable
         for ip in addresses {
             let verdict = Some(Verdict::Goto(String::new()));
             let comment = Some(record.container_id.clone());
-            map.elements.insert(vec![KeyPart::addr(ip)], Element { verdict, comment });
+            map.elements.insert(
+                vec![KeyPart::addr(ip)],
+                Element { verdict, comment, ..Element::default() },
+            );
         }
         table.sets.insert(name.to_owned(), map);
         rules.push(Rule::new(

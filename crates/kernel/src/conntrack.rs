@@ -3,7 +3,9 @@
 //! An address that is given to a new pod must not inherit its predecessor's connections: their
 //! entries hold verdicts and translations that were made for somebody else.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use causeway_types::Family;
 
 use crate::error::{Error, Refusal};
 use crate::netns::NetNs;
@@ -28,6 +30,13 @@ const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+const PROTO_NUM: u16 = 1;
+const PROTO_SRC_PORT: u16 = 2;
+const PROTO_DST_PORT: u16 = 3;
+/// `CTA_FILTER_F_CTA_PROTO_NUM`, `CTA_FILTER_F_CTA_PROTO_DST_PORT` of the kernel's ctnetlink.
+const FILTER_PROTO_NUM: u32 = 1 << 3;
+const FILTER_PROTO_DST_PORT: u32 = 1 << 5;
 const FILTER_ORIG_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
 
@@ -150,6 +159,107 @@ impl Conntrack {
         let outcomes = self.socket.transact(requests)?;
         Ok(outcomes.into_iter().find(|o| o.as_ref().is_err_and(|r| !r.is_gone())).unwrap_or(Ok(())))
     }
+}
+
+/// A connection as it was before and after translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// What the first packet was sent to.
+    pub to: SocketAddr,
+    /// Who answers.
+    pub answers: SocketAddr,
+}
+
+impl Conntrack {
+    /// Deletes the connections of a protocol (`IPPROTO_*`) and family to one of the ports for
+    /// which `wanted` says so. Answers how many there were. The table is read once, which takes
+    /// the kernel milliseconds even where it is empty.
+    ///
+    /// # Errors
+    /// As [`Conntrack::delete_for`], and those of `wanted`.
+    pub fn delete_to_ports(
+        &mut self,
+        family: Family,
+        protocol: u8,
+        ports: &[u16],
+        mut wanted: impl FnMut(&Flow) -> Result<bool, Error>,
+    ) -> Result<usize, Error> {
+        let read = |reply: Reply<'_>| {
+            let flow = flow(reply.body, protocol)?;
+            ports.contains(&flow.to.port()).then(|| Some((flow, entry(reply.body)?))).flatten()
+        };
+        if ports.is_empty() {
+            return Ok(0);
+        }
+        let request = to_ports(family, protocol, ports);
+        let mut entries = Vec::new();
+        for (flow, entry) in self.socket.dump("read tracked connections", request, read)? {
+            if wanted(&flow)? {
+                entries.push(entry);
+            }
+        }
+        self.delete(entries, || "to a port of the node".to_owned())
+    }
+
+    fn delete(&mut self, entries: Vec<Entry>, whose: impl Fn() -> String) -> Result<usize, Error> {
+        let requests =
+            entries.into_iter().map(|e| Request::new(DELETE, 0, e.body)).collect::<Vec<_>>();
+        let mut deleted = 0;
+        for outcome in self.socket.transact(requests)? {
+            match outcome {
+                Ok(()) => deleted += 1,
+                // It ended by itself.
+                Err(refusal) if refusal.is_gone() => {}
+                Err(refusal) => {
+                    let what = format!("delete a tracked connection {}", whose());
+                    return Err(Error::refused(what, refusal));
+                }
+            }
+        }
+        Ok(deleted)
+    }
+}
+
+/// The dump of the connections to ports. The kernel filters (`CTA_FILTER`, since 5.8), by the port
+/// where there is only one.
+fn to_ports(family: Family, protocol: u8, ports: &[u16]) -> Request {
+    let mut body = header(match family {
+        Family::V4 => libc::AF_INET as u8,
+        Family::V6 => libc::AF_INET6 as u8,
+    });
+    let one = ports.first().filter(|first| ports.iter().all(|port| port == *first));
+    let flags = FILTER_PROTO_NUM | one.map_or(0, |_| FILTER_PROTO_DST_PORT);
+    nest(&mut body, TUPLE_ORIG, |tuple| {
+        nest(tuple, TUPLE_PROTO, |p| {
+            put(p, PROTO_NUM, &[protocol]);
+            if let Some(port) = one {
+                put(p, PROTO_DST_PORT, &port.to_be_bytes());
+            }
+        });
+    });
+    nest(&mut body, FILTER, |b| {
+        put(b, FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
+        put(b, FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
+    });
+    Request::new(GET, 0, body)
+}
+
+/// Reads the connection of an entry, if it is of the protocol.
+fn flow(body: &[u8], protocol: u8) -> Option<Flow> {
+    fn within(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+        attributes(bytes).find(|(k, _)| *k == kind).map(|(_, value)| value)
+    }
+    let end = |tuple: u16, source: bool| {
+        let tuple = within(body.get(HEADER..)?, tuple)?;
+        let proto = within(tuple, TUPLE_PROTO)?;
+        (*within(proto, PROTO_NUM)?.first()? == protocol).then_some(())?;
+        let addresses = within(tuple, TUPLE_IP)?;
+        let kinds = if source { [1, 3] } else { [2, 4] };
+        let ip = kinds.into_iter().find_map(|kind| read::ip(within(addresses, kind)?))?;
+        let port = within(proto, if source { PROTO_SRC_PORT } else { PROTO_DST_PORT })?;
+        Some(SocketAddr::new(ip, u16::from_be_bytes(port.try_into().ok()?)))
+    };
+    Some(Flow { to: end(TUPLE_ORIG, false)?, answers: end(TUPLE_REPLY, true)? })
 }
 
 fn refused(addrs: &[IpAddr], refusal: Refusal) -> Error {

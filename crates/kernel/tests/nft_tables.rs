@@ -7,7 +7,10 @@ use causeway_desired::input::{Config, Inputs, NodeFacts, NodeInfo, Path, Road};
 use causeway_desired::{node, pod};
 use causeway_kernel::netns;
 use causeway_kernel::nft::Nft;
-use causeway_model::nft::{KeyPart, KeyType, NftFamily, NftTable, Set, text};
+use causeway_model::nft::{
+    Base, Chain, ChainType, Element, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily, NftTable,
+    Policy, Rule, Set, Stmt, Verdict, text,
+};
 use causeway_model::{Key, Object};
 use causeway_plan::{NftOp, TableId, table_ops};
 use causeway_types::state::{Attach, AttachmentRecord};
@@ -245,4 +248,85 @@ fn ten_thousand_elements_and_back() {
         let have = nft.read_table(id.family, &id.name).unwrap().unwrap();
         assert!(table.satisfied_by(&have));
     });
+}
+
+/// A table with every kind of map, translation and mark.
+fn translations() -> NftTable {
+    let base = |hook, priority| Base {
+        kind: ChainType::Nat,
+        hook,
+        priority,
+        device: None,
+        policy: Policy::Accept,
+    };
+    let mut table = NftTable::new(NftFamily::Inet, "causeway_cni", false);
+    let mut rules = Vec::new();
+    for (family, name, ip) in
+        [(Family::V4, "ports4", "10.9.0.2"), (Family::V6, "ports6", "fd09::2")]
+    {
+        let addr = KeyPart::addr(ip.parse().unwrap());
+        let port = vec![KeyType::InetProto, KeyType::InetService];
+        let pod = vec![KeyType::Addr(family), KeyType::InetService];
+        let mut map = Set::map(port.clone(), pod.clone());
+        let to = Element {
+            data: vec![addr.clone(), KeyPart::Port(80)],
+            comment: Some("c1 eth0".into()),
+            ..Element::default()
+        };
+        map.elements.insert(vec![KeyPart::Proto(6), KeyPart::Port(8080)], to.clone());
+        table.sets.insert(name.into(), map);
+        let by_ip: Vec<KeyType> = [KeyType::Addr(family)].into_iter().chain(port).collect();
+        let mut map = Set::map(by_ip, pod);
+        map.elements.insert(vec![addr, KeyPart::Proto(17), KeyPart::Port(53)], to);
+        table.sets.insert(format!("ip_{name}"), map);
+        let fields = vec![Field::L4Proto, Field::Dport];
+        let with_ip = [Field::Daddr(family)].into_iter().chain(fields.clone()).collect();
+        rules.push(Rule::new(
+            "by address",
+            vec![Stmt::Dnat { family, fields: with_ip, map: format!("ip_{name}") }],
+        ));
+        rules.push(Rule::new("by port", vec![Stmt::Dnat { family, fields, map: name.into() }]));
+    }
+    table.chains.insert("hostports".into(), Chain { base: None, rules });
+    let mark = KeyPart::Mark(0x2000);
+    let masquerade = Stmt::Masquerade { fully_random: true };
+    table.chains.insert(
+        "masq".into(),
+        Chain {
+            base: Some(base(Hook::Postrouting, 99)),
+            rules: vec![Rule::new("m", vec![Stmt::is(Field::Mark, mark), masquerade])],
+        },
+    );
+    table.chains.insert(
+        "marks".into(),
+        Chain { base: None, rules: vec![Rule::new("m", vec![Stmt::Mark { bits: 0x2000 }])] },
+    );
+    let v4 = Stmt::is(Field::Nfproto, KeyPart::Family(Family::V4));
+    let local = Stmt::is(Field::FibDaddrType, KeyPart::AddrType(2));
+    let jump = Stmt::Verdict(Verdict::Jump("hostports".into()));
+    table.chains.insert(
+        "pre".into(),
+        Chain {
+            base: Some(base(Hook::Prerouting, -100)),
+            rules: vec![Rule::new("local", vec![v4, local, jump])],
+        },
+    );
+    let mut pairs = Set::map(vec![KeyType::IfName, KeyType::IfName], Vec::new());
+    let br = KeyPart::IfName(name("cni0"));
+    pairs.elements.insert(vec![br.clone(), br.clone()], Element::default());
+    table.sets.insert("pairs".into(), pairs);
+    let both = Stmt::lookup(vec![Field::IifName, Field::OifName], MatchOp::Eq, "pairs");
+    table.chains.insert(
+        "forward".into(),
+        Chain {
+            base: None,
+            rules: vec![Rule::new("b", vec![both, Stmt::Verdict(Verdict::Return)])],
+        },
+    );
+    table
+}
+
+#[test]
+fn translations_are_as_nft_would_write_them() {
+    check(&translations());
 }

@@ -260,7 +260,7 @@ fn set(kind: KeyType, vmap: bool) -> Set {
 
 fn elements(verdict: Option<Verdict>) -> BTreeMap<Vec<KeyPart>, Element> {
     let key = vec![KeyPart::addr("10.1.0.1".parse().unwrap())];
-    [(key, Element { verdict, comment: None })].into()
+    [(key, Element { verdict, ..Element::default() })].into()
 }
 
 fn add_set(name: &str, set: &Set) -> NftOp {

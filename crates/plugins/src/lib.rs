@@ -17,6 +17,8 @@ pub mod collect;
 #[cfg(test)]
 mod faults;
 mod files;
+mod firewall;
+mod foreign_chains;
 pub mod garbage;
 mod host_device;
 mod host_local;
@@ -28,8 +30,11 @@ mod loopback;
 mod macvlan;
 mod names;
 mod node;
+mod notes;
 pub mod notify;
+mod owned;
 mod paths;
+mod portmap;
 mod ptp;
 pub mod record;
 pub mod rollback;
@@ -56,6 +61,11 @@ trait Plugin {
     fn check(&self, call: &Call) -> Result<(), CniError>;
     fn status(&self, call: &Call) -> Result<(), CniError>;
     fn gc(&self, call: &Call) -> Result<(), CniError>;
+
+    /// The versions of the specification that it takes.
+    fn versions(&self) -> &'static [Version] {
+        &Version::ALL
+    }
 }
 
 /// The types, by the names of their files.
@@ -63,6 +73,7 @@ const TYPES: &[(&str, &dyn Plugin)] = &[
     ("bandwidth", &bandwidth::BandwidthPlugin),
     ("bridge", &bridge::BridgePlugin),
     ("causeway", &causeway::CausewayPlugin),
+    ("firewall", &firewall::FirewallPlugin),
     (ipam::HOST_LOCAL, &host_local::HostLocalPlugin),
     ("loopback", &loopback::LoopbackPlugin),
     ("sbr", &sbr::SbrPlugin),
@@ -71,6 +82,7 @@ const TYPES: &[(&str, &dyn Plugin)] = &[
     (macvlan::KIND, &macvlan::MacvlanPlugin),
     ("ptp", &ptp::PtpPlugin),
     (ipam::STATIC, &static_ipam::StaticPlugin),
+    ("portmap", &portmap::PortmapPlugin),
 ];
 
 fn plugin(name: &str) -> Option<&'static dyn Plugin> {
@@ -97,7 +109,7 @@ pub fn run(
     mut stderr: impl Write,
 ) -> u8 {
     if !Env::is_plugin_call(&env) {
-        return u8::from(writeln!(stderr, "{}", about()).is_err());
+        return u8::from(writeln!(stderr, "{}", about(program)).is_err());
     }
     let (text, code) = match answer(program, env, stdin, Paths::default()) {
         Ok(text) => (text, 0),
@@ -123,10 +135,11 @@ fn answer(
         CniError::io(format!("cannot read the configuration on standard input: {e}"))
     })?;
     let command = env.command;
+    let versions = plugin(file_name(program)).map_or(&Version::ALL[..], |plugin| plugin.versions());
     if command == Command::Version {
-        return Ok(version::reply(&input, &Version::ALL).to_string());
+        return Ok(version::reply(&input, versions).to_string());
     }
-    let conf = NetConf::parse(&input, command, &Version::ALL)?;
+    let conf = NetConf::parse(&input, command, versions)?;
     let version = conf.cni_version;
     act(program, env, conf, paths, version).map_err(|e| e.in_version(version))
 }
@@ -153,7 +166,7 @@ fn act(
 
 /// The type by the program's name, else by the configuration.
 fn chosen(program: &str, plugin_type: &str) -> Result<&'static dyn Plugin, CniError> {
-    let name = Path::new(program).file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    let name = file_name(program);
     plugin(name).or_else(|| plugin(plugin_type)).ok_or_else(|| {
         CniError::invalid_config(format!(
             "key \"type\" is {plugin_type:?} and the program is called {name:?}: neither is one of {}",
@@ -162,12 +175,30 @@ fn chosen(program: &str, plugin_type: &str) -> Result<&'static dyn Plugin, CniEr
     })
 }
 
+fn file_name(program: &str) -> &str {
+    Path::new(program).file_name().and_then(|n| n.to_str()).unwrap_or_default()
+}
+
 fn type_names() -> String {
     TYPES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
 }
 
-fn about() -> String {
-    let versions = Version::ALL.map(Version::as_str).join(", ");
+/// The reference whose behaviour the types follow: programs compare it with what they need
+/// (nerdctl reads it off `firewall`).
+const REFERENCE: &str = "1.9.0";
+
+/// Called by the name of a type: the two lines that the reference prints.
+fn about(program: &str) -> String {
+    let versions = |all: &[Version]| all.iter().map(|v| v.as_str()).collect::<Vec<_>>().join(", ");
+    let name = file_name(program);
+    if let Some(plugin) = plugin(name) {
+        return format!(
+            "CNI {name} plugin v{REFERENCE}+causeway.{}\nCNI protocol versions supported: {}",
+            env!("CARGO_PKG_VERSION"),
+            versions(plugin.versions())
+        );
+    }
+    let versions = versions(&Version::ALL);
     format!(
         "causeway-cni {}: CNI plugins {}; CNI versions {versions}. Container runtimes call it; it \
          acts by the name it is called by, or by \"type\" of the configuration. To put it in their \

@@ -33,8 +33,17 @@ pub(super) fn width(kind: KeyType) -> usize {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Raw {
     pub(super) key: Vec<u8>,
+    pub(super) data: Vec<u8>,
     pub(super) end: bool,
     pub(super) element: Element,
+}
+
+impl Raw {
+    /// An element by its key alone.
+    pub(super) fn of(key: &[KeyPart]) -> Self {
+        let (key, data) = (concat(key), Vec::new());
+        Self { key, data, end: false, element: Element::default() }
+    }
 }
 
 /// The kernel's elements for ours: in an interval set each prefix is a start and the address
@@ -42,11 +51,13 @@ pub(super) struct Raw {
 pub(super) fn raw(set: &Set, elements: &BTreeMap<Vec<KeyPart>, Element>) -> Vec<Raw> {
     let mut all = Vec::new();
     for (key, element) in elements {
-        all.push(Raw { key: concat(key), end: false, element: element.clone() });
+        let data = concat(&element.data);
+        all.push(Raw { key: concat(key), data, end: false, element: element.clone() });
         if let (true, [KeyPart::Net(net)]) = (set.interval, &key[..])
             && let Some(end) = behind(*net)
         {
-            all.push(Raw { key: end, end: true, element: Element::default() });
+            let (data, element) = (Vec::new(), Element::default());
+            all.push(Raw { key: end, data, end: true, element });
         }
     }
     all
@@ -84,6 +95,11 @@ pub(super) fn put(list: &mut Body, raw: &Raw) {
         if let Some(v) = &raw.element.verdict {
             e.nest(ELEM_DATA, |d| put_verdict(d, v));
         }
+        if !raw.data.is_empty() {
+            e.nest(ELEM_DATA, |d| {
+                d.put(DATA_VALUE, &raw.data);
+            });
+        }
         if let Some(c) = &raw.element.comment {
             e.put(ELEM_USERDATA, &comment(c));
         }
@@ -98,9 +114,11 @@ pub(super) fn read(list: &[u8]) -> Vec<Raw> {
             let data = attribute(e, ELEM_DATA);
             Some(Raw {
                 key: attribute(attribute(e, ELEM_KEY)?, DATA_VALUE)?.to_vec(),
+                data: data.and_then(|d| attribute(d, DATA_VALUE)).unwrap_or_default().to_vec(),
                 end: flags & INTERVAL_END != 0,
                 element: Element {
                     verdict: data.and_then(|d| verdict(attribute(d, DATA_VERDICT)?)),
+                    data: Vec::new(),
                     comment: attribute(e, ELEM_USERDATA).and_then(comment_of),
                 },
             })
@@ -114,8 +132,9 @@ pub(super) fn meaning(set: &Set, mut raws: Vec<Raw>) -> BTreeMap<Vec<KeyPart>, E
     let mut all = BTreeMap::new();
     if !set.interval {
         for raw in raws {
-            if let Some(key) = parts(set, &raw.key) {
-                all.insert(key, raw.element);
+            let data = parts(&set.data, &raw.data);
+            if let (Some(key), Some(data)) = (parts(&set.key, &raw.key), data) {
+                all.insert(key, Element { data, ..raw.element });
             }
         }
         return all;
@@ -135,11 +154,11 @@ pub(super) fn meaning(set: &Set, mut raws: Vec<Raw>) -> BTreeMap<Vec<KeyPart>, E
     all
 }
 
-fn parts(set: &Set, key: &[u8]) -> Option<Vec<KeyPart>> {
+fn parts(kinds: &[KeyType], bytes: &[u8]) -> Option<Vec<KeyPart>> {
     let mut at = 0;
     let mut parts = Vec::new();
-    for kind in &set.key {
-        parts.push(key_part(*kind, key.get(at..)?)?);
+    for kind in kinds {
+        parts.push(key_part(*kind, bytes.get(at..)?)?);
         at += width(*kind).next_multiple_of(4);
     }
     Some(parts)

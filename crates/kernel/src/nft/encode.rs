@@ -149,28 +149,42 @@ pub(super) const SET_INTERVAL: u32 = 4;
 pub(super) const SET_MAP: u32 = 8;
 const SET_CONCAT: u32 = 128;
 /// `NFT_DATA_VERDICT`.
-const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
+pub(super) const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
 
 fn put_set(body: &mut Body, name: &str, set: &Set) {
     let mut flags = 0;
     flags |= if set.interval { SET_INTERVAL } else { 0 };
-    flags |= if set.vmap { SET_MAP } else { 0 };
+    flags |= if set.vmap || !set.data.is_empty() { SET_MAP } else { 0 };
     flags |= if set.interval && set.key.len() > 1 { SET_CONCAT } else { 0 };
-    let number = set.key.iter().fold(0, |n, kind| n << 6 | datatype(*kind));
-    let length: usize = match &set.key[..] {
-        [kind] => width(*kind),
-        many => many.iter().map(|kind| width(*kind).next_multiple_of(4)).sum(),
-    };
-    body.text(2, name).u32(3, flags).u32(4, number).u32(5, length as u32);
+    let (number, length) = layout(&set.key);
+    body.text(2, name).u32(3, flags).u32(4, number).u32(5, length);
     if set.vmap {
         body.u32(6, DATA_TYPE_VERDICT).u32(7, 16);
+    } else if !set.data.is_empty() {
+        let (number, length) = layout(&set.data);
+        body.u32(6, number).u32(7, length);
     }
     body.u32(10, 1);
     // NFTNL_UDATA_SET_KEYBYTEORDER: nft prints keys by it. Interface names are host order.
     let order: u32 = if set.key == [KeyType::IfName] { 1 } else { 2 };
     let mut udata = vec![0, 4];
     udata.extend_from_slice(&order.to_ne_bytes());
+    if !set.data.is_empty() {
+        // NFTNL_UDATA_SET_DATABYTEORDER: network order.
+        udata.extend_from_slice(&[1, 4]);
+        udata.extend_from_slice(&2u32.to_ne_bytes());
+    }
     body.put(13, &udata);
+}
+
+/// The number of a concatenation's type, and its length in bytes.
+fn layout(kinds: &[KeyType]) -> (u32, u32) {
+    let number = kinds.iter().fold(0, |n, kind| n << 6 | datatype(*kind));
+    let length: usize = match kinds {
+        [kind] => width(*kind),
+        many => many.iter().map(|kind| width(*kind).next_multiple_of(4)).sum(),
+    };
+    (number, length as u32)
 }
 
 fn put_elements(

@@ -2,6 +2,7 @@
 
 use causeway_model::nft::Verdict;
 use causeway_model::nft::expr::{Expr, MetaKey, PayloadBase};
+use causeway_types::Family;
 
 use super::wire::{Body, be32, text};
 use crate::sock::attributes;
@@ -13,14 +14,21 @@ pub(super) const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
 
-const META_KEYS: [(MetaKey, u32); 6] = [
+const META_KEYS: [(MetaKey, u32); 7] = [
     (MetaKey::Protocol, 1),
+    (MetaKey::Mark, META_MARK),
     (MetaKey::IifName, 6),
     (MetaKey::OifName, 7),
     (MetaKey::IifType, 8),
     (MetaKey::Nfproto, 15),
     (MetaKey::L4Proto, 16),
 ];
+/// `NFT_META_MARK`.
+const META_MARK: u32 = 3;
+/// `NFT_NAT_DNAT`.
+const NAT_DNAT: u32 = 1;
+/// `NF_NAT_RANGE_MAP_IPS`, `NF_NAT_RANGE_PROTO_SPECIFIED`: the kernel sets them by itself.
+const NAT_GIVEN: u32 = 3;
 /// `NFT_CT_STATE`.
 const CT_STATE: u32 = 0;
 /// `NFT_FIB_RESULT_ADDRTYPE`, `NFTA_FIB_F_DADDR`.
@@ -45,11 +53,12 @@ pub(super) fn put(list: &mut Body, expr: &Expr) {
 
 fn name(expr: &Expr) -> &str {
     match expr {
-        Expr::Meta { .. } => "meta",
+        Expr::Meta { .. } | Expr::SetMark { .. } => "meta",
         Expr::Payload { .. } => "payload",
         Expr::Cmp { .. } => "cmp",
         Expr::Bitwise { .. } => "bitwise",
-        Expr::Lookup { .. } => "lookup",
+        Expr::Lookup { .. } | Expr::Map { .. } => "lookup",
+        Expr::Dnat { .. } => "nat",
         Expr::Immediate(_) => "immediate",
         Expr::Counter => "counter",
         Expr::Notrack => "notrack",
@@ -92,6 +101,15 @@ fn data(d: &mut Body, expr: &Expr) {
                 d.u32(5, 1);
             }
         }
+        Expr::Map { sreg, map, dreg } => {
+            d.text(1, map).u32(2, *sreg).u32(3, *dreg);
+        }
+        Expr::SetMark { sreg } => {
+            d.u32(2, META_MARK).u32(3, *sreg);
+        }
+        Expr::Dnat { family, addr, port } => {
+            d.u32(1, NAT_DNAT).u32(2, nfproto(*family)).u32(3, *addr).u32(5, *port);
+        }
         Expr::Immediate(v) => {
             d.u32(1, 0).nest(2, |data| put_verdict(data, v));
         }
@@ -108,6 +126,14 @@ fn data(d: &mut Body, expr: &Expr) {
             d.u32(1, *dreg).u32(2, CT_STATE);
         }
         Expr::Masq { .. } | Expr::Notrack | Expr::Unknown(_) => {}
+    }
+}
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+fn nfproto(family: Family) -> u32 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
     }
 }
 
@@ -161,6 +187,9 @@ fn read(name: &str, d: &[u8]) -> Option<Expr> {
     let number = |kind| attribute(d, kind).and_then(be32);
     let value = |kind| Some(attribute(attribute(d, kind)?, DATA_VALUE)?.to_vec());
     Some(match name {
+        "meta" if number(1).is_none() && number(2)? == META_MARK => {
+            Expr::SetMark { sreg: number(3)? }
+        }
         "meta" => {
             let key = number(2)?;
             let (key, _) = META_KEYS.iter().find(|(_, n)| *n == key)?;
@@ -185,6 +214,18 @@ fn read(name: &str, d: &[u8]) -> Option<Expr> {
         },
         "bitwise" if number(6).unwrap_or(0) == 0 => {
             Expr::Bitwise { sreg: number(1)?, dreg: number(2)?, mask: value(4)?, xor: value(5)? }
+        }
+        "lookup" if number(3).is_some_and(|dreg| dreg != 0) => {
+            Expr::Map { map: text(attribute(d, 1)?), sreg: number(2)?, dreg: number(3)? }
+        }
+        "nat"
+            if number(1)? == NAT_DNAT
+                && number(7).unwrap_or(0) & !NAT_GIVEN == 0
+                && number(4).is_none_or(|max| Some(max) == number(3))
+                && number(6).is_none_or(|max| Some(max) == number(5)) =>
+        {
+            let family = Family::BOTH.into_iter().find(|f| Some(nfproto(*f)) == number(2))?;
+            Expr::Dnat { family, addr: number(3)?, port: number(5)? }
         }
         "lookup" => Expr::Lookup {
             set: text(attribute(d, 1)?),

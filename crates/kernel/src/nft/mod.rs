@@ -3,7 +3,9 @@
 mod elements;
 mod encode;
 mod exprs;
+pub mod foreign;
 mod forward;
+mod lookup;
 mod read;
 mod wire;
 
@@ -15,6 +17,7 @@ use crate::netns::NetNs;
 use crate::sock::{ACK, Bus, Reply, Request, Socket};
 use crate::{Error, OpError, Refusal};
 pub use forward::Forward;
+pub use lookup::ElementId;
 use wire::{Body, msg};
 
 /// How often a transaction that met another one is sent again, and a table that changed while it
@@ -77,18 +80,25 @@ impl Nft {
     }
 
     fn transaction(&mut self, table: &TableId, ops: &[NftOp]) -> Result<(), Failure> {
-        let steps = ops.iter().map(|op| encode::step(table, op)).collect();
-        self.commit(steps)
+        self.commit_steps(ops.iter().map(|op| encode::step(table, op)).collect())
     }
 
     /// Sends the messages of several steps, to be carried out all or none.
-    fn commit(&mut self, steps: Vec<Vec<Request>>) -> Result<(), Failure> {
+    fn commit_steps(&mut self, steps: Vec<Vec<Request>>) -> Result<(), Failure> {
+        let numbered = steps.into_iter().enumerate().flat_map(|(number, some)| {
+            some.into_iter().map(move |request| (Some(number), request))
+        });
+        self.commit(numbered.collect())
+    }
+
+    /// Sends messages as one transaction; each belongs to a step.
+    fn commit(&mut self, steps: Vec<(Option<usize>, Request)>) -> Result<(), Failure> {
         let mut requests = vec![Request { kind: msg::BATCH_BEGIN, flags: 0, body: Body::batch() }];
         // Which step each message belongs to.
         let mut owner = vec![None];
-        for (number, some) in steps.into_iter().enumerate() {
-            owner.extend(some.iter().map(|_| Some(number)));
-            requests.extend(some);
+        for (number, request) in steps {
+            owner.push(number);
+            requests.push(request);
         }
         // The last one is answered in any case; the others only when they fail.
         if let Some(last) = requests.last_mut() {

@@ -8,7 +8,7 @@ use causeway_model::nft::{
 use causeway_types::IfName;
 
 use super::elements;
-use super::encode::{SET_INTERVAL, SET_MAP, key_types, proto};
+use super::encode::{DATA_TYPE_VERDICT, SET_INTERVAL, SET_MAP, key_types, proto};
 use super::exprs::{attribute, read_all};
 use super::wire::{Body, be32, comment_of, msg, text};
 use crate::Error;
@@ -181,10 +181,14 @@ fn sets(sock: &mut Socket, table: &mut NftTable) -> Result<(), Error> {
 /// A set's name, and the set without its elements.
 fn set_frame(body: &[u8]) -> Option<(String, Set)> {
     let flags = attribute(body, 3).and_then(be32).unwrap_or(0);
+    let data = attribute(body, 6).and_then(be32).filter(|_| flags & SET_MAP != 0);
+    let verdicts = data == Some(DATA_TYPE_VERDICT);
+    let data = data.filter(|_| !verdicts).and_then(key_types);
     let set = Set {
         // An unknown type is no type: it equals nothing of ours.
         key: key_types(be32(attribute(body, 4)?)?).unwrap_or_default(),
-        vmap: flags & SET_MAP != 0,
+        vmap: verdicts,
+        data: data.unwrap_or_default(),
         interval: flags & SET_INTERVAL != 0,
         elements: BTreeMap::new(),
     };

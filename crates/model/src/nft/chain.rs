@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use causeway_types::IfName;
+use causeway_types::{Family, IfName};
 use serde::Serialize;
 
 use super::{Field, MatchOp, Rhs};
@@ -149,6 +149,22 @@ pub enum Stmt {
     Masquerade {
         /// Ports are chosen at random each time (NF_NAT_RANGE_PROTO_RANDOM_FULLY).
         fully_random: bool,
+    },
+    /// Sets bits of the packet's mark (`meta mark set meta mark | BITS`).
+    Mark {
+        /// The bits.
+        bits: u32,
+    },
+    /// Destination translation to the address and port that a map has for the fields; goes on when
+    /// nothing is found.
+    Dnat {
+        /// Family of the addresses in the map.
+        #[serde(serialize_with = "super::field::family")]
+        family: Family,
+        /// The packet's fields.
+        fields: Vec<Field>,
+        /// Name of the map.
+        map: String,
     },
     /// Verdict.
     Verdict(Verdict),

@@ -1,5 +1,7 @@
 //! The kernel's own form of a rule: expressions over registers (`linux/netfilter/nf_tables.h`).
 
+use causeway_types::Family;
+
 use super::Verdict;
 
 /// Register number of `nf_tables.h`: 1 is the first register of 16 bytes (NFT_REG_1), 8 and up
@@ -32,6 +34,8 @@ pub enum MetaKey {
     Nfproto,
     /// Transport protocol, 1 byte.
     L4Proto,
+    /// The packet's mark, 4 bytes, host order.
+    Mark,
 }
 
 /// One expression.
@@ -85,6 +89,29 @@ pub enum Expr {
         inverted: bool,
         /// The set is a verdict map, and its verdict is followed.
         verdict: bool,
+    },
+    /// Looks the register up in a map, and goes on with what is found.
+    Map {
+        /// Register.
+        sreg: Reg,
+        /// Map.
+        map: String,
+        /// Where the data goes.
+        dreg: Reg,
+    },
+    /// Sets the packet's mark from a register.
+    SetMark {
+        /// Register.
+        sreg: Reg,
+    },
+    /// Destination translation.
+    Dnat {
+        /// Family of the address.
+        family: Family,
+        /// Register of the address.
+        addr: Reg,
+        /// Register of the port.
+        port: Reg,
     },
     /// A verdict.
     Immediate(Verdict),

@@ -18,6 +18,8 @@ pub enum Field {
     IifName,
     /// Outgoing interface's name (`oifname`).
     OifName,
+    /// `meta nfproto`, in tables of family inet: see [`KeyPart::Family`].
+    Nfproto,
     /// Protocol of the frame's payload (`meta protocol`), an EtherType: see [`KeyPart::EtherType`].
     Protocol,
     /// `ether saddr`.
@@ -45,9 +47,11 @@ pub enum Field {
     FibDaddrType,
     /// `ct state`: compared bit by bit with [`KeyPart::CtState`].
     CtState,
+    /// `meta mark`: compared under the mask of [`KeyPart::Mark`].
+    Mark,
 }
 
-fn family<S: serde::Serializer>(family: &Family, s: S) -> Result<S::Ok, S::Error> {
+pub(super) fn family<S: serde::Serializer>(family: &Family, s: S) -> Result<S::Ok, S::Error> {
     s.collect_str(family)
 }
 
@@ -105,6 +109,8 @@ pub enum KeyPart {
     Mac(Mac),
     /// An interface name.
     IfName(IfName),
+    /// A family of addresses.
+    Family(#[serde(serialize_with = "family")] Family),
     /// A transport protocol number.
     Proto(u8),
     /// A transport port.
@@ -118,6 +124,8 @@ pub enum KeyPart {
     /// Bits of `ct state` (`NF_CT_STATE_BIT`: invalid 1, established 2, related 4, new 8,
     /// untracked 64).
     CtState(u32),
+    /// Bits of the packet's mark that are all set.
+    Mark(u32),
 }
 
 impl KeyPart {
@@ -135,6 +143,8 @@ impl fmt::Display for KeyPart {
             KeyPart::Net(net) => net.fmt(f),
             KeyPart::Mac(mac) => mac.fmt(f),
             KeyPart::IfName(name) => write!(f, "\"{name}\""),
+            KeyPart::Family(Family::V4) => f.write_str("ipv4"),
+            KeyPart::Family(Family::V6) => f.write_str("ipv6"),
             KeyPart::Proto(p) => p.fmt(f),
             KeyPart::Port(p) => p.fmt(f),
             KeyPart::EtherType(0x0800) => f.write_str("ip"),
@@ -144,6 +154,7 @@ impl fmt::Display for KeyPart {
             KeyPart::Icmpv6(t) => t.fmt(f),
             KeyPart::AddrType(2) => f.write_str("local"),
             KeyPart::AddrType(t) => t.fmt(f),
+            KeyPart::Mark(bits) => write!(f, "& {bits:#010x} == {bits:#010x}"),
             KeyPart::CtState(bits) => {
                 let names = [(1, "invalid"), (2, "established"), (4, "related"), (8, "new")];
                 let mut all: Vec<&str> =

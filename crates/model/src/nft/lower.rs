@@ -77,6 +77,11 @@ pub fn lower(family: NftFamily, rule: &Rule) -> Vec<Expr> {
     let mut known: Vec<Implied> = Vec::new();
     for stmt in &rule.stmts {
         match stmt {
+            Stmt::Match { fields, op: MatchOp::Eq, rhs: Rhs::Value(KeyPart::Family(f)) }
+                if *fields == [Field::Nfproto] =>
+            {
+                imply(family, Implied::Family(*f), &mut known, &mut out);
+            }
             Stmt::Match { fields, op, rhs } => {
                 load(family, fields, &mut known, &mut out);
                 compare(*op, rhs, &mut out);
@@ -95,6 +100,21 @@ pub fn lower(family: NftFamily, rule: &Rule) -> Vec<Expr> {
             Stmt::Masquerade { fully_random } => {
                 out.push(Expr::Masq { flags: if *fully_random { RANDOM_FULLY } else { 0 } });
             }
+            Stmt::Mark { bits } => {
+                out.push(Expr::Meta { key: MetaKey::Mark, dreg: REG });
+                out.push(Expr::Bitwise {
+                    sreg: REG,
+                    dreg: REG,
+                    mask: (!bits).to_ne_bytes().to_vec(),
+                    xor: bits.to_ne_bytes().to_vec(),
+                });
+                out.push(Expr::SetMark { sreg: REG });
+            }
+            Stmt::Dnat { family: to, fields, map } => {
+                load(family, fields, &mut known, &mut out);
+                out.push(Expr::Map { sreg: REG, map: map.clone(), dreg: REG });
+                out.push(dnat(*to));
+            }
             Stmt::Verdict(verdict) => out.push(Expr::Immediate(verdict.clone())),
             Stmt::Unknown(name) => out.push(Expr::Unknown(name.clone())),
         }
@@ -102,21 +122,34 @@ pub fn lower(family: NftFamily, rule: &Rule) -> Vec<Expr> {
     out
 }
 
+fn imply(family: NftFamily, what: Implied, known: &mut Vec<Implied>, out: &mut Vec<Expr>) {
+    if !known.contains(&what) {
+        out.extend(test(family, what));
+        known.push(what);
+    }
+}
+
 fn load(family: NftFamily, fields: &[Field], known: &mut Vec<Implied>, out: &mut Vec<Expr>) {
     for field in fields {
         for what in implied(family, *field) {
-            if !known.contains(&what) {
-                out.extend(test(family, what));
-                known.push(what);
-            }
+            imply(family, what, known, out);
         }
     }
     let mut at = 0;
     for field in fields {
-        let dreg = if at == 0 { REG } else { REG32 + at };
-        out.push(source(*field, dreg));
+        out.push(source(*field, register(at)));
         at += width(*field).div_ceil(4);
     }
+}
+
+/// The register of a word of a concatenation, by the number under which the kernel shows it.
+pub(super) fn register(word: u32) -> Reg {
+    if word.is_multiple_of(4) { REG + word / 4 } else { REG32 + word }
+}
+
+/// The translation to an address and a port that lie one after the other.
+pub(super) fn dnat(family: Family) -> Expr {
+    Expr::Dnat { family, addr: REG, port: register(u32::from(family.bits() / 32)) }
 }
 
 /// Bytes of a field in a register.
@@ -127,8 +160,8 @@ pub(super) fn width(field: Field) -> u32 {
         Field::EtherSaddr | Field::ArpSaddrEther => 6,
         Field::Saddr(Family::V4) | Field::Daddr(Family::V4) | Field::ArpSaddrIp => 4,
         Field::Saddr(Family::V6) | Field::Daddr(Family::V6) | Field::NdTarget => 16,
-        Field::L4Proto | Field::Icmpv6Type => 1,
-        Field::FibDaddrType | Field::CtState => 4,
+        Field::L4Proto | Field::Icmpv6Type | Field::Nfproto => 1,
+        Field::FibDaddrType | Field::CtState | Field::Mark => 4,
     }
 }
 
@@ -140,6 +173,7 @@ pub(super) fn source(field: Field, dreg: Reg) -> Expr {
         Field::OifName => Expr::Meta { key: MetaKey::OifName, dreg },
         Field::Protocol => Expr::Meta { key: MetaKey::Protocol, dreg },
         Field::L4Proto => Expr::Meta { key: MetaKey::L4Proto, dreg },
+        Field::Nfproto => Expr::Meta { key: MetaKey::Nfproto, dreg },
         Field::EtherSaddr => payload(PayloadBase::Link, 6),
         Field::Saddr(Family::V4) => payload(PayloadBase::Network, 12),
         Field::Daddr(Family::V4) => payload(PayloadBase::Network, 16),
@@ -153,6 +187,7 @@ pub(super) fn source(field: Field, dreg: Reg) -> Expr {
         Field::NdTarget => payload(PayloadBase::Transport, 8),
         Field::FibDaddrType => Expr::FibDaddrType { dreg },
         Field::CtState => Expr::CtState { dreg },
+        Field::Mark => Expr::Meta { key: MetaKey::Mark, dreg },
     }
 }
 
@@ -170,6 +205,11 @@ fn compare(op: MatchOp, rhs: &Rhs, out: &mut Vec<Expr>) {
             out.push(Expr::Bitwise { sreg: REG, dreg: REG, mask, xor: zero.clone() });
             // Any of the bits: the rest is not zero.
             out.push(Expr::Cmp { sreg: REG, ne: !ne, data: zero });
+        }
+        Rhs::Value(KeyPart::Mark(bits)) => {
+            let (bits, zero) = (bits.to_ne_bytes().to_vec(), vec![0; 4]);
+            out.push(Expr::Bitwise { sreg: REG, dreg: REG, mask: bits.clone(), xor: zero });
+            out.push(Expr::Cmp { sreg: REG, ne, data: bits });
         }
         Rhs::Value(KeyPart::Net(net)) if net.prefix_len() < net.family().bits() => {
             let mask = mask(net.family(), net.prefix_len());
@@ -215,8 +255,9 @@ pub fn bytes(value: &KeyPart) -> Vec<u8> {
             bytes
         }
         KeyPart::Proto(n) | KeyPart::Icmpv6(n) => vec![*n],
+        KeyPart::Family(f) => vec![nfproto(*f)],
         KeyPart::Port(n) | KeyPart::EtherType(n) => n.to_be_bytes().to_vec(),
         KeyPart::AddrType(n) => u32::from(*n).to_ne_bytes().to_vec(),
-        KeyPart::CtState(bits) => bits.to_ne_bytes().to_vec(),
+        KeyPart::CtState(bits) | KeyPart::Mark(bits) => bits.to_ne_bytes().to_vec(),
     }
 }

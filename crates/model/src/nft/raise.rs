@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use causeway_types::{Cidr, Family, IfName, Mac};
 use ipnet::IpNet;
 
-use super::expr::{Expr, Reg};
-use super::lower::{ICMPV6, Implied, RANDOM_FULLY, implied, source, test, width};
+use super::expr::{Expr, MetaKey, Reg};
+use super::lower::{ICMPV6, Implied, RANDOM_FULLY, dnat, implied, register, source, test, width};
 use super::{Field, KeyPart, MatchOp, NftFamily, Rhs, Rule, Stmt};
 
-const FIELDS: [Field; 17] = [
+const FIELDS: [Field; 18] = [
     Field::IifName,
     Field::OifName,
     Field::Protocol,
@@ -28,6 +28,7 @@ const FIELDS: [Field; 17] = [
     Field::ArpSaddrIp,
     Field::FibDaddrType,
     Field::CtState,
+    Field::Mark,
 ];
 
 /// Reads expressions as a rule; the comment comes from elsewhere.
@@ -59,7 +60,7 @@ impl Reader<'_> {
             self.rest = &self.rest[2..];
             return;
         }
-        if let Some((stmt, used)) = self.comparison() {
+        if let Some((stmt, used)) = self.marking().or_else(|| self.comparison()) {
             self.stmts.push(stmt);
             self.rest = &self.rest[used..];
             return;
@@ -101,11 +102,26 @@ impl Reader<'_> {
                 }
                 Implied::Arp => Stmt::is(Field::Protocol, KeyPart::EtherType(0x0806)),
                 Implied::Icmpv6 => Stmt::is(Field::L4Proto, KeyPart::Proto(ICMPV6)),
-                Implied::Family(f) => Stmt::Unknown(format!("meta nfproto {f}")),
+                Implied::Family(f) => Stmt::is(Field::Nfproto, KeyPart::Family(f)),
                 Implied::Ether => Stmt::Unknown("meta iiftype ether".to_owned()),
             };
             self.stmts.push(stmt);
         }
+    }
+
+    /// Bits of the mark that are set.
+    fn marking(&self) -> Option<(Stmt, usize)> {
+        let [
+            Expr::Meta { key: MetaKey::Mark, dreg: 1 },
+            Expr::Bitwise { sreg: 1, dreg: 1, mask, xor },
+            Expr::SetMark { sreg: 1 },
+            ..,
+        ] = self.rest
+        else {
+            return None;
+        };
+        let bits = u32::from_ne_bytes(xor[..].try_into().ok()?);
+        (mask[..] == (!bits).to_ne_bytes()).then_some((Stmt::Mark { bits }, 3))
     }
 
     /// Loads of one or more fields and what is done with them.
@@ -132,6 +148,11 @@ impl Reader<'_> {
                 },
                 1,
             ),
+            Expr::Map { sreg: 1, map, dreg: 1 } => {
+                let to = self.rest.get(count + 1)?;
+                let family = Family::BOTH.into_iter().find(|f| dnat(*f) == *to)?;
+                (Stmt::Dnat { family, fields: fields.clone(), map: map.clone() }, 2)
+            }
             _ if count > 1 => return None,
             Expr::Cmp { sreg: 1, ne, data } => {
                 let rhs = rhs(fields[0], data)?;
@@ -156,7 +177,7 @@ impl Reader<'_> {
     }
 
     fn field(&self, number: usize, at: u32) -> Option<Field> {
-        let dreg: Reg = if number == 0 { 1 } else { 8 + at };
+        let dreg: Reg = register(at);
         let expr = self.rest.get(number)?;
         let fits = |field: &Field| {
             source(*field, dreg) == *expr
@@ -192,7 +213,7 @@ fn rhs(field: Field, data: &[u8]) -> Option<Rhs> {
         Field::FibDaddrType => {
             KeyPart::AddrType(u8::try_from(u32::from_ne_bytes(data.try_into().ok()?)).ok()?)
         }
-        Field::CtState => return None,
+        Field::CtState | Field::Mark | Field::Nfproto => return None,
     };
     Some(Rhs::Value(value))
 }
@@ -215,6 +236,11 @@ fn masked(field: Field, ne: bool, mask: &[u8], data: &[u8]) -> Option<Stmt> {
                 op: op(!ne),
                 rhs: Rhs::Value(KeyPart::CtState(bits)),
             })
+        }
+        Field::Mark => {
+            let bits = u32::from_ne_bytes(mask.try_into().ok()?);
+            let rhs = Rhs::Value(KeyPart::Mark(bits));
+            (mask == data).then(|| Stmt::Match { fields: vec![field], op: op(ne), rhs })
         }
         _ => {
             let length: u32 = mask.iter().map(|b| b.count_ones()).sum();

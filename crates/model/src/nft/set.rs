@@ -13,6 +13,8 @@ pub struct Set {
     pub key: Vec<KeyType>,
     /// True for a verdict map.
     pub vmap: bool,
+    /// Types of the parts of an element's data, in a map that is no verdict map.
+    pub data: Vec<KeyType>,
     /// Elements may be prefixes (NFT_SET_INTERVAL). Elements must not overlap.
     pub interval: bool,
     /// Elements by key.
@@ -32,6 +34,8 @@ fn elements<S: serde::Serializer>(
 pub struct Element {
     /// The verdict, in a verdict map.
     pub verdict: Option<Verdict>,
+    /// The data, in another map.
+    pub data: Vec<KeyPart>,
     /// For people: whose element it is.
     pub comment: Option<String>,
 }
@@ -39,28 +43,42 @@ pub struct Element {
 impl PartialEq for Element {
     /// Comments are for people: they do not make an element different.
     fn eq(&self, other: &Element) -> bool {
-        self.verdict == other.verdict
+        self.verdict == other.verdict && self.data == other.data
     }
 }
 
 impl Set {
     /// An empty set of one key type.
     pub fn of(key: KeyType, interval: bool) -> Self {
-        Self { key: vec![key], vmap: false, interval, elements: BTreeMap::new() }
+        Self { interval, ..Self::map(vec![key], Vec::new()) }
     }
 
     /// An empty verdict map of one key type.
     pub fn vmap(key: KeyType) -> Self {
-        Self { key: vec![key], vmap: true, interval: false, elements: BTreeMap::new() }
+        Self { vmap: true, ..Self::map(vec![key], Vec::new()) }
+    }
+
+    /// An empty map from one concatenation to another; without data, a set.
+    pub fn map(key: impl Into<Vec<KeyType>>, data: impl Into<Vec<KeyType>>) -> Self {
+        Self {
+            key: key.into(),
+            vmap: false,
+            data: data.into(),
+            interval: false,
+            elements: BTreeMap::new(),
+        }
     }
 
     /// Adds an element of a plain set with a comment.
     pub fn add(&mut self, key: KeyPart, comment: Option<String>) {
-        self.elements.insert(vec![key], Element { verdict: None, comment });
+        self.elements.insert(vec![key], Element { comment, ..Element::default() });
     }
 
     /// True when both take the same keys and give the same kind of answer.
     pub fn same_type(&self, other: &Set) -> bool {
-        self.key == other.key && self.vmap == other.vmap && self.interval == other.interval
+        self.key == other.key
+            && self.vmap == other.vmap
+            && self.data == other.data
+            && self.interval == other.interval
     }
 }

@@ -26,7 +26,12 @@ pub fn table(table: &NftTable) -> String {
 
 fn set(out: &mut String, name: &str, set: &Set) {
     let keys: Vec<&str> = set.key.iter().map(|k| key_type(*k)).collect();
-    let (word, data) = if set.vmap { ("map", " : verdict") } else { ("set", "") };
+    let data: Vec<&str> = set.data.iter().map(|k| key_type(*k)).collect();
+    let (word, data) = match (set.vmap, data.is_empty()) {
+        (true, _) => ("map", " : verdict".to_owned()),
+        (false, false) => ("map", format!(" : {}", data.join(" . "))),
+        (false, true) => ("set", String::new()),
+    };
     let _ = writeln!(out, "\t{word} {name} {{");
     let _ = writeln!(out, "\t\ttype {}{data}", keys.join(" . "));
     if set.interval {
@@ -59,6 +64,10 @@ pub fn element(key: &[KeyPart], element: &Element) -> String {
     }
     if let Some(verdict) = &element.verdict {
         let _ = write!(text, " : {verdict}");
+    }
+    if !element.data.is_empty() {
+        let parts: Vec<String> = element.data.iter().map(KeyPart::to_string).collect();
+        let _ = write!(text, " : {}", parts.join(" . "));
     }
     text
 }
@@ -118,6 +127,11 @@ fn stmt(stmt: &Stmt) -> String {
         Stmt::Notrack => "notrack".to_owned(),
         Stmt::Masquerade { fully_random: true } => "masquerade fully-random".to_owned(),
         Stmt::Masquerade { fully_random: false } => "masquerade".to_owned(),
+        Stmt::Mark { bits } => format!("meta mark set meta mark | {bits:#010x}"),
+        Stmt::Dnat { family, fields, map } => {
+            let to = if *family == Family::V4 { "ip" } else { "ip6" };
+            format!("dnat {to} to {} map @{map}", names(fields))
+        }
         Stmt::Verdict(verdict) => verdict.to_string(),
         Stmt::Unknown(name) => format!("# {name}"),
     }
@@ -132,6 +146,7 @@ fn field(field: Field) -> &'static str {
     match field {
         Field::IifName => "iifname",
         Field::OifName => "oifname",
+        Field::Nfproto => "meta nfproto",
         Field::Protocol => "meta protocol",
         Field::EtherSaddr => "ether saddr",
         Field::Saddr(Family::V4) => "ip saddr",
@@ -148,6 +163,7 @@ fn field(field: Field) -> &'static str {
         Field::ArpSaddrIp => "arp saddr ip",
         Field::FibDaddrType => "fib daddr type",
         Field::CtState => "ct state",
+        Field::Mark => "meta mark",
     }
 }
 

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use super::conf::BridgeConf;
 use crate::attachment::{Kept, addresses_of, any_mtu, detach};
 use crate::call::Call;
+use crate::foreign_chains;
 use crate::host_local::valid_owners;
 use crate::ipam::Ipam;
 use crate::names::Derived;
@@ -56,6 +57,8 @@ pub(crate) fn del(call: &Call, way: &Way) -> Result<(), CniError> {
     };
     if !kept.record && node.link(&record.host_ifname)?.is_none() {
         remove_others(call, &ipam, &record)?;
+        let (id, ifname) = (&call.env.container_id, &call.env.ifname);
+        foreign_chains::remove_masquerade(&mut node, &call.conf.name, id, ifname)?;
     }
     let named = addresses_of(&record);
     detach(&call.paths, &mut node, &record, kept, || ipam.del(call, &named))

@@ -6,6 +6,7 @@ pub mod chained;
 pub mod reference;
 pub mod served;
 pub mod trace;
+pub mod traffic;
 pub mod ways;
 
 use std::fs;

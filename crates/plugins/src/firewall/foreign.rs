@@ -1,0 +1,179 @@
+//! Chains of others that drop forwarded packets. What one chain drops no other can accept, so an
+//! accept in our own table does not help there.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use causeway_cni_spec::CniError;
+use causeway_kernel::nft::foreign::{Change, Layer, Place};
+use causeway_types::{Family, names};
+
+use super::note::{Forward, Inserted};
+use crate::space::Space;
+
+/// A chain that drops what no rule of it accepts.
+pub(crate) struct Dropping {
+    /// Where.
+    pub place: Place,
+    /// No rule of it accepts anything.
+    pub all: bool,
+}
+
+/// firewalld's: its policy is to accept, and its last rule rejects.
+fn firewalld() -> Place {
+    Place::new(Layer::Inet, "firewalld", "filter_FORWARD")
+}
+
+impl Dropping {
+    /// All of them that packets of some families pass.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn find(node: &mut Space, families: &[Family]) -> Result<Vec<Self>, CniError> {
+        node.kernel(|handle| {
+            let nft = handle.nft()?;
+            let mut places = nft.dropping_forward_chains()?;
+            places.retain(|p| !matches!(p.table.as_str(), names::NFT_AGENT | names::NFT_PLUGINS));
+            if !places.contains(&firewalld()) {
+                places.extend(nft.existing_chains(vec![firewalld()])?);
+            }
+            places.retain(|p| families.iter().any(|f| p.layer.sees(*f)));
+            let mut all = Vec::new();
+            for place in places {
+                let accepts = nft.rules_of(&place)?.iter().any(|rule| rule.may_accept);
+                all.push(Self { all: !accepts && place != firewalld(), place });
+            }
+            Ok(all)
+        })
+    }
+
+    /// What it is and does, and what to do about it.
+    pub(crate) fn describe(&self) -> String {
+        let Place { layer, table, chain } = &self.place;
+        let iptables = table == "filter" && chain == "FORWARD";
+        let command = match layer {
+            Layer::Ip if iptables => "iptables -P FORWARD ACCEPT".to_owned(),
+            Layer::Ip6 if iptables => "ip6tables -P FORWARD ACCEPT".to_owned(),
+            _ if self.place == firewalld() => {
+                "firewall-cmd --permanent --zone=trusted --add-source=SUBNET, and --reload"
+                    .to_owned()
+            }
+            _ => format!("nft 'chain {} {table} {chain} {{ policy accept; }}'", layer.as_str()),
+        };
+        let rules = match self.all {
+            true => "and no rule that accepts anything",
+            false => "and must have rules of its own for pods",
+        };
+        format!(
+            "chain {chain} of table {} {table} has policy drop {rules}, which no other table can \
+             overrule: set \"foreignForward\" to \"insert\", or run `{command}`",
+            layer.as_str()
+        )
+    }
+}
+
+/// Warnings on tables of the old iptables, into which nobody can look by nftables.
+pub(crate) fn legacy(families: &[Family]) -> Vec<String> {
+    let mut all = Vec::new();
+    for family in families {
+        let (file, program) = match family {
+            Family::V4 => ("ip_tables_names", "iptables-legacy"),
+            Family::V6 => ("ip6_tables_names", "ip6tables-legacy"),
+        };
+        // Not there without the kernel's old iptables.
+        let names = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+        if names.is_ok_and(|names| names.lines().any(|name| name == "filter")) {
+            all.push(format!(
+                "{program} has a table filter, which cannot be looked into: if `{program} -S \
+                 FORWARD` shows policy DROP, run `{program} -P FORWARD ACCEPT`"
+            ));
+        }
+    }
+    all
+}
+
+/// The families that chains drop for certain.
+pub(crate) fn blocked(chains: &[Dropping]) -> BTreeSet<Family> {
+    let certain = || chains.iter().filter(|c| c.all);
+    Family::BOTH.into_iter().filter(|f| certain().any(|c| c.place.layer.sees(*f))).collect()
+}
+
+/// The comment of inserted rules.
+fn comment(note: &Forward) -> String {
+    format!("causeway {}", note.whose.tag())
+}
+
+pub(crate) fn inserted(place: &Place) -> Inserted {
+    Inserted {
+        family: place.layer.as_str().to_owned(),
+        table: place.table.clone(),
+        chain: place.chain.clone(),
+    }
+}
+
+fn place(inserted: &Inserted) -> Place {
+    let layers = [Layer::Inet, Layer::Ip, Layer::Ip6];
+    let layer = layers.into_iter().find(|l| l.as_str() == inserted.family);
+    Place::new(layer.unwrap_or(Layer::Inet), &inserted.table, &inserted.chain)
+}
+
+/// The rules that belong into a chain: one for what the pod sends, one for what is sent to it.
+fn wanted(note: &Forward, place: &Place) -> Vec<(IpAddr, bool)> {
+    let seen = note.addresses.iter().filter(|ip| place.layer.sees(Family::of(**ip)));
+    seen.flat_map(|ip| [(*ip, true), (*ip, false)]).collect()
+}
+
+/// Puts the rules into the chains that the note names, in place of those that are there.
+///
+/// # Errors
+/// Code 999 when the kernel refuses.
+pub(crate) fn insert(node: &mut Space, note: &Forward) -> Result<(), CniError> {
+    let mut changes = removals(node, note)?;
+    for place in note.inserted.iter().map(place) {
+        for (ip, source) in wanted(note, &place) {
+            let comment = comment(note);
+            changes.push(Change::AcceptFirst { place: place.clone(), ip, source, comment });
+        }
+    }
+    node.kernel(|handle| handle.nft()?.change_foreign(&changes))
+}
+
+fn removals(node: &mut Space, note: &Forward) -> Result<Vec<Change>, CniError> {
+    let mut changes = Vec::new();
+    for place in note.inserted.iter().map(place) {
+        let rules = node.kernel(|handle| handle.nft()?.rules_of(&place))?;
+        let own = rules.iter().filter(|r| r.comment.as_deref() == Some(&comment(note)));
+        changes.extend(
+            own.map(|rule| Change::DeleteRule { place: place.clone(), handle: rule.handle }),
+        );
+    }
+    Ok(changes)
+}
+
+/// Takes the rules out of the chains that the note names; what is gone is fine.
+///
+/// # Errors
+/// Code 999 when the kernel refuses.
+pub(crate) fn remove(node: &mut Space, note: &Forward) -> Result<(), CniError> {
+    let changes = removals(node, note)?;
+    node.kernel(|handle| handle.nft()?.change_foreign(&changes))
+}
+
+/// The first chain that lacks a rule for the attachment.
+///
+/// # Errors
+/// Code 999 when the kernel does not say.
+pub(crate) fn first_without(
+    node: &mut Space,
+    note: &Forward,
+    chains: &[Dropping],
+) -> Result<Option<Place>, CniError> {
+    for Dropping { place, .. } in chains {
+        let rules = node.kernel(|handle| handle.nft()?.rules_of(place))?;
+        let own = rules.iter().filter(|r| r.comment.as_deref() == Some(&comment(note)));
+        if own.count() < wanted(note, place).len() {
+            return Ok(Some(place.clone()));
+        }
+    }
+    Ok(None)
+}

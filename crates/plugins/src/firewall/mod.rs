@@ -1,0 +1,237 @@
+//! Type `firewall`: lets packets of pods pass the node, and keeps bridges apart.
+//!
+//! A pod's addresses are elements of sets in the plugins' own table. An accept there cannot overrule
+//! a chain of others that drops (Docker, ufw, firewalld set such policies): ADD then says so on
+//! standard error, and fails only where no packet of the pod could ever pass. With
+//! `"foreignForward": "insert"` it puts accepts for the pod's addresses into those chains.
+
+mod conf;
+mod foreign;
+mod note;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::IpAddr;
+
+use causeway_cni_spec::{CniError, CniResult, Version};
+use causeway_kernel::sysctl;
+use causeway_model::nft::KeyPart;
+use causeway_model::{Desired, LinkKind, Object, Owner};
+use causeway_types::{Family, IfName};
+
+use crate::Plugin;
+use crate::attachment;
+use crate::call::Call;
+use crate::foreign_chains;
+use crate::notes::{Notes, Whose, tag};
+use crate::owned;
+use crate::rollback::Rollback;
+use crate::space::{Failed, Space};
+use conf::FirewallConf;
+use foreign::Dropping;
+use note::{ADMIN, Forward};
+
+/// Type `firewall`.
+pub(crate) struct FirewallPlugin;
+
+fn notes(call: &Call) -> Notes {
+    Notes::at(&call.paths, "firewall")
+}
+
+impl Plugin for FirewallPlugin {
+    fn add(&self, call: &Call) -> Result<CniResult, CniError> {
+        let conf = FirewallConf::parse(call)?;
+        let result = call.conf.require_prev_result()?;
+        let mut rollback = Rollback::new();
+        match open(call, conf, result, &mut rollback) {
+            Ok(()) => {
+                rollback.commit();
+                Ok(result.clone())
+            }
+            Err(error) => Err(rollback.fail(error)),
+        }
+    }
+
+    fn del(&self, call: &Call) -> Result<(), CniError> {
+        let (id, ifname) = (&call.env.container_id, &call.env.ifname);
+        if let Some(note) = notes(call).read::<Forward>(id, ifname)? {
+            return close(&notes(call), &note);
+        }
+        let mut node = Space::node()?;
+        owned::take_all(&mut node, &note::sets(), &tag(id, ifname))?;
+        let addresses = call.conf.prev_result.as_ref().map(addresses).unwrap_or_default();
+        foreign_chains::remove_forward(&mut node, &addresses)?;
+        notes(call).remove(id, ifname)
+    }
+
+    fn check(&self, call: &Call) -> Result<(), CniError> {
+        let conf = FirewallConf::parse(call)?;
+        let result = call.conf.require_prev_result()?;
+        let mut node = Space::node()?;
+        let note = note_of(call, conf, result, &mut node)?;
+        let mut desired = Desired::default();
+        let owner = Owner::Pod(call.env.container_id.clone());
+        desired.add(owner, "the container's packets".to_owned(), Object::Table(note.table()));
+        attachment::verify(&mut node, &desired)?;
+        let dropping = Dropping::find(&mut node, &families(&note.addresses))?;
+        if !conf.insert {
+            return judge(&note.addresses, &dropping);
+        }
+        match foreign::first_without(&mut node, &note, &dropping)? {
+            None => Ok(()),
+            Some(place) => Err(CniError::internal(format!(
+                "chain {} of table {} {} does not accept the container's packets any more: call \
+                 DEL and ADD",
+                place.chain,
+                place.layer.as_str(),
+                place.table
+            ))),
+        }
+    }
+
+    fn status(&self, call: &Call) -> Result<(), CniError> {
+        let unavailable = |e: CniError| CniError::not_available(e.msg).with_details(e.details);
+        let conf = FirewallConf::parse(call).map_err(unavailable)?;
+        let mut node = Space::node().map_err(unavailable)?;
+        let mut families = vec![Family::V4];
+        let forwarding = node.kernel(|_| sysctl::read("net/ipv6/conf/all/forwarding"));
+        if forwarding.map_err(unavailable)?.is_some_and(|value| value != "0") {
+            families.push(Family::V6);
+        }
+        let dropping = Dropping::find(&mut node, &families).map_err(unavailable)?;
+        if conf.insert {
+            return Ok(());
+        }
+        let any: Vec<IpAddr> = families.iter().map(|f| f.unspecified()).collect();
+        judge(&any, &dropping).map_err(unavailable)
+    }
+
+    fn gc(&self, call: &Call) -> Result<(), CniError> {
+        let notes = notes(call);
+        let mut first = None;
+        for note in notes.stale::<Forward>(call)? {
+            first = first.or(close(&notes, &note).err());
+        }
+        first = first.or(forget_bridges(&notes).err());
+        first.map_or(Ok(()), Err)
+    }
+
+    fn versions(&self) -> &'static [Version] {
+        &[Version::V0_4_0, Version::V1_0_0, Version::V1_1_0]
+    }
+}
+
+/// The addresses of the container, on whatever interface.
+fn addresses(result: &CniResult) -> Vec<IpAddr> {
+    result.container_ips().map(|ip| ip.address.addr()).collect()
+}
+
+fn families(addresses: &[IpAddr]) -> Vec<Family> {
+    let has = |family: &Family| addresses.iter().any(|ip| Family::of(*ip) == *family);
+    Family::BOTH.into_iter().filter(has).collect()
+}
+
+fn note_of(
+    call: &Call,
+    conf: FirewallConf,
+    result: &CniResult,
+    node: &mut Space,
+) -> Result<Forward, CniError> {
+    let bridge = if conf.same_bridge { Some(bridge(result, node)?) } else { None };
+    let addresses = addresses(result);
+    Ok(Forward { whose: Whose::of(call)?, addresses, bridge, inserted: Vec::new() })
+}
+
+/// The bridge among the interfaces of the result.
+fn bridge(result: &CniResult, node: &mut Space) -> Result<IfName, CniError> {
+    for interface in result.interfaces.iter().filter(|i| i.sandbox.is_empty()) {
+        let Ok(name) = IfName::new(&interface.name) else { continue };
+        let link = node.link(&name)?;
+        if link.is_some_and(|link| matches!(link.kind, LinkKind::Bridge)) {
+            return Ok(name);
+        }
+    }
+    Err(CniError::invalid_config(
+        "key \"ingressPolicy\" is \"same-bridge\", but the result of the plugins before names no \
+         bridge: chain \"firewall\" behind \"bridge\"",
+    ))
+}
+
+fn open(
+    call: &Call,
+    conf: FirewallConf,
+    result: &CniResult,
+    rollback: &mut Rollback,
+) -> Result<(), CniError> {
+    let mut node = Space::node()?;
+    let mut note = note_of(call, conf, result, &mut node)?;
+    if note.addresses.is_empty() && note.bridge.is_none() {
+        return Ok(());
+    }
+    let families = families(&note.addresses);
+    let dropping = Dropping::find(&mut node, &families)?;
+    warn(&foreign::legacy(&families));
+    if conf.insert {
+        note.inserted = dropping.iter().map(|chain| foreign::inserted(&chain.place)).collect();
+    } else {
+        judge(&note.addresses, &dropping)?;
+    }
+    let notes = notes(call);
+    let whose = &note.whose;
+    if let Some(before) = notes.read::<Forward>(&whose.container_id, &whose.ifname)? {
+        // Left by an ADD that was killed, or an ADD again: its addresses may differ.
+        remove(&mut node, &before)?;
+    }
+    let (again, undone) = (notes.clone(), note.clone());
+    rollback.on_failure(move || close(&again, &undone));
+    notes.write(&note)?;
+    let mut table = note.table();
+    let pairs = owned::look(&mut node, &table)?;
+    let admin = causeway_model::nft::Chain { base: None, rules: Vec::new() };
+    table.chains.insert(ADMIN.to_owned(), admin);
+    owned::put(&mut node, &table, &pairs, &[ADMIN]).map_err(|e| node.error(&Failed::Op(e)))?;
+    foreign::insert(&mut node, &note)
+}
+
+/// Says what chains of others do, on standard error.
+///
+/// # Errors
+/// Code 999 when every family of the addresses is dropped for certain.
+fn judge(addresses: &[IpAddr], dropping: &[Dropping]) -> Result<(), CniError> {
+    let all: Vec<String> = dropping.iter().map(Dropping::describe).collect();
+    let blocked = foreign::blocked(dropping);
+    let families: BTreeSet<Family> = families(addresses).into_iter().collect();
+    if !families.is_empty() && families.is_subset(&blocked) {
+        return Err(CniError::internal("no packet of the pod can pass this node")
+            .with_details(all.join("; ")));
+    }
+    warn(&all);
+    Ok(())
+}
+
+fn warn(texts: &[String]) {
+    for text in texts {
+        // Nobody has to read it.
+        let _ = writeln!(std::io::stderr(), "warning: {text}");
+    }
+}
+
+fn remove(node: &mut Space, note: &Forward) -> Result<(), CniError> {
+    let removed = foreign::remove(node, note);
+    removed.and(owned::take(node, &note.table(), &note.whose.tag()))
+}
+
+fn close(notes: &Notes, note: &Forward) -> Result<(), CniError> {
+    remove(&mut Space::node()?, note)?;
+    notes.remove(&note.whose.container_id, &note.whose.ifname)
+}
+
+/// Removes bridges that no attachment is on any more.
+fn forget_bridges(notes: &Notes) -> Result<(), CniError> {
+    let used: Vec<KeyPart> =
+        notes.all::<Forward>()?.into_iter().filter_map(|n| n.bridge).map(KeyPart::IfName).collect();
+    let unused = |key: &[KeyPart]| key.iter().all(|part| !used.contains(part));
+    let mut sets = note::sets();
+    sets.sets.retain(|_, set| set.key[0] == causeway_model::nft::KeyType::IfName);
+    owned::take_where(&mut Space::node()?, &sets, |key, _| unused(key))
+}

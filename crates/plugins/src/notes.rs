@@ -1,0 +1,185 @@
+//! Notes on what a chained plugin keeps for an attachment outside its namespace, one file per
+//! attachment and type: written before anything is made, erased when all of it is gone. With them
+//! DEL and GC know what to remove without the result of ADD, at a cost that does not grow with the
+//! number of attachments.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use causeway_cni_spec::CniError;
+use causeway_kernel::NetNs;
+use causeway_types::state::AttachmentRecord;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::call::Call;
+use crate::files;
+use crate::host_local::valid_owners;
+use crate::paths::Paths;
+use crate::record;
+
+/// No file takes so long to be written.
+const ABANDONED: Duration = Duration::from_secs(60);
+
+/// Whose note it is, and whether that one still lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Whose {
+    /// Container ID.
+    pub container_id: String,
+    /// Interface in the container.
+    pub ifname: String,
+    /// Network.
+    pub network: String,
+    /// Path of the container's namespace.
+    pub netns: String,
+    /// The boot in which it was written.
+    pub boot_id: String,
+    /// The process that wrote it: while it runs, ADD has not ended.
+    pub pid: u32,
+}
+
+impl Whose {
+    /// The attachment of a call.
+    ///
+    /// # Errors
+    /// Code 5 when the boot ID cannot be read.
+    pub(crate) fn of(call: &Call) -> Result<Self, CniError> {
+        let netns = call.env.netns.as_deref().unwrap_or(Path::new(""));
+        Ok(Self {
+            container_id: call.env.container_id.clone(),
+            ifname: call.env.ifname.clone(),
+            network: call.conf.name.clone(),
+            netns: netns.display().to_string(),
+            boot_id: record::boot_id(&call.paths)?,
+            pid: std::process::id(),
+        })
+    }
+
+    /// True when its container can be no more: its namespace is gone, or it is from before the
+    /// last boot.
+    pub(crate) fn is_over(&self, boot_id: &str) -> bool {
+        self.boot_id != boot_id || matches!(NetNs::find(Path::new(&self.netns)), Ok(None))
+    }
+
+    /// The mark of its elements in nftables, shown there as their comment.
+    pub(crate) fn tag(&self) -> String {
+        tag(&self.container_id, &self.ifname)
+    }
+}
+
+/// The mark of an attachment's elements: container and interface, cut where nft could not show
+/// it.
+pub(crate) fn tag(container_id: &str, ifname: &str) -> String {
+    let whole = format!("{container_id} {ifname}");
+    if whole.len() <= 110 {
+        return whole;
+    }
+    let hash = causeway_types::names::host_veth(container_id, ifname);
+    format!("{} {hash}", container_id.chars().take(80).collect::<String>())
+}
+
+/// The notes of one type.
+#[derive(Clone, Debug)]
+pub(crate) struct Notes {
+    dir: PathBuf,
+}
+
+/// A note.
+pub(crate) trait Note: Serialize + DeserializeOwned {
+    /// Whose it is.
+    fn whose(&self) -> &Whose;
+}
+
+impl Notes {
+    /// Beside the attachment records.
+    pub(crate) fn at(paths: &Paths, of: &str) -> Self {
+        Self { dir: paths.attachments.with_file_name(of) }
+    }
+
+    fn path(&self, container_id: &str, ifname: &str) -> PathBuf {
+        self.dir.join(AttachmentRecord::file_name(container_id, ifname))
+    }
+
+    /// The note of an attachment; `None` also for one that cannot be understood.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn read<N: Note>(
+        &self,
+        container_id: &str,
+        ifname: &str,
+    ) -> Result<Option<N>, CniError> {
+        let content = files::read_state(&self.path(container_id, ifname))?;
+        let note: Option<N> = content.and_then(|content| serde_json::from_slice(&content).ok());
+        let of = |n: &N| n.whose().container_id == container_id && n.whose().ifname == ifname;
+        Ok(note.filter(of))
+    }
+
+    /// Writes a note in place of an older one.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn write<N: Note>(&self, note: &N) -> Result<(), CniError> {
+        files::make_dir(&self.dir, 0o700)?;
+        let whose = note.whose();
+        let content = serde_json::to_vec(note)
+            .map_err(|e| CniError::internal(format!("cannot write down the attachment: {e}")))?;
+        files::replace(&self.path(&whose.container_id, &whose.ifname), &content)
+    }
+
+    /// Erases a note; one that is not there is fine.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn remove(&self, container_id: &str, ifname: &str) -> Result<(), CniError> {
+        let path = self.path(container_id, ifname);
+        files::remove(&files::beside(&path))?;
+        files::remove(&path)
+    }
+
+    /// Removes what a writer left that was killed before it gave the file its name.
+    fn sweep(&self, name: &str) -> Result<(), CniError> {
+        let path = self.dir.join(name);
+        let written = path.symlink_metadata().and_then(|meta| meta.modified()).ok();
+        let age = written.and_then(|at| at.elapsed().ok());
+        if age.is_some_and(|age| age > ABANDONED) { files::remove(&path) } else { Ok(()) }
+    }
+
+    /// The notes on attachments of the call's network that GC does not name as valid, without
+    /// those of an ADD that has not ended.
+    ///
+    /// # Errors
+    /// Code 5; code 7 when the runtime named nothing, not even an empty list.
+    pub(crate) fn stale<N: Note>(&self, call: &Call) -> Result<Vec<N>, CniError> {
+        let valid = valid_owners(call)?;
+        let mut stale = self.all::<N>()?;
+        stale.retain(|note| {
+            let whose = note.whose();
+            let owner = causeway_ipam::Owner::new(&whose.container_id, &whose.ifname);
+            let running = Path::new("/proc").join(whose.pid.to_string()).exists();
+            whose.network == call.conf.name && !valid.contains(&owner) && !running
+        });
+        Ok(stale)
+    }
+
+    /// All notes that can be understood.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn all<N: Note>(&self) -> Result<Vec<N>, CniError> {
+        let mut all = Vec::new();
+        for name in files::names(&self.dir)? {
+            if name.starts_with('.') {
+                self.sweep(&name)?;
+            }
+            if !name.ends_with(".json") || name.starts_with('.') {
+                continue;
+            }
+            let content = files::read_state(&self.dir.join(&name))?;
+            let note: Option<N> = content.and_then(|content| serde_json::from_slice(&content).ok());
+            all.extend(note);
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,197 @@
+//! Elements of the plugins' own table `inet causeway_cni` that belong to one attachment each, which
+//! their comment names. Sets and chains are made once and stay; an attachment adds and removes
+//! elements only.
+
+use std::collections::BTreeMap;
+
+use causeway_cni_spec::CniError;
+use causeway_kernel::OpError;
+use causeway_kernel::nft::ElementId;
+use causeway_model::nft::{Element, KeyPart, NftFamily, NftTable, Set};
+use causeway_plan::{NftOp, Op, TableId, table_ops};
+use causeway_types::names;
+
+use crate::space::{Failed, Space};
+
+/// How often elements are looked at again when others change them meanwhile.
+const TRIES: u32 = 5;
+
+/// Our table.
+pub(crate) fn table_id() -> TableId {
+    TableId { family: NftFamily::Inet, name: names::NFT_PLUGINS.to_owned() }
+}
+
+/// An empty wish for our table.
+pub(crate) fn empty() -> NftTable {
+    NftTable::new(NftFamily::Inet, names::NFT_PLUGINS, false)
+}
+
+/// An element that is wanted, and the one in its place.
+pub(crate) struct Pair {
+    /// Where.
+    pub id: ElementId,
+    /// As it should be.
+    pub want: Element,
+    /// As it is.
+    pub have: Option<Element>,
+}
+
+impl Pair {
+    fn comment(&self) -> Option<&str> {
+        self.want.comment.as_deref()
+    }
+
+    /// The comment of the one that is there.
+    pub(crate) fn holder(&self) -> Option<&str> {
+        self.have.as_ref()?.comment.as_deref()
+    }
+}
+
+fn frame(set: &Set) -> Set {
+    Set { elements: BTreeMap::new(), ..set.clone() }
+}
+
+/// Looks the elements of a wish up, one by one.
+///
+/// # Errors
+/// Code 999 when the kernel does not say.
+pub(crate) fn look(node: &mut Space, table: &NftTable) -> Result<Vec<Pair>, CniError> {
+    let mut ids = Vec::new();
+    let mut wants = Vec::new();
+    for (name, set) in &table.sets {
+        for (key, element) in &set.elements {
+            ids.push(ElementId { set: name.clone(), of: frame(set), key: key.clone() });
+            wants.push(element.clone());
+        }
+    }
+    let found = node.kernel(|handle| handle.nft()?.elements(&table_id(), &ids))?;
+    let each = ids.into_iter().zip(wants).zip(found);
+    Ok(each.map(|((id, want), have)| Pair { id, want, have }).collect())
+}
+
+fn grouped<'a>(
+    pairs: impl Iterator<Item = (&'a ElementId, Element)>,
+    op: impl Fn(String, Set, BTreeMap<Vec<KeyPart>, Element>) -> NftOp,
+) -> Vec<NftOp> {
+    let mut sets: BTreeMap<String, (Set, BTreeMap<_, _>)> = BTreeMap::new();
+    for (id, element) in pairs {
+        let (_, elements) =
+            sets.entry(id.set.clone()).or_insert_with(|| (id.of.clone(), BTreeMap::new()));
+        elements.insert(id.key.clone(), element);
+    }
+    sets.into_iter().map(|(name, (of, elements))| op(name, of, elements)).collect()
+}
+
+/// Puts elements in place of those that are there, in one transaction. Where sets or chains are
+/// missing all of the table's are made; chains named in `keep` belong to the administrator and are
+/// not emptied.
+///
+/// # Errors
+/// What the kernel refused.
+pub(crate) fn put(
+    node: &mut Space,
+    table: &NftTable,
+    pairs: &[Pair],
+    keep: &[&str],
+) -> Result<(), OpError> {
+    let as_wanted = |p: &Pair| p.have.as_ref() == Some(&p.want) && p.holder() == p.comment();
+    let others = pairs.iter().filter(|p| !as_wanted(p));
+    let taken = others.filter_map(|p| Some((&p.id, p.have.clone()?)));
+    let stale = grouped(taken, |set, of, elements| NftOp::DelElements { set, of, elements });
+    let wanted = pairs.iter().map(|p| (&p.id, p.want.clone()));
+    let add: Vec<NftOp> =
+        grouped(wanted, |set, of, elements| NftOp::AddElements { set, of, elements });
+    let quick = || stale.iter().cloned().chain(add.iter().cloned()).collect::<Vec<_>>();
+    let all = || stale.iter().cloned().chain(build(table, keep)).collect::<Vec<_>>();
+    // The last for the case that what was to be taken away is gone meanwhile.
+    let tries: [&dyn Fn() -> Vec<NftOp>; 3] = [&quick, &all, &|| build(table, keep)];
+    let mut outcome = Ok(());
+    for ops in tries {
+        outcome = node.apply(&[Op::Nft { table: table_id(), ops: ops() }]);
+        if !outcome.as_ref().is_err_and(OpError::is_gone) {
+            break;
+        }
+    }
+    outcome
+}
+
+/// Makes all sets and chains of a table with their content, whatever is left of them.
+///
+/// # Errors
+/// What the kernel refused.
+pub(crate) fn rebuild(node: &mut Space, table: &NftTable) -> Result<(), OpError> {
+    node.apply(&[Op::Nft { table: table_id(), ops: build(table, &[]) }])
+}
+
+/// The steps that make all sets and chains, which no packet sees half done.
+fn build(table: &NftTable, keep: &[&str]) -> Vec<NftOp> {
+    let mut ops = Vec::new();
+    for op in table_ops(table, None) {
+        let flush = match &op {
+            NftOp::AddChain { name, .. } if !keep.contains(&name.as_str()) => {
+                Some(NftOp::FlushChain { name: name.clone() })
+            }
+            _ => None,
+        };
+        ops.push(op);
+        ops.extend(flush);
+    }
+    ops
+}
+
+/// Takes the elements of a wish away that carry a mark; those of others stay.
+///
+/// # Errors
+/// Code 999 when the kernel refuses.
+pub(crate) fn take(node: &mut Space, table: &NftTable, tag: &str) -> Result<(), CniError> {
+    take_known(node, table, |_, element| element.comment.as_deref() == Some(tag))
+}
+
+fn take_known(
+    node: &mut Space,
+    table: &NftTable,
+    is_its: impl Fn(&[KeyPart], &Element) -> bool,
+) -> Result<(), CniError> {
+    for attempt in 1.. {
+        let pairs = look(node, table)?;
+        let there = pairs.iter().filter_map(|p| Some((&p.id, p.have.clone()?)));
+        let own = there.filter(|(id, have)| is_its(&id.key, have));
+        let ops = grouped(own, |set, of, elements| NftOp::DelElements { set, of, elements });
+        if ops.is_empty() {
+            break;
+        }
+        match node.apply(&[Op::Nft { table: table_id(), ops }]) {
+            // Somebody else took one of them.
+            Err(e) if e.is_gone() && attempt < TRIES => {}
+            other => return other.map_err(|e| node.error(&Failed::Op(e))),
+        }
+    }
+    Ok(())
+}
+
+/// As [`take`], where it is not known which elements an attachment has: all sets are read.
+///
+/// # Errors
+/// As [`take`].
+pub(crate) fn take_all(node: &mut Space, sets: &NftTable, tag: &str) -> Result<(), CniError> {
+    take_where(node, sets, |_, element| element.comment.as_deref() == Some(tag))
+}
+
+/// Takes away all elements of which it is said, by key and value.
+///
+/// # Errors
+/// As [`take`].
+pub(crate) fn take_where(
+    node: &mut Space,
+    sets: &NftTable,
+    is_its: impl Fn(&[KeyPart], &Element) -> bool,
+) -> Result<(), CniError> {
+    let mut own = sets.clone();
+    for (name, set) in &mut own.sets {
+        let all =
+            node.kernel(|handle| handle.nft()?.set_elements(&table_id(), name, &frame(set)))?;
+        set.elements = all;
+        set.elements.retain(|key, element| is_its(key, element));
+    }
+    take_known(node, &own, is_its)
+}
