@@ -10,6 +10,8 @@ mod apply;
 pub mod conntrack;
 mod devices;
 pub mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod handle;
 pub mod monitor;
 pub mod netns;

@@ -276,3 +276,25 @@ fn number64(value: &[u8]) -> Option<u64> {
 fn text(value: &[u8]) -> String {
     read::text(value).unwrap_or_default().to_owned()
 }
+
+/// All that is asked of an interface.
+#[cfg(test)]
+pub(crate) fn requests(index: u32) -> Vec<Request> {
+    let filters = [wire::ROOT, wire::INGRESS].map(|parent| wire::get_filters(index, parent));
+    [wire::get_qdiscs(index), wire::get_classes(index)].into_iter().chain(filters).collect()
+}
+
+/// True when one of the readers takes a message.
+#[cfg(test)]
+pub(crate) fn decode(reply: Reply<'_>) -> bool {
+    let index = reply.body.get(4..).and_then(|b| b.first_chunk().copied());
+    let index = u32::from_ne_bytes(index.unwrap_or_default());
+    let took = [
+        wire::device(reply).is_some(),
+        wire::root(reply, index).is_some(),
+        wire::limited_class(reply, index).is_some(),
+        wire::is_ingress(reply, index).is_some(),
+        wire::filter(reply).is_some(),
+    ];
+    took.contains(&true)
+}
