@@ -121,11 +121,23 @@ impl CniError {
     /// a version is printed in the newest one, because the key is required.
     pub fn to_json(&self) -> String {
         let mut printed = self.clone();
+        printed.msg = one_line(&printed.msg);
         if printed.cni_version.is_empty() {
             printed.cni_version = Version::NEWEST.as_str().to_owned();
         }
         serde_json::to_string(&printed).expect("strings and a number always serialize")
     }
+}
+
+/// What came in from outside may hold anything: a message stays one line.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let escaped = c.is_control().then(|| c.escape_default());
+            let plain = escaped.is_none().then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
 }
 
 impl fmt::Display for CniError {

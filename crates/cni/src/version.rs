@@ -108,7 +108,7 @@ fn list(versions: &[Version]) -> String {
 fn incompatible(wanted: &str, supported: &[Version], why: &str) -> CniError {
     let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
     CniError::incompatible_version(format!(
-        "incompatible CNI version: the configuration is \"{wanted}\"{why}; set \"cniVersion\" to one that the plugin supports"
+        "incompatible CNI version: the configuration is {wanted:?}{why}; set \"cniVersion\" to one that the plugin supports"
     ))
     .with_details(format!("supported versions: {}", list(supported)))
 }

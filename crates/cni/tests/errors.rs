@@ -71,3 +71,10 @@ fn errors_say_what_where_why() {
     }
     assert!(seen > 40, "only {seen} cases");
 }
+
+#[test]
+fn a_message_stays_one_line() {
+    let text = CniError::io("cannot read a\n\r\0b\u{85} é\"").to_json();
+    let read: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(read["msg"], "cannot read a\\n\\r\\u{0}b\\u{85} é\"");
+}

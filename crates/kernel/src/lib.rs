@@ -11,6 +11,8 @@ pub mod conntrack;
 pub mod device;
 mod devices;
 pub mod error;
+#[cfg(test)]
+mod fuzz;
 pub mod handle;
 pub mod monitor;
 pub mod netns;

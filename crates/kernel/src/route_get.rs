@@ -43,7 +43,7 @@ pub struct Path {
 }
 
 /// What a lookup answered.
-struct Answer {
+pub(crate) struct Answer {
     index: u32,
     via: Option<IpAddr>,
     src: Option<IpAddr>,
@@ -148,7 +148,7 @@ fn is_no_way(errno: i32) -> bool {
     )
 }
 
-fn decode(reply: Reply<'_>) -> Option<Answer> {
+pub(crate) fn decode(reply: Reply<'_>) -> Option<Answer> {
     let [.., protocol, _, kind, _, _, _, _] = *reply.body.first_chunk::<HEADER>()?;
     if kind != libc::RTN_UNICAST && kind != libc::RTN_LOCAL {
         return None;

@@ -62,10 +62,7 @@ impl Handle {
     pub fn rules(&mut self) -> Result<Vec<Rule>, Error> {
         let mut all = Vec::new();
         for family in Family::BOTH {
-            let mut body = vec![0; HEADER];
-            body[0] = family_number(family);
-            let request = Request::new(libc::RTM_GETRULE, 0, body);
-            match self.route.dump("read routing rules", request, decode) {
+            match self.route.dump("read routing rules", dump(family), decode) {
                 Ok(found) => all.extend(found),
                 // A kernel without IPv6 has none of its.
                 Err(Error::Refused { refusal, .. }) if refusal.errno == libc::EOPNOTSUPP => {}
@@ -132,6 +129,13 @@ fn family_number(family: Family) -> u8 {
     }
 }
 
+/// The request for a dump of one family's rules.
+pub(crate) fn dump(family: Family) -> Request {
+    let mut body = vec![0; HEADER];
+    body[0] = family_number(family);
+    Request::new(libc::RTM_GETRULE, 0, body)
+}
+
 fn encode(rule: &Rule) -> Vec<u8> {
     let mut body = vec![0; HEADER];
     body[0] = family_number(rule.family);
@@ -153,7 +157,7 @@ fn encode(rule: &Rule) -> Vec<u8> {
     body
 }
 
-fn decode(reply: Reply<'_>) -> Option<Rule> {
+pub(crate) fn decode(reply: Reply<'_>) -> Option<Rule> {
     let header = reply.body.get(..HEADER).filter(|_| reply.kind == libc::RTM_NEWRULE)?;
     let [_, dst_len, src_len, tos, table, _, _, action] = *header.first_chunk()?;
     let mut rule = Rule {

@@ -132,7 +132,7 @@ impl<'a> Reply<'a> {
             .map(|(_, text)| {
                 String::from_utf8_lossy(text.strip_suffix(&[0]).unwrap_or(text)).into_owned()
             });
-        Some(Err(Refusal { errno: -code, message }))
+        Some(Err(Refusal { errno: code.saturating_neg(), message }))
     }
 }
 

@@ -22,6 +22,9 @@ use wire::{Filter, Placed};
 /// How long a packet may wait in a queue, in milliseconds. The same as the reference plugins.
 pub const LATENCY_MS: u64 = 25;
 
+/// In ticks, rounded up.
+const MICROSECOND: u128 = 16;
+
 /// A limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
@@ -64,11 +67,13 @@ impl Limit {
     }
 
     /// True when what the kernel tells is this limit. It calculates a burst's time by a
-    /// multiplication that is off by up to a thousandth, and tells the low 32 bits of it.
+    /// multiplication that is off a little, and tells the low 32 bits of it; to a class it can be
+    /// given in 32 bits alone. The reference plugins calculate it in microseconds.
     pub fn is(self, root: &Root) -> bool {
-        let want = self.ticks();
-        let far = (root.buffer.wrapping_sub(want as u32) as i32).unsigned_abs();
-        root.rate == self.rate && u128::from(far) <= 2 + want / 1000
+        let exact = self.ticks();
+        let want = if root.kind == wire::HTB { wire::ticks(self) } else { exact as u32 };
+        let far = (root.buffer.wrapping_sub(want) as i32).unsigned_abs();
+        root.rate == self.rate && u128::from(far) <= MICROSECOND + (exact >> 16)
     }
 }
 
@@ -259,4 +264,26 @@ fn number64(value: &[u8]) -> Option<u64> {
 /// Text of an attribute.
 fn text(value: &[u8]) -> String {
     read::text(value).unwrap_or_default().to_owned()
+}
+
+/// All that is asked of an interface.
+#[cfg(test)]
+pub(crate) fn requests(index: u32) -> Vec<Request> {
+    let filters = [wire::ROOT, wire::INGRESS].map(|parent| wire::get_filters(index, parent));
+    [wire::get_qdiscs(index), wire::get_classes(index)].into_iter().chain(filters).collect()
+}
+
+/// True when one of the readers takes a message.
+#[cfg(test)]
+pub(crate) fn decode(reply: Reply<'_>) -> bool {
+    let index = reply.body.get(4..).and_then(|b| b.first_chunk().copied());
+    let index = u32::from_ne_bytes(index.unwrap_or_default());
+    let took = [
+        wire::device(reply).is_some(),
+        wire::root(reply, index).is_some(),
+        wire::limited_class(reply, index).is_some(),
+        wire::is_ingress(reply, index).is_some(),
+        wire::filter(reply).is_some(),
+    ];
+    took.contains(&true)
 }

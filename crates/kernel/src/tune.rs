@@ -96,7 +96,7 @@ fn encode(index: u32, to: &Attributes) -> Request {
     Request::new(libc::RTM_NEWLINK, 0, body)
 }
 
-fn decode(reply: Reply<'_>) -> Option<Attributes> {
+pub(crate) fn decode(reply: Reply<'_>) -> Option<Attributes> {
     let header = reply.body.get(..HEADER).filter(|_| reply.kind == libc::RTM_NEWLINK)?;
     let flags = read::number_at(header, 8)?;
     let mut found = Attributes {

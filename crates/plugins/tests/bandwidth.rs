@@ -299,6 +299,8 @@ fn extremes() {
         (u64::MAX, 34_359_738_352),
         (RATE, 8),
         (8, 34_359_738_352),
+        (1_000_000, 34_359_738_352),
+        (1_000_003, 1_000_003),
     ] {
         for subnets in [json!([]), json!(["10.77.0.0/16", "fd77::/16", "0.0.0.0/0", "::/0"])] {
             let keys = json!({
@@ -308,6 +310,14 @@ fn extremes() {
             let conf = after("bandwidth", &keys, &result);
             node.add("p1", &conf);
             node.call("CHECK", "p1", &conf).run().ok();
+            let mut other = conf.clone();
+            other["ingressBurst"] = json!(burst / 2 + 64);
+            // A class cannot say more than 274 s, and a bucket of one packet is one of one packet.
+            let exact = burst / rate < 200 || (subnets == json!([]) && rate > 8);
+            if exact && burst > 100_000 && rate < u64::MAX {
+                let (_, said) = node.call("CHECK", "p1", &other).run().err();
+                assert!(said.contains("its limit is"), "{said}");
+            }
             for ip in gateways(&result) {
                 assert!(pings("p1", &ip), "{rate} {burst}");
                 if rate >= RATE {

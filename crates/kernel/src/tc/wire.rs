@@ -136,7 +136,8 @@ fn rate(bytes: u64) -> Vec<u8> {
     spec
 }
 
-fn ticks(limit: Limit) -> u32 {
+/// The time that a burst takes, as far as 32 bits can say.
+pub(super) fn ticks(limit: Limit) -> u32 {
     u32::try_from(limit.ticks()).unwrap_or(u32::MAX)
 }
 
