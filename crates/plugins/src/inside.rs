@@ -275,6 +275,12 @@ pub(crate) fn gc(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
     if let Ipam::HostLocal { leases, .. } = &ipam {
         for (ip, owner) in &stale.leases {
             first = first.or(leases.release_if(*ip, owner).err());
+            let named = causeway_cni_spec::env::is_identifier(&owner.container_id)
+                && IfName::new(&owner.ifname).is_ok();
+            if named && !all.iter().any(|r| owner_of(r) == *owner) {
+                // The trace of an ADD that was killed while it wrote its record.
+                first = first.or(records.remove(&owner.container_id, &owner.ifname).err());
+            }
         }
         first = first.or(leases.refuse_doubtful(&stale.doubtful).err());
     }
