@@ -139,19 +139,28 @@ pub(crate) fn undo_and_forget(
 /// call tells.
 pub(crate) type Undo = fn(&LinkRecord) -> Result<(), CniError>;
 
-/// Before ADD: refuses what these types cannot do, and what an earlier ADD of the same attachment left when it was killed is put right. The
-/// agent serves no pods that are past its node.
+/// The agent serves no pods whose link is past their node.
+///
+/// # Errors
+/// Code 7 for a served network; as [`Served::if_served`].
+pub(crate) fn refuse_served(call: &Call) -> Result<(), CniError> {
+    if Served::if_served(call)?.is_none() {
+        return Ok(());
+    }
+    Err(CniError::invalid_config(format!(
+        "network {:?} is served by the agent, which guards and reaches pods by their node; a pod of \
+         type {:?} has its link past it: give this network another name",
+        call.conf.name, call.conf.plugin_type
+    )))
+}
+
+/// Before ADD: refuses what these types cannot do, and puts right what an earlier ADD of the same
+/// attachment left when it was killed.
 ///
 /// # Errors
 /// Code 7 for a served network, code 999 for a second ADD; what could not be undone.
 pub(crate) fn begin(call: &Call, ipam: &Ipam, undo: Undo) -> Result<(), CniError> {
-    if Served::if_served(call)?.is_some() {
-        return Err(CniError::invalid_config(format!(
-            "network {:?} is served by the agent, which guards and reaches pods by their node; a pod \
-             of type {:?} has its link past it: give this network another name",
-            call.conf.name, call.conf.plugin_type
-        )));
-    }
+    refuse_served(call)?;
     if call.conf.cni_version.is_legacy() && matches!(ipam, Ipam::None) {
         return Err(CniError::invalid_config(format!(
             "key \"ipam\" is missing: results of CNI version {} cannot do without an address; set \
@@ -243,9 +252,12 @@ pub(crate) fn gc(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
     let owner_of = |r: &LinkRecord| Owner::new(&r.container_id, r.ifname.as_str());
     for record in &all {
         let owner = owner_of(record);
-        // The path of a namespace that is gone may be a valid attachment's by now.
-        let same = |r: &&LinkRecord| r.netns == record.netns && r.ifname == record.ifname;
-        let is_anothers = all.iter().filter(same).any(|r| valid.contains(&owner_of(r)));
+        // The path of a namespace that is gone may be another attachment's by now.
+        let is_anothers = all.iter().any(|r| {
+            (&r.netns, &r.ifname) == (&record.netns, &record.ifname)
+                && r.container_id != record.container_id
+                && (r.network != call.conf.name || valid.contains(&owner_of(r)))
+        });
         let netns = if is_anothers { String::new() } else { record.netns.clone() };
         let record = LinkRecord { netns, ..record.clone() };
         let ours = record.network == call.conf.name && record.kind == kind;
@@ -263,6 +275,12 @@ pub(crate) fn gc(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
     if let Ipam::HostLocal { leases, .. } = &ipam {
         for (ip, owner) in &stale.leases {
             first = first.or(leases.release_if(*ip, owner).err());
+            let named = causeway_cni_spec::env::is_identifier(&owner.container_id)
+                && IfName::new(&owner.ifname).is_ok();
+            if named && !all.iter().any(|r| owner_of(r) == *owner) {
+                // The trace of an ADD that was killed while it wrote its record.
+                first = first.or(records.remove(&owner.container_id, &owner.ifname).err());
+            }
         }
         first = first.or(leases.refuse_doubtful(&stale.doubtful).err());
     }
@@ -293,6 +311,18 @@ pub(crate) fn pod_of(record: &LinkRecord) -> Result<Option<Space>, CniError> {
 /// Code 999 when the kernel does not say.
 pub(crate) fn device(space: &mut Space, name: &str) -> Result<Option<Device>, CniError> {
     space.handle().device(name).map_err(|e| space.unreadable(&e))
+}
+
+/// The call's interface, which was made a moment ago.
+///
+/// # Errors
+/// Code 999 when it is not there.
+pub(crate) fn present(call: &Call, pod: &mut Space) -> Result<Device, CniError> {
+    let ifname = &call.env.ifname;
+    let gone = || {
+        CniError::internal(format!("interface {ifname} is gone again: something else removes it"))
+    };
+    device(pod, ifname)?.ok_or_else(gone)
 }
 
 /// Refuses to go on when the pod has an interface of the name.

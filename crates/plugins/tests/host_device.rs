@@ -437,9 +437,16 @@ fn every_version() {
     assert_eq!(ours, reference);
 }
 
-/// The path of a pod's namespace is used again while the record of its first user is still there.
+/// The path of a pod's namespace is used again while the record of its first user is still there, by
+/// a pod of this network or of another.
 #[test]
 fn gc_does_not_take_one_pod_for_another_at_the_same_path() {
+    for network in ["lan", "other"] {
+        std::thread::spawn(move || path_used_again(network)).join().unwrap();
+    }
+}
+
+fn path_used_again(network: &str) {
     let node = Node::new();
     lan();
     let mut conf = conf();
@@ -456,13 +463,18 @@ fn gc_does_not_take_one_pod_for_another_at_the_same_path() {
     sh("ip netns del lan");
     lan();
     node.pod("p1");
-    let mut call = node.call("ADD", "p1", &conf);
+    let mut second = conf.clone();
+    second["name"] = network.into();
+    let mut call = node.call("ADD", "p1", &second);
     call.container = "second".into();
     let result = call.run().ok();
     let mut gc = conf.clone();
-    gc["cni.dev/valid-attachments"] = json!([{"containerID": "second", "ifname": "eth0"}]);
+    gc["cni.dev/valid-attachments"] = match network {
+        "lan" => json!([{"containerID": "second", "ifname": "eth0"}]),
+        _ => json!([]),
+    };
     node.call("GC", "", &gc).run().ok();
-    assert!(pings("p1", "10.5.0.1"));
+    assert!(pings("p1", "10.5.0.1"), "{network}");
     let left = node.residue();
     assert!(left.contains("second-eth0") && !left.contains("p1-eth0"), "{left}");
     let held = result["ips"][0]["address"].as_str().unwrap().replace("/24", "");

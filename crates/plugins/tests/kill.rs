@@ -265,6 +265,15 @@ fn macvlan() {
 }
 
 #[test]
+fn macvlan_passthru() {
+    let node = Node::new();
+    let mut conf = lan("macvlan");
+    conf["mode"] = "passthru".into();
+    conf["runtimeConfig"] = json!({"mac": "02:00:00:00:00:17"});
+    walk_from("ip netns exec lan", "type macvlan in mode passthru", &node, &conf, true);
+}
+
+#[test]
 fn host_device() {
     let node = Node::new();
     let conf = lan("host-device");

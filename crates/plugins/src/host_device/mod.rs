@@ -55,6 +55,7 @@ impl Plugin for HostDevicePlugin {
     fn status(&self, call: &Call) -> Result<(), CniError> {
         let unavailable = |e: CniError| CniError::not_available(e.msg);
         let conf = HostDeviceConf::parse(call).map_err(unavailable)?;
+        inside::refuse_served(call).map_err(unavailable)?;
         conf.find(&mut Space::node()?).map_err(unavailable)?;
         let ipam = Ipam::of(call, None).map_err(unavailable)?;
         ipam.status(call, LinkRecords::at(&call.paths).files())
@@ -67,10 +68,9 @@ impl Plugin for HostDevicePlugin {
 
 fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let conf = HostDeviceConf::parse(call)?;
-    let netns = call.netns()?;
     let ends = Derived::of(call)?;
     let mut node = Space::node()?;
-    let mut pod = Space::pod(&netns)?;
+    let mut pod = Space::pod(&call.netns()?)?;
     let ipam = Ipam::of(call, None)?;
     inside::begin(call, &ipam, bring_home)?;
     let device = conf.find(&mut node)?;
@@ -80,42 +80,26 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let early = if inside::needs_link(&ipam) { None } else { Some(get(&mut node, rollback)?) };
 
     inside::refuse_taken(&mut pod, call)?;
-    let name = device.link.name.clone();
-    let record = LinkRecord {
-        mac: device.link.mac,
-        device: Some(name.clone()),
-        alias: if device.alias == name.as_str() { String::new() } else { device.alias.clone() },
-        hardware: is_hardware(&device.link),
-        ..inside::new_record(call, KIND, &ends)?
-    };
-    let records = LinkRecords::at(&call.paths);
-    // What makes no sense in the configuration must show before the device is moved.
-    let link = Link { name: ends.ifname.clone(), ..device.link.clone() };
     if let Some((given, _)) = &early {
+        // What makes no sense in the configuration must show before the device is moved.
+        let link = Link { name: ends.ifname.clone(), ..device.link.clone() };
         inside::pod_objects(call, &link, given)?;
     }
+    let record = record(call, &ends, &device)?;
+    let records = LinkRecords::at(&call.paths);
     let (paths, noted, was) = (call.paths.clone(), record.clone(), device.link.clone());
     rollback.on_failure(move || {
         inside::undo_and_forget(&paths, &noted, bring_home)?;
         set_up_again(&was)
     });
     records.write(&record)?;
-    let target = pod.handle().netns().try_clone();
-    let target = target.map_err(|e| CniError::internal(e.to_string()))?;
-    node.handle().give_device(device.index, &target, &ends.ifname, name.as_str(), None).map_err(
-        |refusal| {
-            let what = format!("move interface {name} to {netns}");
-            node.refused(&what, &refusal, "some kinds (bridges, tunnels) cannot leave the node")
-        },
-    )?;
-
+    give(&mut node, &mut pod, &device, &record)?;
     let (given, in_flight) = early.map_or_else(|| get(&mut node, rollback), Ok)?;
-    let Some(present) = inside::device(&mut pod, &call.env.ifname)? else {
-        return Err(CniError::internal(format!("interface {} is gone again", call.env.ifname)));
-    };
+    let present = inside::present(call, &mut pod)?;
     let desired = inside::pod_objects(call, &present.link, &given)?;
     inside::set_up(&mut pod, &present.link, &desired)?;
-    if inside::device(&mut pod, &call.env.ifname)?.is_some_and(|d| d.running) {
+    // A device of hardware may take seconds until it has a carrier, which nobody waits for.
+    if inside::present(call, &mut pod)?.running {
         let addresses: Vec<_> = given.ips.iter().map(|ip| ip.address.addr()).collect();
         pod.wait_local(&present.link.name, &addresses)?;
     }
@@ -123,6 +107,37 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     in_flight.until_exit();
     let pci_id = conf.bus_id.map(|(_, id)| id).unwrap_or_default();
     Ok(inside::answer(call, &present.link, &pci_id, given))
+}
+
+fn record(call: &Call, ends: &Derived, device: &Device) -> Result<LinkRecord, CniError> {
+    let name = &device.link.name;
+    // The reference leaves the name in the alias.
+    let alias = if device.alias == name.as_str() { "" } else { &device.alias };
+    Ok(LinkRecord {
+        mac: device.link.mac,
+        device: Some(name.clone()),
+        alias: alias.to_owned(),
+        hardware: is_hardware(&device.link),
+        ..inside::new_record(call, KIND, ends)?
+    })
+}
+
+/// Moves the device into the pod under the pod's name for it, its old name in the alias.
+fn give(
+    node: &mut Space,
+    pod: &mut Space,
+    device: &Device,
+    record: &LinkRecord,
+) -> Result<(), CniError> {
+    let target = pod.handle().netns().try_clone();
+    let target = target.map_err(|e| CniError::internal(e.to_string()))?;
+    let name = &device.link.name;
+    let given =
+        node.handle().give_device(device.index, &target, &record.ifname, name.as_str(), None);
+    given.map_err(|refusal| {
+        let what = format!("move interface {name} to {}", record.netns);
+        node.refused(&what, &refusal, "some kinds (bridges, tunnels) cannot leave the node")
+    })
 }
 
 /// Sets a device up again that was up before it left the node.

@@ -6,6 +6,7 @@ use causeway_cni_spec::{CniError, CniResult};
 use causeway_kernel::device::{Device, Mode, NewMacvlan};
 use causeway_model::{Link, Object};
 use causeway_plan::Op;
+use causeway_types::Mac;
 
 use crate::Plugin;
 use crate::attachment;
@@ -47,6 +48,7 @@ impl Plugin for MacvlanPlugin {
     fn status(&self, call: &Call) -> Result<(), CniError> {
         let unavailable = |e: CniError| CniError::not_available(e.msg);
         let conf = MacvlanConf::parse(call).map_err(unavailable)?;
+        inside::refuse_served(call).map_err(unavailable)?;
         if !conf.link_in_container {
             master(&conf, &mut Space::node()?).map_err(unavailable)?;
         }
@@ -92,10 +94,9 @@ fn master(conf: &MacvlanConf, space: &mut Space) -> Result<Device, CniError> {
 
 fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let conf = MacvlanConf::parse(call)?;
-    let netns = call.netns()?;
     let ends = Derived::of(call)?;
     let mut node = Space::node()?;
-    let mut pod = Space::pod(&netns)?;
+    let mut pod = Space::pod(&call.netns()?)?;
     let ipam = Ipam::of(call, None)?;
     inside::begin(call, &ipam, undo)?;
     let lower = master(&conf, if conf.link_in_container { &mut pod } else { &mut node })?;
@@ -108,8 +109,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let early = if inside::needs_link(&ipam) { None } else { Some(get(&mut node, rollback)?) };
 
     inside::refuse_taken(&mut pod, call)?;
-    let mac_of_record = mac.or(lower.link.mac);
-    let record = LinkRecord { mac: mac_of_record, ..inside::new_record(call, KIND, &ends)? };
+    // In mode passthru it is born with that of the device below.
+    let born_with = mac.filter(|_| !passthru);
+    let record = LinkRecord { mac: born_with, ..inside::new_record(call, KIND, &ends)? };
     let records = LinkRecords::at(&call.paths);
     let (paths, noted) = (call.paths.clone(), record.clone());
     // Refused, it is not there: one that is of another address would be another's.
@@ -118,23 +120,30 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     make(&conf, &mut node, &mut pod, &ends, &lower, mac)?;
 
     let (given, in_flight) = early.map_or_else(|| get(&mut node, rollback), Ok)?;
-    let Some(present) = inside::device(&mut pod, &call.env.ifname)? else {
-        return Err(CniError::internal(format!("interface {} is gone again", call.env.ifname)));
-    };
-    let link = Link { mac: asked.or(present.link.mac), ..present.link.clone() };
-    let desired = inside::pod_objects(call, &link, &given)?;
-    inside::set_up(&mut pod, &present.link, &desired)?;
-    if lower.running {
-        pod.wait_running(&ends.ifname)?;
-        let addresses: Vec<_> = given.ips.iter().map(|ip| ip.address.addr()).collect();
-        pod.wait_local(&ends.ifname, &addresses)?;
-    }
-    if !given.ips.is_empty() {
-        pod.announce(&ends.ifname)?;
-    }
+    let link = settle(call, &mut pod, &lower, asked, &given)?;
     records.write(&LinkRecord { mac: link.mac, pending: false, ..record })?;
     in_flight.until_exit();
     Ok(inside::answer(call, &link, "", given))
+}
+
+/// Gives the new device what is asked for and sets it up. Answers what it is then.
+fn settle(
+    call: &Call,
+    pod: &mut Space,
+    lower: &Device,
+    asked: Option<Mac>,
+    given: &CniResult,
+) -> Result<Link, CniError> {
+    let present = inside::present(call, pod)?;
+    let link = Link { mac: asked.or(present.link.mac), ..present.link.clone() };
+    let desired = inside::pod_objects(call, &link, given)?;
+    inside::set_up(pod, &present.link, &desired)?;
+    if lower.running {
+        pod.wait_running(&link.name)?;
+        let addresses: Vec<_> = given.ips.iter().map(|ip| ip.address.addr()).collect();
+        pod.wait_local(&link.name, &addresses)?;
+    }
+    Ok(link)
 }
 
 fn make(
@@ -143,7 +152,7 @@ fn make(
     pod: &mut Space,
     ends: &Derived,
     lower: &Device,
-    mac: Option<causeway_types::Mac>,
+    mac: Option<Mac>,
 ) -> Result<(), CniError> {
     let target = pod.handle().netns().try_clone();
     let target = target.map_err(|e| CniError::internal(e.to_string()))?;
