@@ -239,7 +239,7 @@ fn text(kind: u16, text: &str, zero: bool) -> LinkAttribute {
     LinkAttribute::Other(DefaultNla::new(kind, value))
 }
 
-fn decode(reply: Reply<'_>) -> Option<Device> {
+pub(crate) fn decode(reply: Reply<'_>) -> Option<Device> {
     let seen = link::decode(reply)?;
     let mut alias = String::new();
     let mut macvlan = None;

@@ -279,7 +279,7 @@ pub(crate) fn decode(reply: Reply<'_>) -> bool {
     let index = reply.body.get(4..).and_then(|b| b.first_chunk().copied());
     let index = u32::from_ne_bytes(index.unwrap_or_default());
     let took = [
-        wire::device(reply).is_some(),
+        crate::device::decode(reply).is_some(),
         wire::root(reply, index).is_some(),
         wire::limited_class(reply, index).is_some(),
         wire::is_ingress(reply, index).is_some(),
