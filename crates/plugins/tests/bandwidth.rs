@@ -72,16 +72,38 @@ fn measure(connect: impl Fn(SocketAddr) -> TcpStream, listener: TcpListener, byt
     (got as u128 * 8_000_000 / took.as_micros()) as u64
 }
 
+/// How often a rate is measured that a busy machine may have kept low.
+const TRIES: usize = 8;
+
+/// Never faster than twice the limit, and as fast as the limit allows unless the machine is busy.
 #[track_caller]
-fn is_limited(what: &str, rate: u64) {
-    println!("{what}: {rate} bit/s");
-    assert!(rate < RATE * 2 && rate > RATE / 2, "{what}: {rate} bit/s, limit {RATE}");
+fn is_limited(what: &str, rate: impl Fn() -> u64) {
+    for _ in 0..TRIES {
+        let rate = rate();
+        println!("{what}: {rate} bit/s");
+        assert!(rate < RATE * 2, "{what}: {rate} bit/s, limit {RATE}");
+        if rate > RATE / 2 {
+            return;
+        }
+    }
+    panic!("{what}: far below the limit of {RATE} bit/s");
 }
 
 #[track_caller]
-fn is_free(what: &str, rate: u64) {
-    println!("{what}: {rate} bit/s");
-    assert!(rate > RATE * 3, "{what}: {rate} bit/s, limit of others {RATE}");
+fn is_free(what: &str, rate: impl Fn() -> u64) {
+    for _ in 0..TRIES {
+        let rate = rate();
+        println!("{what}: {rate} bit/s");
+        if rate > RATE * 3 {
+            return;
+        }
+    }
+    panic!("{what}: hardly faster than the limit of others, {RATE} bit/s");
+}
+
+#[track_caller]
+fn is(limited: bool, what: &str, rate: impl Fn() -> u64) {
+    if limited { is_limited(what, rate) } else { is_free(what, rate) }
 }
 
 /// The node's addresses on the bridge.
@@ -103,15 +125,14 @@ fn measured_both_ways() {
             node.add("p1", &conf);
             node.call("CHECK", "p1", &conf).run().ok();
             for (ip, gateway) in addresses(&result).iter().zip(gateways(&result)) {
-                let judge = |limited| if limited { is_limited } else { is_free };
-                judge(to)(&format!("to {ip}"), towards("p1", ip, SOME));
-                judge(of)(&format!("from {ip}"), from("p1", &gateway, SOME));
+                is(to, &format!("to {ip}"), || towards("p1", ip, SOME));
+                is(of, &format!("from {ip}"), || from("p1", &gateway, SOME));
             }
             node.del("p1", &conf);
             assert_eq!(sh("ip -o link show type ifb"), "");
             for (ip, gateway) in addresses(&result).iter().zip(gateways(&result)) {
-                is_free("to, after DEL", towards("p1", ip, SOME));
-                is_free("from, after DEL", from("p1", &gateway, SOME));
+                is_free("to, after DEL", || towards("p1", ip, SOME));
+                is_free("from, after DEL", || from("p1", &gateway, SOME));
             }
         }
     });
@@ -143,13 +164,11 @@ fn subnets() {
             node.add("p1", &conf);
             node.call("CHECK", "p1", &conf).run().ok();
             for ((ip, gateway), far) in addresses(&result).iter().zip(gateways(&result)).zip(&far) {
-                let judge = |limited| if limited { is_limited } else { is_free };
-                judge(!listed_is_limited)("to, from a near address", towards("p1", ip, SOME));
-                judge(!listed_is_limited)("from, to a near address", from("p1", &gateway, SOME));
-                judge(listed_is_limited)("from, to a far address", from("p1", far, SOME));
+                is(!listed_is_limited, "to, from a near address", || towards("p1", ip, SOME));
+                is(!listed_is_limited, "from, to a near address", || from("p1", &gateway, SOME));
+                is(listed_is_limited, "from, to a far address", || from("p1", far, SOME));
                 // What the node sends from the far address.
-                let back = bound(far, ip);
-                judge(listed_is_limited)("to, from a far address", back);
+                is(listed_is_limited, "to, from a far address", || bound(far, ip));
             }
             node.del("p1", &conf);
         }
@@ -516,10 +535,10 @@ fn others_queues() {
         "tc filter add dev {host} ingress pref 99 protocol ip u32 match u32 0 0 flowid 1:1"
     ));
     node.add("p1", &conf);
-    is_limited("from", from("p1", "10.244.1.1", SOME));
+    is_limited("from", || from("p1", "10.244.1.1", SOME));
     node.del("p1", &conf);
     assert!(sh(&format!("tc filter show dev {host} ingress")).contains("pref 99"));
-    is_free("from", from("p1", "10.244.1.1", SOME));
+    is_free("from", || from("p1", "10.244.1.1", SOME));
 }
 
 /// An ADD that fails half way leaves nothing.
@@ -556,8 +575,8 @@ fn limited_pods_are_guarded() {
             node.add("p1", &conf);
             node.call("CHECK", "p1", &conf).run().ok();
             for (to, node) in addresses(&result).iter().zip(["192.168.77.1", "fd77::1"]) {
-                is_limited("to", towards("p1", to, SOME));
-                is_limited("from", from("p1", node, SOME));
+                is_limited("to", || towards("p1", to, SOME));
+                is_limited("from", || from("p1", node, SOME));
             }
             let dropped = || dropped(&host_end(&result));
             let spoofed = [("10.244.1.99/32", &victim[0]), ("fd00:10:244:1::99/128", &victim[1])];

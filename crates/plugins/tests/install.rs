@@ -81,7 +81,7 @@ fn what_is_there_stays_until_told() {
     }
     assert_eq!(picture(&dir)["dhcp"], before["dhcp"], "a type that we have not");
     let about = Command::new(dir.join("bridge")).env_clear().output().unwrap();
-    assert!(String::from_utf8_lossy(&about.stderr).contains("causeway-cni"));
+    assert!(String::from_utf8_lossy(&about.stderr).contains("causeway"));
     // Once more, as an upgrade does.
     let said = ok(&["install", path, "--links", "--replace"]);
     assert!(said.contains("bridge: is in place"), "{said}");
@@ -157,7 +157,7 @@ fn no_moment_without_a_plugin() {
             while !over.load(Ordering::Relaxed) {
                 let out = Command::new(dir.join("bridge")).env_clear().output().unwrap();
                 assert!(out.status.success(), "{out:?}");
-                let is_ours = String::from_utf8_lossy(&out.stderr).contains("causeway-cni");
+                let is_ours = String::from_utf8_lossy(&out.stderr).contains("causeway");
                 *if is_ours { &mut ours } else { &mut theirs } += 1;
             }
             (ours, theirs)
