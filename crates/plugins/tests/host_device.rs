@@ -187,6 +187,8 @@ fn every_key_finds_the_device() {
         let (got, message) = node.call("ADD", "p1", &conf).run().err();
         assert!(got == code && message.contains(word), "{conf}: {got} {message}");
         home(&node, &conf.to_string());
+        // As runtimes do after an ADD that failed.
+        node.del("p1", &conf);
         let lo = sh("ip link show lo");
         assert!(lo.contains(",UP") && !lo.contains("alias"), "{lo}");
     }

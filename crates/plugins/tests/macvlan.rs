@@ -233,6 +233,8 @@ fn bad_input_is_named_and_leaves_nothing() {
         let (got, message) = node.call("ADD", "p1", &conf).run().err();
         assert!(got == code && message.contains(word), "{conf}: {got} {message}");
         clean(&node, "p1", &conf.to_string());
+        // As runtimes do after an ADD that failed.
+        node.del("p1", &conf);
     }
     // What is there already is another network's, and stays.
     sh("ip -n p1 link add eth0 type bridge");

@@ -156,6 +156,8 @@ fn bad_input_is_named_and_leaves_nothing() {
         assert!(got == code && message.contains(word), "{conf}: {got} {message}");
         assert_eq!(node.residue(), "", "{conf}");
         assert!(!in_pod("p1", "ip link").contains("eth0"), "{conf}");
+        // As runtimes do after an ADD that failed.
+        node.del("p1", &conf);
     }
     // What is there already is another network's.
     sh("ip -n p1 link add eth0 type bridge");
