@@ -68,7 +68,9 @@ impl Plugin for PtpPlugin {
 /// What ADD refuses must not bar the way of DEL: masquerade that is not there is not missed.
 fn way(call: &Call) -> Way {
     let ip_masq = PtpConf::parse(call).map_or(true, |conf| conf.ip_masq);
-    Way { attach: Attach::Routed, bridge: None, ip_masq }
+    // Only pods of a served network are guarded; there is nothing of that to look for at others.
+    let attach = if del::is_served(call) { Attach::Routed } else { Attach::Bridge };
+    Way { attach, bridge: None, ip_masq }
 }
 
 fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
