@@ -339,3 +339,21 @@ fn on_a_served_network_pods_are_recorded_and_guarded() {
         .unwrap();
     }
 }
+
+#[test]
+fn many_at_once() {
+    let node = Node::new();
+    let conf = conf(Families::Dual);
+    let pods: Vec<String> = (0..25).map(|n| format!("p{n}")).collect();
+    let all = |command: &str| -> Vec<Value> {
+        let started: Vec<_> = pods.iter().map(|p| node.call(command, p, &conf).spawn()).collect();
+        started.into_iter().map(|child| common::finish(child).ok()).collect()
+    };
+    pods.iter().for_each(|pod| drop(node.pod(pod)));
+    let results = all("ADD");
+    let given: std::collections::BTreeSet<String> = results.iter().flat_map(addresses).collect();
+    assert_eq!(given.len(), 50);
+    assert!(given.iter().all(|ip| try_sh(&format!("ping -c1 -W3 -n {ip}")).0));
+    all("DEL");
+    assert_eq!(node.residue(), "");
+}
