@@ -59,7 +59,12 @@ impl Ipam {
                 Ok(Ipam::HostLocal { conf: Box::new(conf), leases })
             }
             Some(ipam) if ipam.plugin_type == STATIC => {
-                Ok(Ipam::Static(Box::new(Static::parse(&call.conf, &call.args)?)))
+                let conf = match Static::parse(&call.conf, &call.args) {
+                    // Nothing is kept: what ADD refused must not bar the way of DEL.
+                    Err(_) if call.env.command == Command::Del => Static::default(),
+                    parsed => parsed?,
+                };
+                Ok(Ipam::Static(Box::new(conf)))
             }
             Some(ipam) => Ok(Ipam::Foreign(ipam.plugin_type.clone())),
         }

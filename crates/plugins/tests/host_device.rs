@@ -187,6 +187,8 @@ fn every_key_finds_the_device() {
         let (got, message) = node.call("ADD", "p1", &conf).run().err();
         assert!(got == code && message.contains(word), "{conf}: {got} {message}");
         home(&node, &conf.to_string());
+        // As runtimes do after an ADD that failed.
+        node.del("p1", &conf);
         let lo = sh("ip link show lo");
         assert!(lo.contains(",UP") && !lo.contains("alias"), "{lo}");
     }
@@ -479,4 +481,33 @@ fn path_used_again(network: &str) {
     assert!(left.contains("second-eth0") && !left.contains("p1-eth0"), "{left}");
     let held = result["ips"][0]["address"].as_str().unwrap().replace("/24", "");
     assert!(left.contains(&held), "{left}");
+}
+
+/// Two pods ask for the same device at the same time: one has it, whole, and the other nothing.
+#[test]
+fn one_of_two_gets_the_device() {
+    let node = Node::new();
+    lan();
+    let conf = conf();
+    for round in 0..10 {
+        node.pod("p1");
+        node.pod("p2");
+        let started = ["p1", "p2"].map(|pod| node.call("ADD", pod, &conf).spawn());
+        let [first, second] = started.map(common::finish);
+        assert_ne!(first.code, second.code, "{round}: {first:?} {second:?}");
+        let (winner, loser, lost) = match first.code {
+            0 => ("p1", "p2", second),
+            _ => ("p2", "p1", first),
+        };
+        let (_, message) = lost.err();
+        assert!(!message.contains("left behind"), "{round}: {message}");
+        assert!(pings(winner, "10.5.0.1") && pings(winner, "fd05::1"), "{round}: {message}");
+        node.del(loser, &conf);
+        assert!(pings(winner, "10.5.0.1"), "{round}");
+        node.del(winner, &conf);
+        home(&node, "both are gone");
+        sh("ip link set h0 up");
+        node.remove_pod("p1");
+        node.remove_pod("p2");
+    }
 }

@@ -233,6 +233,8 @@ fn bad_input_is_named_and_leaves_nothing() {
         let (got, message) = node.call("ADD", "p1", &conf).run().err();
         assert!(got == code && message.contains(word), "{conf}: {got} {message}");
         clean(&node, "p1", &conf.to_string());
+        // As runtimes do after an ADD that failed.
+        node.del("p1", &conf);
     }
     // What is there already is another network's, and stays.
     sh("ip -n p1 link add eth0 type bridge");
@@ -566,4 +568,23 @@ fn gc_finds_a_passthru_device_whose_address_was_not_set_yet() {
     node.call("GC", "", &conf).run().ok();
     assert!(!there());
     let _ = held.finish();
+}
+
+#[test]
+fn many_at_once() {
+    let node = Node::new();
+    lan();
+    let conf = conf(Families::Dual);
+    let pods: Vec<String> = (0..25).map(|n| format!("p{n}")).collect();
+    let all = |command: &str| -> Vec<Value> {
+        let started: Vec<_> = pods.iter().map(|p| node.call(command, p, &conf).spawn()).collect();
+        started.into_iter().map(|child| common::finish(child).ok()).collect()
+    };
+    pods.iter().for_each(|pod| drop(node.pod(pod)));
+    let results = all("ADD");
+    let given: std::collections::BTreeSet<String> = results.iter().flat_map(addresses).collect();
+    assert_eq!(given.len(), 50);
+    assert!(given.iter().all(|ip| pings("lan", ip)));
+    all("DEL");
+    clean(&node, "p0", "all at once");
 }

@@ -156,6 +156,8 @@ fn bad_input_is_named_and_leaves_nothing() {
         assert!(got == code && message.contains(word), "{conf}: {got} {message}");
         assert_eq!(node.residue(), "", "{conf}");
         assert!(!in_pod("p1", "ip link").contains("eth0"), "{conf}");
+        // As runtimes do after an ADD that failed.
+        node.del("p1", &conf);
     }
     // What is there already is another network's.
     sh("ip -n p1 link add eth0 type bridge");
@@ -336,4 +338,22 @@ fn on_a_served_network_pods_are_recorded_and_guarded() {
         .join()
         .unwrap();
     }
+}
+
+#[test]
+fn many_at_once() {
+    let node = Node::new();
+    let conf = conf(Families::Dual);
+    let pods: Vec<String> = (0..25).map(|n| format!("p{n}")).collect();
+    let all = |command: &str| -> Vec<Value> {
+        let started: Vec<_> = pods.iter().map(|p| node.call(command, p, &conf).spawn()).collect();
+        started.into_iter().map(|child| common::finish(child).ok()).collect()
+    };
+    pods.iter().for_each(|pod| drop(node.pod(pod)));
+    let results = all("ADD");
+    let given: std::collections::BTreeSet<String> = results.iter().flat_map(addresses).collect();
+    assert_eq!(given.len(), 50);
+    assert!(given.iter().all(|ip| try_sh(&format!("ping -c1 -W3 -n {ip}")).0));
+    all("DEL");
+    assert_eq!(node.residue(), "");
 }

@@ -65,7 +65,7 @@ pub(crate) fn del(call: &Call, way: &Way) -> Result<(), CniError> {
 }
 
 /// Without a readable node file it is not known to be served.
-fn is_served(call: &Call) -> bool {
+pub(crate) fn is_served(call: &Call) -> bool {
     Served::if_served(call).is_ok_and(|s| s.is_some())
 }
 

@@ -146,6 +146,10 @@ fn set_up_again(was: &Link) -> Result<(), CniError> {
         return Ok(());
     }
     let mut node = Space::node()?;
+    if inside::device(&mut node, was.name.as_str())?.is_none() {
+        // Another pod was faster.
+        return Ok(());
+    }
     let link = |up| Object::Link(Link { up, mtu: None, mac: None, ..was.clone() });
     let op = Op::Change { from: link(false), to: link(true) };
     node.apply(&[op]).map_err(|e| node.error(&Failed::Op(e)))

@@ -40,7 +40,7 @@ impl Plugin for PtpPlugin {
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {
-        del::del(call, &way(call)?)
+        del::del(call, &way(call))
     }
 
     fn check(&self, call: &Call) -> Result<(), CniError> {
@@ -61,13 +61,16 @@ impl Plugin for PtpPlugin {
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
-        del::gc(call, &way(call)?)
+        del::gc(call, &way(call))
     }
 }
 
-fn way(call: &Call) -> Result<Way, CniError> {
-    let ip_masq = PtpConf::parse(call)?.ip_masq;
-    Ok(Way { attach: Attach::Routed, bridge: None, ip_masq, mac_check: false })
+/// What ADD refuses must not bar the way of DEL: masquerade that is not there is not missed.
+fn way(call: &Call) -> Way {
+    let ip_masq = PtpConf::parse(call).map_or(true, |conf| conf.ip_masq);
+    // Only pods of a served network are guarded; there is nothing of that to look for at others.
+    let attach = if del::is_served(call) { Attach::Routed } else { Attach::Bridge };
+    Way { attach, bridge: None, ip_masq, mac_check: false }
 }
 
 fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
