@@ -115,6 +115,14 @@ impl NetConf {
         json::decode(&value, "").map_err(|e| e.in_version(self.cni_version))
     }
 
+    /// One of the plugin's own keys: smaller code than a struct of its own where a plugin has few.
+    ///
+    /// # Errors
+    /// Code 6 naming the key.
+    pub fn key<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, CniError> {
+        get(&self.raw, key).map(|v| json::decode(v, key)).transpose()
+    }
+
     /// One key of `args.cni`.
     ///
     /// # Errors

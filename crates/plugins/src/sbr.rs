@@ -15,7 +15,6 @@ use causeway_kernel::rule::{Rule, leads_by};
 use causeway_model::{Object, Route, RouteKind, RouteScope};
 use causeway_plan::Op;
 use causeway_types::{Cidr, Family, IfName, names};
-use serde::Deserialize;
 
 use crate::Plugin;
 use crate::call::Call;
@@ -32,13 +31,6 @@ const PROTO_UNSPEC: u8 = 0;
 
 /// Type `sbr`.
 pub(crate) struct SbrPlugin;
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Raw {
-    table: Option<i64>,
-    add_source_hints: Option<bool>,
-}
 
 /// A table that somebody else fills; `None`: tables of our own.
 struct Conf {
@@ -92,12 +84,11 @@ impl Plugin for SbrPlugin {
 
 impl Conf {
     fn of(call: &Call) -> Result<Self, CniError> {
-        let raw: Raw = call.conf.fields()?;
-        if raw.add_source_hints == Some(true) {
+        if call.conf.key("addSourceHints")? == Some(true) {
             let why = "remove it; routes keep the source addresses that they have";
             return Err(CniError::unsupported_field("addSourceHints", true, why));
         }
-        let Some(number) = raw.table else { return Ok(Self { table: None }) };
+        let Some(number) = call.conf.key::<i64>("table")? else { return Ok(Self { table: None }) };
         let table = u32::try_from(number).ok().filter(|t| *t != 0 && !RESERVED.contains(t));
         match table {
             Some(table) => Ok(Self { table: Some(table) }),

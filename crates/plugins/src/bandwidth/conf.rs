@@ -3,7 +3,6 @@
 use causeway_cni_spec::CniError;
 use causeway_kernel::tc::{End, Limit, Selection};
 use ipnet::IpNet;
-use serde::Deserialize;
 
 use crate::call::Call;
 
@@ -25,8 +24,6 @@ pub(super) struct Limits {
     pub(super) only: bool,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
 struct Raw {
     ingress_rate: Option<u64>,
     ingress_burst: Option<u64>,
@@ -43,7 +40,14 @@ impl Limits {
     /// # Errors
     /// Code 6 for wrong types, code 7 for what makes no sense.
     pub(super) fn of(call: &Call) -> Result<Self, CniError> {
-        let raw: Raw = call.conf.fields()?;
+        let raw = Raw {
+            ingress_rate: call.conf.key("ingressRate")?,
+            ingress_burst: call.conf.key("ingressBurst")?,
+            egress_rate: call.conf.key("egressRate")?,
+            egress_burst: call.conf.key("egressBurst")?,
+            unshaped_subnets: call.conf.key("unshapedSubnets")?,
+            shaped_subnets: call.conf.key("shapedSubnets")?,
+        };
         if raw.says_something() {
             return raw.check("");
         }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use causeway_cni_spec::CniError;
 use causeway_kernel::tune::Attributes;
 use causeway_types::{Mac, Mtu};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::pattern::Pattern;
 use crate::call::Call;
@@ -30,23 +30,10 @@ pub(super) struct TuningConf {
     pub(super) data_dir: PathBuf,
 }
 
-/// The keys that `args.cni` may have as well, where they count more.
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Keys {
-    sysctl: Option<BTreeMap<String, String>>,
-    mac: Option<String>,
-    mtu: Option<i64>,
-    promisc: Option<bool>,
-    allmulti: Option<bool>,
-    #[serde(rename = "txQLen")]
-    tx_q_len: Option<i64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Place {
-    data_dir: Option<String>,
+/// One key of the configuration or, where it counts more, of `args.cni`.
+fn key<T: DeserializeOwned>(call: &Call, key: &str) -> Result<Option<T>, CniError> {
+    let own = call.conf.key(key)?;
+    Ok(call.conf.args_cni_key(key)?.or(own))
 }
 
 impl TuningConf {
@@ -56,17 +43,8 @@ impl TuningConf {
     /// Code 6 for wrong types, code 7 for what makes no sense or is not allowed, code 5 when the
     /// list of allowed parameters cannot be read.
     pub(super) fn of(call: &Call) -> Result<Self, CniError> {
-        let own: Keys = call.conf.fields()?;
-        let args = Keys {
-            sysctl: call.conf.args_cni_key("sysctl")?,
-            mac: call.conf.args_cni_key("mac")?,
-            mtu: call.conf.args_cni_key("mtu")?,
-            promisc: call.conf.args_cni_key("promisc")?,
-            allmulti: call.conf.args_cni_key("allmulti")?,
-            tx_q_len: call.conf.args_cni_key("txQLen")?,
-        };
-        let mut keys = own.sysctl.unwrap_or_default();
-        keys.extend(args.sysctl.unwrap_or_default());
+        let mut keys: BTreeMap<String, String> = call.conf.key("sysctl")?.unwrap_or_default();
+        keys.extend(call.conf.args_cni_key::<BTreeMap<_, _>>("sysctl")?.unwrap_or_default());
         refuse_others(&keys)?;
         let mut sysctls = BTreeMap::new();
         for (key, value) in keys {
@@ -74,16 +52,16 @@ impl TuningConf {
         }
         let attributes = Attributes {
             mac: mac([
-                ("args.cni.mac", args.mac),
+                ("args.cni.mac", call.conf.args_cni_key("mac")?),
                 ("runtimeConfig.mac", call.conf.runtime_config.mac.clone()),
                 ("MAC in CNI_ARGS", call.args.mac.clone()),
-                ("key \"mac\"", own.mac),
+                ("key \"mac\"", call.conf.key("mac")?),
             ])?,
-            mtu: mtu(args.mtu.or(own.mtu).unwrap_or(0))?,
+            mtu: mtu(key(call, "mtu")?.unwrap_or(0))?,
             // Nobody is made to stop listening.
-            promisc: args.promisc.or(own.promisc).filter(|on| *on),
-            allmulti: args.allmulti.or(own.allmulti),
-            tx_queue_len: queue(args.tx_q_len.or(own.tx_q_len))?,
+            promisc: key(call, "promisc")?.filter(|on| *on),
+            allmulti: key(call, "allmulti")?,
+            tx_queue_len: queue(key(call, "txQLen")?)?,
         };
         Ok(Self { sysctls, attributes, data_dir: data_dir(call)? })
     }
@@ -94,8 +72,8 @@ impl TuningConf {
 /// # Errors
 /// Code 6 for a wrong type, code 7 for a path that is not absolute.
 pub(super) fn data_dir(call: &Call) -> Result<PathBuf, CniError> {
-    let Place { data_dir } = call.conf.fields()?;
-    let dir = PathBuf::from(data_dir.filter(|d| !d.is_empty()).unwrap_or_else(|| DATA_DIR.into()));
+    let named = call.conf.key::<String>("dataDir")?.filter(|d| !d.is_empty());
+    let dir = PathBuf::from(named.unwrap_or_else(|| DATA_DIR.to_owned()));
     if dir.is_absolute() {
         return Ok(dir);
     }

@@ -7,6 +7,9 @@
 
 /// How many steps a match may take: patterns that try everything are refused rather than run.
 const STEPS: u32 = 200_000;
+/// The longest text that anything matches, in characters: no parameter's name is longer, and the
+/// stack holds a few calls for each of them.
+const LONGEST: usize = 256;
 /// How deep groups may be in each other.
 const DEPTH: u32 = 32;
 
@@ -47,9 +50,13 @@ impl Pattern {
         }
     }
 
-    /// True when it matches somewhere in a text; false also when that takes too long.
+    /// True when it matches somewhere in a text; false also when that takes too long, or the text
+    /// is too long to be a name.
     pub(super) fn matches(&self, text: &str) -> bool {
         let text: Vec<char> = text.chars().collect();
+        if text.len() > LONGEST {
+            return false;
+        }
         let mut steps = STEPS;
         (0..=text.len()).any(|at| {
             Matcher { text: &text, steps: &mut steps }.node(&self.0, at, &mut |_, _| true)
@@ -287,6 +294,31 @@ mod tests {
             assert!(Pattern::parse(bad).is_err(), "{bad}");
         }
         assert!(Pattern::parse(&"(".repeat(10_000)).is_err());
+    }
+
+    /// Whatever a list holds: no panic, and an end.
+    #[test]
+    fn patterns_by_chance() {
+        let mut state = 7u64;
+        let mut next = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) as usize % n
+        };
+        let pieces = [
+            "a", ".", "*", "+", "?", "^", "$", "[", "]", "(", ")", "|", "\\", "d", "-", "^", "(?:",
+            "[a-z]", "\\d", "{", "é", ".*", "(a|b)*",
+        ];
+        let mut understood = 0;
+        for _ in 0..5000 {
+            let pattern: String = (0..next(12)).map(|_| pieces[next(pieces.len())]).collect();
+            if let Ok(pattern) = Pattern::parse(&pattern) {
+                understood += 1;
+                pattern.matches("net.ipv4.conf.eth0.arp_filter");
+            }
+        }
+        assert!(understood > 500, "{understood}");
+        let all = Pattern::parse("^(a|b)*$").unwrap();
+        assert!(all.matches(&"ab".repeat(128)) && !all.matches(&"ab".repeat(100_000)));
     }
 
     /// Nested repetitions try everything: that ends, with a no.

@@ -6,62 +6,45 @@ use std::path::{Path, PathBuf};
 
 use causeway_cni_spec::CniError;
 use causeway_kernel::tune::Attributes;
-use causeway_types::Mac;
-use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::call::Call;
 use crate::files;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Saved {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mac: Option<Mac>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    promisc: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mtu: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    allmulti: Option<bool>,
-    #[serde(rename = "txQLen", skip_serializing_if = "Option::is_none")]
-    tx_queue_len: Option<u32>,
-    #[serde(skip_serializing_if = "String::is_empty")]
+    attributes: Attributes,
     network: String,
 }
 
 impl Saved {
     /// What is to be put back of what is to be changed.
     pub(super) fn new(call: &Call, have: &Attributes, changes: &Attributes) -> Self {
-        Self {
+        let attributes = Attributes {
             mac: have.mac.filter(|_| changes.mac.is_some()),
             promisc: have.promisc.filter(|_| changes.promisc.is_some()),
             mtu: have.mtu.filter(|_| changes.mtu.is_some()),
             allmulti: have.allmulti.filter(|_| changes.allmulti.is_some()),
             tx_queue_len: have.tx_queue_len.filter(|_| changes.tx_queue_len.is_some()),
-            network: call.conf.name.clone(),
-        }
+        };
+        Self { attributes, network: call.conf.name.clone() }
     }
 
     /// What an ADD saved that was killed counts more: what is there now may be its doing.
     pub(super) fn or_later(self, later: Saved) -> Self {
-        Self {
-            mac: self.mac.or(later.mac),
-            promisc: self.promisc.or(later.promisc),
-            mtu: self.mtu.or(later.mtu),
-            allmulti: self.allmulti.or(later.allmulti),
-            tx_queue_len: self.tx_queue_len.or(later.tx_queue_len),
-            network: later.network,
-        }
+        let (first, then) = (self.attributes, later.attributes);
+        let attributes = Attributes {
+            mac: first.mac.or(then.mac),
+            promisc: first.promisc.or(then.promisc),
+            mtu: first.mtu.or(then.mtu),
+            allmulti: first.allmulti.or(then.allmulti),
+            tx_queue_len: first.tx_queue_len.or(then.tx_queue_len),
+        };
+        Self { attributes, network: later.network }
     }
 
     pub(super) fn attributes(&self) -> Attributes {
-        Attributes {
-            mac: self.mac,
-            mtu: self.mtu,
-            promisc: self.promisc,
-            allmulti: self.allmulti,
-            tx_queue_len: self.tx_queue_len,
-        }
+        self.attributes
     }
 
     /// Of this network, by its own word.
@@ -77,8 +60,7 @@ impl Saved {
         if let Some(dir) = path.parent() {
             files::make_dir(dir, 0o755)?;
         }
-        let text = serde_json::to_vec(self).expect("plain structs always serialize");
-        files::replace(path, &text)
+        files::replace(path, self.to_json().to_string().as_bytes())
     }
 
     /// Reads it; `None` also for what cannot be understood.
@@ -86,7 +68,48 @@ impl Saved {
     /// # Errors
     /// Code 5.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, CniError> {
-        Ok(files::read_state(path)?.and_then(|text| serde_json::from_slice(&text).ok()))
+        let text = files::read_state(path)?;
+        let value = text.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+        Ok(value.and_then(|value| Self::from_json(&value)))
+    }
+
+    fn to_json(&self) -> Value {
+        let Attributes { mac, mtu, promisc, allmulti, tx_queue_len } = self.attributes;
+        let values = [
+            ("mac", mac.map(|mac| Value::from(mac.to_string()))),
+            ("promisc", promisc.map(Value::from)),
+            ("mtu", mtu.map(Value::from)),
+            ("allmulti", allmulti.map(Value::from)),
+            ("txQLen", tx_queue_len.map(Value::from)),
+            ("network", Some(Value::from(self.network.as_str()))),
+        ];
+        let given = values.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        Value::Object(given.collect())
+    }
+
+    /// `None` when it is no object, or a value makes no sense.
+    fn from_json(value: &Value) -> Option<Self> {
+        let object = value.as_object()?;
+        let number = |key: &str| match object.get(key) {
+            None => Some(None),
+            Some(value) => u32::try_from(value.as_u64()?).ok().map(Some),
+        };
+        let switch = |key: &str| match object.get(key) {
+            None => Some(None),
+            Some(value) => value.as_bool().map(Some),
+        };
+        let attributes = Attributes {
+            mac: match object.get("mac") {
+                None => None,
+                Some(mac) => Some(mac.as_str()?.parse().ok()?),
+            },
+            promisc: switch("promisc")?,
+            mtu: number("mtu")?,
+            allmulti: switch("allmulti")?,
+            tx_queue_len: number("txQLen")?,
+        };
+        let network = object.get("network").and_then(Value::as_str).unwrap_or_default();
+        Some(Self { attributes, network: network.to_owned() })
     }
 }
 
@@ -107,4 +130,32 @@ pub(super) fn file(call: &Call, dir: &Path) -> PathBuf {
 pub(super) fn remove(path: &Path) -> Result<(), CniError> {
     files::remove(&files::beside(path))?;
     files::remove(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let all = Attributes {
+            mac: Some(causeway_types::Mac::derived("x")),
+            mtu: Some(1400),
+            promisc: Some(false),
+            allmulti: Some(true),
+            tx_queue_len: Some(0),
+        };
+        for attributes in [all, Attributes { mac: None, mtu: None, ..all }, Attributes::default()] {
+            let saved = Saved { attributes, network: "net".to_owned() };
+            assert_eq!(Saved::from_json(&saved.to_json()), Some(saved));
+        }
+        for bad in
+            [r#"{"mac":"x"}"#, r#"{"mtu":-1}"#, r#"{"promisc":1}"#, r#"{"txQLen":"1"}"#, "[]"]
+        {
+            assert_eq!(Saved::from_json(&serde_json::from_str(bad).unwrap()), None, "{bad}");
+        }
+        let theirs = serde_json::from_str(r#"{"mac":"02:00:00:00:00:01","mtu":1500}"#).unwrap();
+        let saved = Saved::from_json(&theirs).unwrap();
+        assert!(saved.attributes.mac.is_some() && !saved.is_of("net"));
+    }
 }
