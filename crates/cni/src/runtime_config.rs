@@ -72,7 +72,7 @@ pub struct PortMapping {
 impl PortMapping {
     /// The protocol in lower case, tcp where none is named.
     pub fn protocol(&self) -> String {
-        if self.protocol.is_empty() { "tcp".to_owned() } else { self.protocol.to_lowercase() }
+        if self.protocol.is_empty() { "tcp".to_owned() } else { self.protocol.to_ascii_lowercase() }
     }
 }
 

@@ -144,13 +144,13 @@ fn build(table: &NftTable, keep: &[&str]) -> Vec<NftOp> {
 /// # Errors
 /// Code 999 when the kernel refuses.
 pub(crate) fn take(node: &mut Space, table: &NftTable, tag: &str) -> Result<(), CniError> {
-    take_known(node, table, |_, element| element.comment.as_deref() == Some(tag))
+    take_known(node, table, &|_, element| element.comment.as_deref() == Some(tag))
 }
 
 fn take_known(
     node: &mut Space,
     table: &NftTable,
-    is_its: impl Fn(&[KeyPart], &Element) -> bool,
+    is_its: &dyn Fn(&[KeyPart], &Element) -> bool,
 ) -> Result<(), CniError> {
     for attempt in 1.. {
         let pairs = look(node, table)?;
@@ -174,7 +174,7 @@ fn take_known(
 /// # Errors
 /// As [`take`].
 pub(crate) fn take_all(node: &mut Space, sets: &NftTable, tag: &str) -> Result<(), CniError> {
-    take_where(node, sets, |_, element| element.comment.as_deref() == Some(tag))
+    take_where(node, sets, &|_, element| element.comment.as_deref() == Some(tag))
 }
 
 /// Takes away all elements of which it is said, by key and value.
@@ -184,7 +184,7 @@ pub(crate) fn take_all(node: &mut Space, sets: &NftTable, tag: &str) -> Result<(
 pub(crate) fn take_where(
     node: &mut Space,
     sets: &NftTable,
-    is_its: impl Fn(&[KeyPart], &Element) -> bool,
+    is_its: &dyn Fn(&[KeyPart], &Element) -> bool,
 ) -> Result<(), CniError> {
     let mut own = sets.clone();
     for (name, set) in &mut own.sets {

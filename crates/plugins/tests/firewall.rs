@@ -349,6 +349,38 @@ fn firewalld_is_told_from_others() {
     assert_eq!(reaches("ext", &result), [false, false]);
 }
 
+/// A table with an owner cannot be changed by others: ADD says so, and leaves nothing.
+#[test]
+fn an_owned_table_is_named() {
+    use std::io::Write;
+    let node = node();
+    let result = plug(&node, "p1", 1);
+    let mut owner = std::process::Command::new("nft")
+        .arg("-i")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = owner.stdin.take().unwrap();
+    writeln!(input, "add table inet owned {{ flags owner; }}").unwrap();
+    let chain = "{ type filter hook forward priority 10; policy drop; }";
+    writeln!(input, "add chain inet owned f {chain}").unwrap();
+    input.flush().unwrap();
+    let start = std::time::Instant::now();
+    while !try_sh("nft list chain inet owned f").0 {
+        assert!(start.elapsed().as_secs() < 10, "nft -i does nothing");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let conf = chained(&firewall(1, &json!({"foreignForward": "insert"})), &result);
+    let (code, message) = node.call("ADD", "p1", &conf).run().err();
+    assert!(code == 999 && message.contains("inet owned f"), "{message}");
+    assert!(message.contains("flag owner"), "{message}");
+    assert!(!sh("nft list ruleset").contains("p1 eth0"));
+    drop(input);
+    owner.wait().unwrap();
+}
+
 /// Of the old iptables it is only known that it is there.
 #[test]
 fn the_old_iptables_is_named() {

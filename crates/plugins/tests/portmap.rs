@@ -416,6 +416,14 @@ fn a_port_that_is_taken_names_its_holder() {
     node.del("p2", &portmap(Value::Null));
     assert_eq!(tcp("ext", "192.168.7.1:8080"), "p1 192.168.7.2");
 
+    // Without its note nobody can tell whether the holder lives: the message says what to do.
+    std::fs::rename("/var/lib/causeway/portmap/p1-eth0.json", "/var/lib/note").unwrap();
+    let (_, message) = node.call("ADD", "p2", &chained(&ports, &second)).run().err();
+    let command = message.split('`').nth(1).unwrap_or_else(|| panic!("{message}"));
+    sh(command);
+    std::fs::rename("/var/lib/note", "/var/lib/causeway/portmap/p1-eth0.json").unwrap();
+    node.add("p1", &chained(&ports, &first(&node)));
+
     // A container that is gone for good holds nothing, even if nobody called DEL.
     node.del("p1", &bridge());
     node.remove_pod("p1");

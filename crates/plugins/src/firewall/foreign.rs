@@ -135,7 +135,15 @@ pub(crate) fn insert(node: &mut Space, note: &Forward) -> Result<(), CniError> {
             changes.push(Change::AcceptFirst { place: place.clone(), ip, source, comment });
         }
     }
-    node.kernel(|handle| handle.nft()?.change_foreign(&changes))
+    node.kernel(|handle| handle.nft()?.change_foreign(&changes)).map_err(|e| {
+        let places: Vec<String> =
+            note.inserted.iter().map(|i| format!("{} {} {}", i.family, i.table, i.chain)).collect();
+        e.with_details(format!(
+            "key \"foreignForward\" is \"insert\", chains {}; a table that belongs to a running \
+             program (flag owner, as newer firewalld sets it) can be changed by that alone",
+            places.join(", ")
+        ))
+    })
 }
 
 fn removals(node: &mut Space, note: &Forward) -> Result<Vec<Change>, CniError> {

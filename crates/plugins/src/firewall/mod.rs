@@ -233,5 +233,5 @@ fn forget_bridges(notes: &Notes) -> Result<(), CniError> {
     let unused = |key: &[KeyPart]| key.iter().all(|part| !used.contains(part));
     let mut sets = note::sets();
     sets.sets.retain(|_, set| set.key[0] == causeway_model::nft::KeyType::IfName);
-    owned::take_where(&mut Space::node()?, &sets, |key, _| unused(key))
+    owned::take_where(&mut Space::node()?, &sets, &|key, _| unused(key))
 }

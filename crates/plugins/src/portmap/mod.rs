@@ -182,11 +182,22 @@ fn refuse_taken(notes: &Notes, note: &Ports, pairs: &[Pair]) -> Result<(), CniEr
         let Some(holder) = pair.holder().filter(|holder| *holder != own) else { continue };
         let (id, ifname) = holder.split_once(' ').unwrap_or((holder, ""));
         let noted = notes.read::<Ports>(id, ifname)?;
-        if noted.is_some_and(|n| n.whose().is_over(&note.whose.boot_id)) {
+        if noted.as_ref().is_some_and(|n| n.whose().is_over(&note.whose.boot_id)) {
             continue;
         }
+        let key: Vec<String> = pair.id.key.iter().map(|part| part.to_string()).collect();
+        let by_hand = match noted {
+            Some(_) => String::new(),
+            // Whether it lives cannot be told.
+            None => format!(
+                "; if there is no such container any more, `nft 'delete element inet causeway_cni {} \
+                 {{ {} }}'`",
+                pair.id.set,
+                key.join(" . ")
+            ),
+        };
         return Err(CniError::internal(format!(
-            "{} is held by container {id} ({ifname}): stop that one, or choose another port",
+            "{} is held by container {id} ({ifname}): stop that one, or choose another port{by_hand}",
             what(pair)
         )));
     }
