@@ -727,3 +727,23 @@ fn kill_both(node: &Node, conf: &Value) {
     println!("killed at {add} system calls of ADD and {del} of DEL");
     assert!(add > 30 && del > 20, "{add} and {del} are too few to be true");
 }
+
+/// The result of the chain names the limit's device beside the node's end: CHECK of the first plugin
+/// takes neither for the other.
+#[test]
+fn check_of_the_whole_chain() {
+    for_all_families(|families| {
+        let node = Node::new();
+        let result = pod(&node, "p1", families);
+        let conf = after("bandwidth", &limits(true, true), &result);
+        let last = node.add("p1", &conf);
+        let mut first = common::served::conf(common::served::Mode::Classic, families);
+        first["cniVersion"] = json!("1.0.0");
+        first["prevResult"] = last;
+        node.call("CHECK", "p1", &first).run().ok();
+        sh(&format!("ip link set {} nomaster", result["interfaces"][1]["name"].as_str().unwrap()));
+        let (code, why) = node.call("CHECK", "p1", &first).run().err();
+        assert!(code == 999 && why.contains("has been changed"), "{why}");
+        node.del("p1", &conf);
+    });
+}

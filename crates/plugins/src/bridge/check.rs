@@ -20,11 +20,12 @@ pub(super) fn check(call: &Call) -> Result<(), CniError> {
     let served = Served::if_served(call)?;
     Ipam::of(call, None)?.check(call)?;
 
-    let ends = ends(call, &conf, previous)?;
+    let mut node = Space::node()?;
+    let mut pod = Space::pod(&netns)?;
+    let host = chain::host_end(call, previous, &mut node, &mut pod)?;
+    let ends = ends(call, host, previous)?;
     let own = own_part(call, previous);
     let mut record = super::add::record(call, &conf, ends, netns, served.as_ref(), &own);
-    let mut node = Space::node()?;
-    let mut pod = Space::pod(&record.netns)?;
     let bridge = node
         .link(&conf.bridge)?
         .ok_or_else(|| CniError::internal(format!("bridge {} is not there", conf.bridge)))?;
@@ -47,19 +48,18 @@ pub(super) fn check(call: &Call) -> Result<(), CniError> {
     )
 }
 
-/// The two ends as the previous result names them: another plugin may have made them.
-fn ends(call: &Call, conf: &BridgeConf, previous: &CniResult) -> Result<Derived, CniError> {
+/// The two ends as the previous result names them: another plugin may have made them. The node's is
+/// the one that is the other end of the pod's: the result may name more interfaces on the node.
+fn ends(call: &Call, host: Option<IfName>, previous: &CniResult) -> Result<Derived, CniError> {
     let mut ends = Derived::of(call)?;
-    let gateway_dev = conf.gateway_dev()?;
+    ends.host_ifname = host.unwrap_or(ends.host_ifname);
     let bad = |e: causeway_types::Invalid| CniError::invalid_config(format!("prevResult: {e}"));
     for interface in &previous.interfaces {
         let mac: Option<Mac> = match interface.mac.as_str() {
             "" => None,
             text => Some(text.parse().map_err(bad)?),
         };
-        let is_bridge = [&conf.bridge, &gateway_dev].iter().any(|n| n.as_str() == interface.name);
-        if interface.sandbox.is_empty() && !is_bridge {
-            ends.host_ifname = IfName::new(&interface.name).map_err(bad)?;
+        if interface.sandbox.is_empty() && interface.name == ends.host_ifname.as_str() {
             ends.host_mac = mac.unwrap_or(ends.host_mac);
         } else if interface.name == call.env.ifname && !interface.sandbox.is_empty() {
             ends.mac = mac.unwrap_or(ends.mac);
