@@ -27,7 +27,21 @@ pub struct Binaries {
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The names of the plugins in CNI_PATH.
-const PLUGINS: [&str; 4] = ["bridge", "host-local", "loopback", "causeway"];
+const PLUGINS: [&str; 13] = [
+    "bandwidth",
+    "bridge",
+    "causeway",
+    "firewall",
+    "host-device",
+    "host-local",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "sbr",
+    "static",
+    "tuning",
+];
 
 /// Makes a lab and waits until it is whole; `tell` hears of each step. What failed half-way is
 /// taken down again.

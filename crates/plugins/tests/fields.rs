@@ -152,6 +152,24 @@ fn disable_container_interface_leaves_it_down() {
     assert_eq!(node.residue(), "");
 }
 
+/// The link-local address of a new bridge solicits the first pod's neighbours.
+#[test]
+fn the_first_pod_of_a_bridge_is_reached_at_once() {
+    let node = Node::new();
+    let conf = conf(Families::V6, &json!({"isGateway": true}));
+    sh("ip netns add far && ip link add n0 type veth peer name n1 netns far && \
+        ip addr add fd77::1/64 dev n0 nodad && ip link set n0 up && \
+        ip -n far addr add fd77::2/64 dev n1 nodad && ip -n far link set n1 up && sleep 2 && \
+        ip -n far -6 route add default via fd77::1");
+    node.pod("p1");
+    sh("sysctl -qw net.ipv6.conf.all.forwarding=1");
+    let result = node.add("p1", &conf);
+    in_pod("p1", "ip -6 route add default via fd09::1");
+    let ip = &addresses(&result)[0];
+    sh(&format!("ip netns exec far ping -c1 -W1 -n {ip}"));
+    node.del("p1", &conf);
+}
+
 /// True where the kernel can keep VLANs apart.
 fn kernel_has_vlans() -> bool {
     let has = try_sh("ip link add cw-probe type bridge vlan_filtering 1 && ip link del cw-probe").0

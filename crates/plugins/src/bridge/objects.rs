@@ -55,6 +55,12 @@ impl Bridge<'_> {
                 all.add(Owner::Node, why, object);
             }
         }
+        if self.gateways.iter().any(|g| g.addr().is_ipv6()) {
+            // With its first port the bridge gets a link-local address. While the kernel looks for
+            // duplicates of that, it solicits no neighbours, and nothing is forwarded to pods.
+            let dad = sysctl(Family::V6, &self.gateway_dev, "accept_dad", "0");
+            all.add(Owner::Node, "the node forwards to the first pod at once", dad);
+        }
         for addr in &self.gateways {
             let forwarding = forwarding(Family::of(addr.addr()));
             let addr = Addr::new(self.gateway_dev.clone(), *addr);
