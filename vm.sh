@@ -29,9 +29,9 @@ if [ ! -e "$dir/release" ]; then
     package=$(apt-cache depends "$meta" | awk '/Depends: linux-image/ {print $2; exit}')
     [ -n "$package" ] || die "apt knows no $meta; run: apt-get update"
     (cd "$dir/deb" && apt-get download "$package" >/dev/null 2>&1) || die "cannot download $package"
-    dpkg-deb -x "$dir"/deb/*.deb "$dir/root"
-    release=$(ls "$dir/root/lib/modules")
-    depmod -b "$dir/root" "$release"
+    dpkg-deb -x "$dir"/deb/*.deb "$dir/system"
+    release=$(ls "$dir/system/lib/modules")
+    depmod -b "$dir/system" "$release"
     rm -rf "$dir/deb"
     echo "$release" >"$dir/release"
 fi
@@ -45,7 +45,7 @@ if [ ! -e "$ram.img" ]; then
     cp "$(command -v busybox)" "$ram/bin/busybox"
     n=100
     for module in virtio_pci 9pnet_virtio 9p; do
-        modprobe -d "$dir/root" -S "$release" --show-depends "$module" |
+        modprobe -d "$dir/system" -S "$release" --show-depends "$module" |
             awk '$1 == "insmod" {print $2}'
     done | awk '!seen[$0]++' | while read -r path; do
         n=$((n + 1))
@@ -76,7 +76,7 @@ script=$($b cat /script)
 $b ip link set lo up
 # How the kernel loads modules by itself.
 printf '#!/bin/busybox sh\nexec /bin/busybox chroot /root /usr/sbin/modprobe -d %s "$@"\n' \
-    "${script%/*}/root" >/load
+    "${script%/*}/system" >/load
 $b chmod +x /load
 echo /load >/proc/sys/kernel/modprobe
 $b chroot $r /bin/sh "$script"
@@ -98,7 +98,7 @@ trap 'rm -f "$script" "$log"' EXIT INT TERM
     for module in ${VM_MODULES:-veth bridge br_netfilter 8021q vxlan ifb macvlan nf_tables nft_masq nft_nat \
         nft_ct nft_fib_inet nft_chain_nat nf_conntrack nf_conntrack_netlink sch_tbf sch_htb sch_ingress \
         act_mirred cls_u32 cls_matchall tun dummy}; do
-        echo "modprobe -d '$dir/root' $module 2>/dev/null"
+        echo "modprobe -d '$dir/system' $module 2>/dev/null"
     done
     printf 'exec'
     for word in "$@"; do
@@ -107,7 +107,7 @@ trap 'rm -f "$script" "$log"' EXIT INT TERM
     echo
 } >"$script"
 timeout "${VM_SECONDS:-540}" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 1536 \
-    -net none -nographic -no-reboot -kernel "$dir/root/boot/vmlinuz-$release" -initrd "$ram.img" \
+    -net none -nographic -no-reboot -kernel "$dir/system/boot/vmlinuz-$release" -initrd "$ram.img" \
     -fsdev local,id=r,path=/,security_model=none,readonly=on,multidevs=remap \
     -device virtio-9p-pci,fsdev=r,mount_tag=root \
     -append "console=ttyS0 quiet panic=-1 vm_script=$script" </dev/null | tr -d '\r' | tee "$log" |

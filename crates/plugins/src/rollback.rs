@@ -18,6 +18,21 @@ impl Rollback {
         Self::default()
     }
 
+    /// Does something, or nothing: what a failure left half done is undone.
+    ///
+    /// # Errors
+    /// Those of `act`, with what could not be undone.
+    pub fn guard<T>(act: impl FnOnce(&mut Self) -> Result<T, CniError>) -> Result<T, CniError> {
+        let mut rollback = Self::new();
+        match act(&mut rollback) {
+            Ok(done) => {
+                rollback.commit();
+                Ok(done)
+            }
+            Err(error) => Err(rollback.fail(error)),
+        }
+    }
+
     /// Notes how to undo the step that follows.
     pub fn on_failure(&mut self, undo: impl FnOnce() -> Result<(), CniError> + 'static) {
         self.steps.push(Box::new(undo));

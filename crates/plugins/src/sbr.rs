@@ -41,14 +41,8 @@ impl Plugin for SbrPlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
         let conf = Conf::of(call)?;
         let result = call.conf.require_prev_result()?;
-        let mut rollback = Rollback::new();
-        match set_up(call, &conf, result, &mut rollback) {
-            Ok(()) => {
-                rollback.commit();
-                Ok(result.clone())
-            }
-            Err(error) => Err(rollback.fail(error)),
-        }
+        Rollback::guard(|rollback| set_up(call, &conf, result, rollback))?;
+        Ok(result.clone())
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {

@@ -6,9 +6,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use common::chained::{
-    after, for_all_families, in_version, installed, kill_everywhere, pod, reference,
-};
+use common::chained::{after, for_all_families, in_version, kill_everywhere, pod, reference};
+use common::reference::installed;
 use common::served::{Families, Mode, addresses, conf, host_end, serve};
 use common::{Node, in_pod, netns_of, pings, sh, try_sh};
 use serde_json::{Value, json};

@@ -5,15 +5,9 @@
 
 mod common;
 
-use std::io::Write;
-use std::process::{Command, Stdio};
-
 use common::served::{Families, Mode, addresses, conf, serve};
+use common::trace::Held;
 use common::{Node, sh, try_sh, tutorial};
-use nix::sys::ptrace;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// How a plugin ended.
@@ -26,57 +20,15 @@ enum End {
 }
 
 /// Runs a plugin and kills it as it enters its system call number `at`, counted from 1.
-#[allow(clippy::zombie_processes, reason = "waitpid waits for it, stop by stop")]
 fn run_until(node: &Node, command: &str, container: &str, conf: &Value, at: usize) -> End {
-    let program = format!("{}/{}", node.bin_dir, conf["type"].as_str().unwrap());
-    // Stopped before it becomes the plugin, so that no system call of the plugin is missed.
-    let mut child = Command::new("/bin/sh")
-        .args(["-c", "kill -STOP $$; exec \"$0\"", &program])
-        .env_clear()
-        .env("CNI_COMMAND", command)
-        .env("CNI_CONTAINERID", container)
-        .env("CNI_IFNAME", "eth0")
-        .env("CNI_NETNS", format!("/run/netns/{container}"))
-        .env("CNI_PATH", &node.bin_dir)
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
-    let pid = Pid::from_raw(child.id().try_into().unwrap());
-    let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
-    assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
-    use ptrace::Options;
-    ptrace::seize(
-        pid,
-        Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_EXITKILL,
-    )
-    .unwrap();
-    kill(pid, Signal::SIGCONT).unwrap();
-    let (mut running, mut stops) = (false, 0);
-    loop {
-        match waitpid(pid, None).unwrap() {
-            WaitStatus::Exited(_, code) => return End::Itself(code),
-            WaitStatus::Signaled(_, Signal::SIGKILL, _) => return End::Killed,
-            WaitStatus::PtraceEvent(_, _, libc_event) if libc_event == EXEC => running = true,
-            WaitStatus::PtraceSyscall(_) if running => {
-                stops += 1;
-                // One stop at the entry and one at the end of each; the first is the end of exec.
-                if stops == 2 * at {
-                    kill(pid, Signal::SIGKILL).unwrap();
-                    continue;
-                }
-            }
-            other => assert!(!matches!(other, WaitStatus::Signaled(..)), "{other:?}"),
-        }
-        ptrace::syscall(pid, None).unwrap();
+    let mut held = Held::start(node, command, container, conf, "");
+    if held.reach(at) {
+        held.kill();
+        End::Killed
+    } else {
+        End::Itself(held.finish().code)
     }
 }
-
-/// `PTRACE_EVENT_EXEC` (`linux/ptrace.h`).
-const EXEC: i32 = 4;
 
 /// Tells a runtime's GC that nothing is attached any more.
 fn gc(node: &Node, conf: &Value) {

@@ -225,7 +225,7 @@ fn picture(pod: &str, host: &str) -> String {
 
 #[test]
 fn makes_the_same_as_the_reference() {
-    if !installed() {
+    if !installed("ptp") {
         return;
     }
     let (ours, reference) = side_by_side(|node, _| {
@@ -246,7 +246,7 @@ fn makes_the_same_as_the_reference() {
 
 #[test]
 fn every_version() {
-    if !installed() {
+    if !installed("ptp") {
         return;
     }
     let (ours, reference) = side_by_side(|node, _| {
@@ -266,7 +266,7 @@ fn every_version() {
 
 #[test]
 fn each_takes_down_and_checks_what_the_other_made() {
-    if !installed() {
+    if !installed("ptp") {
         return;
     }
     let node = Node::new();

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::chained::{after, for_all_families, in_version, installed, kill_everywhere, pod};
+use common::chained::{after, for_all_families, in_version, kill_everywhere, pod};
+use common::reference::installed;
 use common::served::{Families, Mode, addresses, conf, host_end, serve};
 use common::{Node, in_pod, pings, sh, try_sh};
 use serde_json::{Value, json};
@@ -178,7 +179,7 @@ fn beside_the_reference() {
                     let mut call = node.call(command, "p1", &conf);
                     call.ifname = "net1".to_owned();
                     if !ours {
-                        call.program = Some(format!("{}/sbr", common::chained::REFERENCE));
+                        call.program = Some(format!("{}/sbr", common::reference::REFERENCE));
                     }
                     call.run()
                 };

@@ -4,7 +4,8 @@ mod common;
 
 use std::fs;
 
-use common::chained::{after, in_version, installed, kill_everywhere, pod, reference};
+use common::chained::{after, in_version, kill_everywhere, pod, reference};
+use common::reference::installed;
 use common::served::{Families, Mode, conf, serve};
 use common::{Node, in_pod, pings, sh, try_sh};
 use rustix::mount::{MountFlags, mount};

@@ -35,14 +35,7 @@ impl Plugin for BandwidthPlugin {
         if limits.is_none() {
             return Ok(result);
         }
-        let mut rollback = Rollback::new();
-        match limit(call, &limits, result, &mut rollback) {
-            Ok(result) => {
-                rollback.commit();
-                Ok(result)
-            }
-            Err(error) => Err(rollback.fail(error)),
-        }
+        Rollback::guard(|rollback| limit(call, &limits, result, rollback))
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {

@@ -28,14 +28,7 @@ pub(crate) const DEFAULT_MTU: u32 = 1500;
 const TRIES: usize = 5;
 
 pub(super) fn add(call: &Call) -> Result<CniResult, CniError> {
-    let mut rollback = Rollback::new();
-    match attach(call, &mut rollback) {
-        Ok(result) => {
-            rollback.commit();
-            Ok(result)
-        }
-        Err(error) => Err(rollback.fail(error)),
-    }
+    Rollback::guard(|rollback| attach(call, rollback))
 }
 
 fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {

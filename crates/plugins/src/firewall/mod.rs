@@ -42,14 +42,8 @@ impl Plugin for FirewallPlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
         let conf = FirewallConf::parse(call)?;
         let result = call.conf.require_prev_result()?;
-        let mut rollback = Rollback::new();
-        match open(call, conf, result, &mut rollback) {
-            Ok(()) => {
-                rollback.commit();
-                Ok(result.clone())
-            }
-            Err(error) => Err(rollback.fail(error)),
-        }
+        Rollback::guard(|rollback| open(call, conf, result, rollback))?;
+        Ok(result.clone())
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {

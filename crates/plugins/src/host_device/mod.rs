@@ -33,14 +33,7 @@ pub(crate) struct HostDevicePlugin;
 
 impl Plugin for HostDevicePlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
-        let mut rollback = Rollback::new();
-        match attach(call, &mut rollback) {
-            Ok(result) => {
-                rollback.commit();
-                Ok(result)
-            }
-            Err(error) => Err(rollback.fail(error)),
-        }
+        Rollback::guard(|rollback| attach(call, rollback))
     }
 
     /// Works without the keys that name the device, which the runtime may pass for ADD alone.

@@ -26,14 +26,7 @@ pub(crate) struct MacvlanPlugin;
 
 impl Plugin for MacvlanPlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
-        let mut rollback = Rollback::new();
-        match attach(call, &mut rollback) {
-            Ok(result) => {
-                rollback.commit();
-                Ok(result)
-            }
-            Err(error) => Err(rollback.fail(error)),
-        }
+        Rollback::guard(|rollback| attach(call, rollback))
     }
 
     /// Works without the device below, which may be gone.

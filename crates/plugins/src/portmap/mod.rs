@@ -44,14 +44,8 @@ impl Plugin for PortmapPlugin {
         }
         let masquerade = conf.masquerade(call, result);
         let note = Ports { whose: Whose::of(call)?, masquerade, ports };
-        let mut rollback = Rollback::new();
-        match map(call, &note, &mut rollback) {
-            Ok(()) => {
-                rollback.commit();
-                Ok(result.clone())
-            }
-            Err(error) => Err(rollback.fail(error)),
-        }
+        Rollback::guard(|rollback| map(call, &note, rollback))?;
+        Ok(result.clone())
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {

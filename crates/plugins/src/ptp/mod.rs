@@ -29,14 +29,7 @@ pub(crate) struct PtpPlugin;
 
 impl Plugin for PtpPlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
-        let mut rollback = Rollback::new();
-        match attach(call, &mut rollback) {
-            Ok(result) => {
-                rollback.commit();
-                Ok(result)
-            }
-            Err(error) => Err(rollback.fail(error)),
-        }
+        Rollback::guard(|rollback| attach(call, rollback))
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {

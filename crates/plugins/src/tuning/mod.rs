@@ -33,14 +33,8 @@ impl Plugin for TuningPlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
         let conf = TuningConf::of(call)?;
         let result = call.conf.require_prev_result()?.clone();
-        let mut rollback = Rollback::new();
-        match tune(call, &conf, &mut rollback) {
-            Ok(()) => {
-                rollback.commit();
-                Ok(changed(call, &conf, result))
-            }
-            Err(error) => Err(rollback.fail(error)),
-        }
+        Rollback::guard(|rollback| tune(call, &conf, rollback))?;
+        Ok(changed(call, &conf, result))
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {

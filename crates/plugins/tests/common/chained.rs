@@ -1,27 +1,12 @@
 //! Pods that one plugin of a chain made, for the plugins that follow it.
 #![allow(dead_code, unreachable_pub)]
 
-use std::path::Path;
-
 use serde_json::{Value, json};
 
+use super::reference::REFERENCE;
 use super::served::{Families, Mode, conf};
 use super::trace::Held;
 use super::{Answer, Node};
-
-/// Where the reference plugins are.
-pub const REFERENCE: &str = "/usr/lib/cni";
-
-/// Is this plugin of the reference there?
-pub fn installed(name: &str) -> bool {
-    let there = Path::new(REFERENCE).join(name).is_file();
-    if !there {
-        println!(
-            "skipped: the reference plugins are not in {REFERENCE} (containernetworking-plugins)"
-        );
-    }
-    there
-}
 
 /// A pod of the network `pod-network` on a bridge, and the result of the plugin that made it.
 pub fn pod(node: &Node, name: &str, families: Families) -> Value {

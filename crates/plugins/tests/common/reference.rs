@@ -11,9 +11,9 @@ use super::{BIN_DIR, Node};
 /// Where Debian's package containernetworking-plugins puts them.
 pub const REFERENCE: &str = "/usr/lib/cni";
 
-/// Are they there? Says so when they are not.
-pub fn installed() -> bool {
-    let there = Path::new(REFERENCE).join("ptp").is_file();
+/// Is this one there? Says so when it is not.
+pub fn installed(name: &str) -> bool {
+    let there = Path::new(REFERENCE).join(name).is_file();
     if !there {
         println!("skipped: the reference plugins are not in {REFERENCE}");
     }
