@@ -8,13 +8,14 @@ use causeway_ipam::Owner;
 use crate::Plugin;
 use crate::call::Call;
 use crate::ipam::{HOST_LOCAL, Ipam};
+use crate::leases::Look;
 
 /// Type `host-local`.
 pub(crate) struct HostLocalPlugin;
 
 impl Plugin for HostLocalPlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
-        let (result, in_flight) = own(call)?.add(call)?;
+        let (result, in_flight) = own(call)?.add(call, Look::Closely)?;
         in_flight.until_exit();
         Ok(result)
     }

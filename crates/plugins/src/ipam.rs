@@ -16,7 +16,7 @@ use crate::call::Call;
 use crate::chain;
 use crate::files::{self, Planned};
 use crate::garbage::Stale;
-use crate::leases::Leases;
+use crate::leases::{Leases, Look};
 use crate::record::LeaseRecords;
 use crate::store::InFlight;
 
@@ -74,13 +74,13 @@ impl Ipam {
     ///
     /// # Errors
     /// As [`Leases::allocate`]; the foreign plugin's own error.
-    pub fn add(&self, call: &Call) -> Result<(CniResult, InFlight), CniError> {
+    pub fn add(&self, call: &Call, look: Look) -> Result<(CniResult, InFlight), CniError> {
         match self {
             Ipam::None => Ok((CniResult::default(), InFlight::default())),
             Ipam::HostLocal { conf, leases } => {
                 let dns = conf.resolv_conf.as_deref().map(resolv_conf).transpose()?;
                 let (given, in_flight) =
-                    leases.allocate(&conf.sets, &call.owner(), &conf.requested)?;
+                    leases.allocate(&conf.sets, &call.owner(), &conf.requested, look)?;
                 let ips = given.iter().map(|l| IpConfig::new(l.address, l.gateway)).collect();
                 let routes = conf.routes.clone();
                 let dns = dns.unwrap_or_default();
@@ -119,6 +119,27 @@ impl Ipam {
                 leases.release(&call.owner(), &named.collect::<Vec<_>>())
             }
             Ipam::Foreign(name) => run(name, Command::Del, call),
+        }
+    }
+
+    /// Gives back what an ADD got before it failed.
+    ///
+    /// # Errors
+    /// Code 5; the foreign plugin's own error.
+    pub fn give_back(&self, call: &Call, given: &CniResult) -> Result<(), CniError> {
+        match self {
+            Ipam::HostLocal { leases, .. } => {
+                let given: Vec<IpAddr> = given.ips.iter().map(|ip| ip.address.addr()).collect();
+                leases.give_back(&call.owner(), &given)
+            }
+            Ipam::None | Ipam::Static(_) | Ipam::Foreign(_) => self.del(call, &[]),
+        }
+    }
+
+    /// Before the first step of a removal of which no record is kept.
+    pub fn begin_release(&self, call: &Call) {
+        if let Ipam::HostLocal { leases, .. } = self {
+            leases.begin_release(&call.owner());
         }
     }
 

@@ -12,6 +12,16 @@ use crate::files::{Planned, is_absent};
 use crate::record::LeaseRecords;
 use crate::store::{InFlight, LeaseDir, Loaded};
 
+/// How to find out whether an attachment that is to get addresses has some already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// By what all the leases say.
+    Closely,
+    /// The kernel knows nothing of the attachment: it has leases only if an ADD or DEL of it has not
+    /// come to its end, which a mark tells. The cost does not grow with the leases of others.
+    ForMarks,
+}
+
 /// The leases of one network.
 #[derive(Clone, Debug)]
 pub struct Leases {
@@ -36,11 +46,24 @@ impl Leases {
         sets: &[RangeSet],
         owner: &Owner,
         requested: &[IpAddr],
+        look: Look,
     ) -> Result<(Vec<Lease>, InFlight), CniError> {
         let dir = LeaseDir::open(&self.dir)?;
-        let mut loaded = taken(dir.load()?);
+        let mut loaded = match look {
+            // Who holds what is asked for belongs into the answer.
+            Look::ForMarks if requested.is_empty() => dir.load_names()?,
+            _ => taken(dir.load()?),
+        };
+        if !loaded.read && loaded.is_begun(owner) {
+            loaded = taken(dir.load()?);
+        }
         let leases = loop {
             let mut chosen = loaded.state.allocate(sets, owner, requested);
+            if !loaded.read && used_up(&chosen) {
+                // Not all that has a name is taken.
+                loaded = taken(dir.load()?);
+                continue;
+            }
             if used_up(&chosen) && self.reclaim(&dir, &mut loaded)? > 0 {
                 chosen = loaded.state.allocate(sets, owner, requested);
             }
@@ -61,6 +84,7 @@ impl Leases {
                 let _ = self.records.remove(ip);
                 let _ = dir.remove(ip);
             }
+            let _ = dir.end(owner);
         })?;
         Ok((leases, in_flight))
     }
@@ -150,6 +174,29 @@ impl Leases {
         }
     }
 
+    /// Notes that an attachment is about to be removed: should that not come to its end, the next ADD
+    /// of it looks for what it holds. A disk that takes no note must not keep it.
+    pub fn begin_release(&self, owner: &Owner) {
+        if let Ok(Some(dir)) = LeaseDir::open_existing(&self.dir) {
+            let _ = dir.begin(owner);
+        }
+    }
+
+    /// Gives back addresses that an ADD got before it failed, and no others of its attachment: those
+    /// may be in use.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn give_back(&self, owner: &Owner, given: &[IpAddr]) -> Result<(), CniError> {
+        let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(()) };
+        for ip in given {
+            if dir.owner_of(*ip)?.is_some_and(|found| found == *owner) {
+                self.remove(&dir, *ip, owner)?;
+            }
+        }
+        dir.end(owner)
+    }
+
     /// Gives back all addresses of an attachment. What is gone is fine. Of the addresses that
     /// others name as its own (its record, the result of ADD), those go whose files cannot be read
     /// or were overwritten.
@@ -162,7 +209,8 @@ impl Leases {
         let own = self.own(&loaded, owner, named)?;
         // And those that others' records speak of: the lease goes, what protects the others stays.
         let leased = loaded.state.leases_of(owner).into_iter().filter(|ip| !own.contains(ip));
-        own.iter().copied().chain(leased).try_for_each(|ip| self.remove(&dir, ip, owner))
+        own.iter().copied().chain(leased).try_for_each(|ip| self.remove(&dir, ip, owner))?;
+        if loaded.is_begun(owner) { dir.end(owner) } else { Ok(()) }
     }
 
     /// The addresses that [`Leases::release`] gives back, but for those that records say are
@@ -335,25 +383,27 @@ mod tests {
         let l = leases(tmp.path(), None);
         l.has_free(&sets()).unwrap();
         assert!(!l.dir.exists(), "asking makes nothing");
-        l.allocate(&sets(), &owner("a"), &[]).unwrap();
-        let err = l.allocate(&sets(), &owner("b"), &[]).unwrap_err();
+        l.allocate(&sets(), &owner("a"), &[], Look::Closely).unwrap();
+        let err = l.allocate(&sets(), &owner("b"), &[], Look::Closely).unwrap_err();
         assert_eq!(err.code, 999, "{err}");
         assert_eq!(l.has_free(&sets()).unwrap_err().code, 50);
         l.release(&owner("a"), &[]).unwrap();
         l.release(&owner("a"), &[]).unwrap();
-        l.allocate(&sets(), &owner("b"), &[]).unwrap();
-        let twice = l.allocate(&sets(), &owner("b"), &[]).unwrap_err();
+        l.allocate(&sets(), &owner("b"), &[], Look::Closely).unwrap();
+        let twice = l.allocate(&sets(), &owner("b"), &[], Look::Closely).unwrap_err();
         assert!(twice.msg.contains("duplicate allocation is not allowed"), "{twice}");
     }
 
     #[test]
     fn leases_from_before_the_boot_come_back_when_needed() {
         let tmp = tempfile::tempdir().unwrap();
-        leases(tmp.path(), Some("boot-1")).allocate(&sets(), &owner("c"), &[]).unwrap();
+        leases(tmp.path(), Some("boot-1"))
+            .allocate(&sets(), &owner("c"), &[], Look::Closely)
+            .unwrap();
         let now = leases(tmp.path(), Some("boot-2"));
-        now.allocate(&sets(), &owner("b"), &[]).unwrap();
+        now.allocate(&sets(), &owner("b"), &[], Look::Closely).unwrap();
         assert!(now.held(&owner("c")).unwrap().is_empty());
-        assert!(now.allocate(&sets(), &owner("d"), &[]).is_err());
+        assert!(now.allocate(&sets(), &owner("d"), &[], Look::Closely).is_err());
     }
 
     /// The reference gave the address back, which leaves our record of before the boot, and gave it
@@ -361,16 +411,18 @@ mod tests {
     #[test]
     fn a_record_of_somebody_else_takes_nothing_back() {
         let tmp = tempfile::tempdir().unwrap();
-        leases(tmp.path(), Some("boot-1")).allocate(&sets(), &owner("c"), &[]).unwrap();
+        leases(tmp.path(), Some("boot-1"))
+            .allocate(&sets(), &owner("c"), &[], Look::Closely)
+            .unwrap();
         let now = leases(tmp.path(), Some("boot-2"));
         std::fs::write(now.dir.join("10.1.2.2"), "by-reference\r\neth0").unwrap();
-        assert!(now.allocate(&sets(), &owner("c2"), &[]).is_err());
+        assert!(now.allocate(&sets(), &owner("c2"), &[], Look::Closely).is_err());
         assert_eq!(now.held(&owner("by-reference")).unwrap().len(), 1);
     }
 
     /// The records of a pod of this boot that has the address.
     fn recorded(tmp: &std::path::Path, l: &Leases, id: &str) -> std::net::IpAddr {
-        let (given, _) = l.allocate(&sets(), &owner(id), &[]).unwrap();
+        let (given, _) = l.allocate(&sets(), &owner(id), &[], Look::Closely).unwrap();
         let ip = given[0].address.addr();
         let paths = Paths { attachments: tmp.join("attachments"), ..Paths::default() };
         let record = serde_json::json!({
@@ -396,7 +448,10 @@ mod tests {
                 Some(text) => std::fs::write(&file, text).unwrap(),
                 None => std::fs::remove_file(&file).unwrap(),
             }
-            assert!(l.allocate(&sets(), &owner("d"), &[]).is_err(), "{damage:?}: {ip} twice");
+            assert!(
+                l.allocate(&sets(), &owner("d"), &[], Look::Closely).is_err(),
+                "{damage:?}: {ip} twice"
+            );
             l.stale(&BTreeSet::from([owner("c")]), 1).unwrap();
             assert_eq!(l.held(&owner("c")).unwrap(), [ip], "{damage:?}");
         }
@@ -423,7 +478,7 @@ mod tests {
     fn gc_leaves_an_add_alone_that_has_not_ended() {
         let tmp = tempfile::tempdir().unwrap();
         let l = leases(tmp.path(), None);
-        let (given, in_flight) = l.allocate(&sets(), &owner("a"), &[]).unwrap();
+        let (given, in_flight) = l.allocate(&sets(), &owner("a"), &[], Look::Closely).unwrap();
         let ip = given[0].address.addr();
         assert_eq!(l.stale(&BTreeSet::new(), 1).unwrap(), Stale::default());
         l.release_if(ip, &owner("a")).unwrap();
@@ -438,11 +493,54 @@ mod tests {
     fn gc_lets_go_only_what_it_saw() {
         let tmp = tempfile::tempdir().unwrap();
         let l = leases(tmp.path(), None);
-        l.allocate(&sets(), &owner("a"), &[]).unwrap();
+        l.allocate(&sets(), &owner("a"), &[], Look::Closely).unwrap();
         let stale = l.stale(&BTreeSet::new(), 1).unwrap().leases;
         l.release(&owner("a"), &[]).unwrap();
-        l.allocate(&sets(), &owner("b"), &[]).unwrap();
+        l.allocate(&sets(), &owner("b"), &[], Look::Closely).unwrap();
         l.release_if(stale[0].0, &stale[0].1).unwrap();
         assert_eq!(l.held(&owner("b")).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_is_not_looked_at_is_not_given_out_and_not_given_back() {
+        let tmp = tempfile::tempdir().unwrap();
+        let l = leases(tmp.path(), None);
+        let (first, mut in_flight) = l.allocate(&sets(), &owner("a"), &[], Look::ForMarks).unwrap();
+        let ip = first[0].address.addr();
+        // One that died: the next looks closely.
+        let twice = l.allocate(&sets(), &owner("a"), &[], Look::ForMarks).unwrap_err();
+        assert!(twice.msg.contains("duplicate allocation"), "{twice}");
+        in_flight.ended();
+        let full = l.allocate(&sets(), &owner("b"), &[], Look::ForMarks).unwrap_err();
+        assert!(full.msg.contains(&ip.to_string()) || full.code == 999, "{full}");
+        // An ADD that got nothing, or another address, gives back that alone.
+        l.give_back(&owner("b"), &[ip]).unwrap();
+        l.give_back(&owner("a"), &[]).unwrap();
+        assert_eq!(l.held(&owner("a")).unwrap(), [ip]);
+        // What lies there from before the boot is free, once it is looked at.
+        let file = l.dir.join(ip.to_string());
+        std::fs::write(&file, "").unwrap();
+        let file = std::fs::File::options().write(true).open(file).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        l.allocate(&sets(), &owner("b"), &[], Look::ForMarks).unwrap();
+        l.give_back(&owner("b"), &[ip]).unwrap();
+        assert!(l.held(&owner("b")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_removal_that_began_is_looked_for() {
+        let tmp = tempfile::tempdir().unwrap();
+        let l = leases(tmp.path(), None);
+        let (_, mut in_flight) = l.allocate(&sets(), &owner("a"), &[], Look::Closely).unwrap();
+        in_flight.ended();
+        l.begin_release(&owner("a"));
+        let twice = l.allocate(&sets(), &owner("a"), &[], Look::ForMarks).unwrap_err();
+        assert!(twice.msg.contains("duplicate allocation"), "{twice}");
+        l.release(&owner("a"), &[]).unwrap();
+        assert!(
+            std::fs::read_dir(&l.dir).unwrap().all(|entry| {
+                !entry.unwrap().file_name().to_string_lossy().starts_with(".begun-")
+            })
+        );
     }
 }

@@ -5,13 +5,14 @@ use causeway_cni_spec::{CniError, CniResult};
 use crate::Plugin;
 use crate::call::Call;
 use crate::ipam::{Ipam, STATIC};
+use crate::leases::Look;
 
 /// Type `static`.
 pub(crate) struct StaticPlugin;
 
 impl Plugin for StaticPlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
-        Ok(own(call)?.add(call)?.0)
+        Ok(own(call)?.add(call, Look::Closely)?.0)
     }
 
     /// Nothing is kept.

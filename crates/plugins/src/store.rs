@@ -11,6 +11,10 @@
 //! until the record beside it, the kernel or GC tell whose it is.
 //!
 //! An ADD keeps its leases locked (`flock`) until it ends: no GC takes them for left over.
+//!
+//! `.begun-CONTAINER-IFNAME` stands for an ADD or a DEL of that attachment that has not come to its
+//! end. Where there is none, and the kernel has no trace of the attachment either, it holds no lease,
+//! and nobody needs to read them all to know that.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -23,12 +27,14 @@ use std::path::{Path, PathBuf};
 use causeway_cni_spec::CniError;
 use causeway_cni_spec::env::is_identifier;
 use causeway_ipam::{Lease, Owner, State};
+use causeway_types::state::AttachmentRecord;
 use rustix::fs::OFlags;
 
 use crate::files::{self, Planned, about_to_change, io_error, is_absent};
 
 const LOCK: &str = "lock";
 const LAST: &str = "last_reserved_ip.";
+const BEGUN: &str = ".begun-";
 
 /// The leases of one network, locked.
 #[derive(Debug)]
@@ -43,12 +49,22 @@ pub struct LeaseDir {
 #[derive(Debug, Default)]
 pub struct InFlight {
     _files: Vec<File>,
+    begun: Option<PathBuf>,
 }
 
 impl InFlight {
-    /// Until the process ends: the runtime learns of the attachment at the very end.
-    pub fn until_exit(self) {
+    /// The attachment is whole: it does not need to be looked for any more. The leases stay locked
+    /// until the process ends, because the runtime learns of the attachment at the very end.
+    pub fn until_exit(mut self) {
+        self.ended();
         std::mem::forget(self);
+    }
+
+    /// The attachment is whole. A mark that stays has the next ADD of it look more closely, no more.
+    pub(crate) fn ended(&mut self) {
+        if let Some(path) = self.begun.take() {
+            let _ = files::remove(&path);
+        }
     }
 }
 
@@ -61,6 +77,23 @@ pub struct Loaded {
     pub torn: BTreeSet<IpAddr>,
     /// The same from before the last boot: free, once the file is removed.
     pub old: BTreeSet<IpAddr>,
+    /// Names of marks: ADDs and DELs that have not come to their end.
+    pub(crate) begun: BTreeSet<String>,
+    /// Files were read; otherwise leases are known by their names, all as nobody's.
+    pub(crate) read: bool,
+}
+
+impl Loaded {
+    /// An ADD or a DEL of the attachment has not come to its end.
+    pub(crate) fn is_begun(&self, owner: &Owner) -> bool {
+        self.begun.contains(&begun(owner))
+    }
+}
+
+/// The name of an attachment's mark.
+fn begun(owner: &Owner) -> String {
+    let file = AttachmentRecord::file_name(&owner.container_id, &owner.ifname);
+    format!("{BEGUN}{}", file.trim_end_matches(".json"))
 }
 
 impl LeaseDir {
@@ -123,10 +156,28 @@ impl LeaseDir {
     /// # Errors
     /// Code 5.
     pub fn load(&self) -> Result<Loaded, CniError> {
-        let mut loaded = Loaded::default();
+        self.look(true)
+    }
+
+    /// The same without a look at what the leases say, which takes as long as there are leases.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn load_names(&self) -> Result<Loaded, CniError> {
+        self.look(false)
+    }
+
+    fn look(&self, read: bool) -> Result<Loaded, CniError> {
+        let mut loaded = Loaded { read, ..Loaded::default() };
         let dir = files::Dir::open(&self.dir)?;
         for name in files::names(&self.dir)? {
-            if let Some(ip) = address_of(&name) {
+            if name.starts_with(BEGUN) {
+                loaded.begun.insert(name);
+            } else if let Some(ip) = address_of(&name) {
+                if !read {
+                    loaded.state.insert(ip, Owner::unknown());
+                    continue;
+                }
                 let Some(content) = dir.read_state(&name)? else { continue };
                 match owner_in(&content) {
                     Some(owner) => drop(loaded.state.insert(ip, owner)),
@@ -146,12 +197,61 @@ impl LeaseDir {
         Ok(loaded)
     }
 
+    /// Notes that something of an attachment begins. Locked, so that GC leaves it alone.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn begin(&self, owner: &Owner) -> Result<InFlight, CniError> {
+        let path = self.dir.join(begun(owner));
+        let open = || {
+            about_to_change()?;
+            files::open_plain(&path, OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW)
+        };
+        let file = match open() {
+            Err(e) if files::is_no_file(&e) => {
+                files::remove(&path)?;
+                open()
+            }
+            other => other,
+        };
+        let file = file.map_err(|e| io_error("cannot make", &path, &e))?;
+        file.lock().map_err(|e| io_error("cannot lock", &path, &e))?;
+        Ok(InFlight { _files: vec![file], begun: Some(path) })
+    }
+
+    /// Forgets that something of an attachment began.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn end(&self, owner: &Owner) -> Result<(), CniError> {
+        files::remove(&self.dir.join(begun(owner)))
+    }
+
+    /// Removes the marks of attachments that are not valid any more and hold nothing, but for those
+    /// of calls that have not ended.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn sweep(&self, loaded: &Loaded, valid: &BTreeSet<Owner>) -> Result<(), CniError> {
+        if loaded.begun.is_empty() {
+            return Ok(());
+        }
+        let holders = loaded.state.leases().map(|(_, owner)| owner);
+        let needed: BTreeSet<String> = holders.chain(valid).map(begun).collect();
+        for path in loaded.begun.difference(&needed).map(|name| self.dir.join(name)) {
+            if !is_locked(&path) {
+                files::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes leases down. When one fails, those before it stay: the caller takes them back.
     ///
     /// # Errors
     /// Code 5.
     pub fn write(&self, leases: &[Lease], owner: &Owner) -> Result<InFlight, CniError> {
-        let mut in_flight = InFlight::default();
+        let mut in_flight = self.begin(owner)?;
         for lease in leases {
             let ip = lease.address.addr();
             in_flight._files.push(self.write_one(ip, owner)?);
@@ -172,15 +272,22 @@ impl LeaseDir {
 
     /// The ADD that made this lease has not ended.
     pub fn is_in_flight(&self, ip: IpAddr) -> bool {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
-        let open = files::open_plain(&self.path(ip), flags);
-        open.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+        is_locked(&self.path(ip))
+    }
+
+    /// Who the file of an address names.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn owner_of(&self, ip: IpAddr) -> Result<Option<Owner>, CniError> {
+        Ok(files::read_state(&self.path(ip))?.and_then(|content| owner_in(&content)))
     }
 
     /// The files that new leases of so many sets need, in order to ask whether there is room.
     pub(crate) fn files(dir: &Path, sets: usize) -> Vec<Planned> {
         let lease = |set| [(format!("new.{set}"), true), (format!("{LAST}{set}"), true)];
-        let names = (0..sets).flat_map(lease).chain([(LOCK.to_owned(), false)]);
+        let begun = (format!("{BEGUN}new"), false);
+        let names = (0..sets).flat_map(lease).chain([begun, (LOCK.to_owned(), false)]);
         names.map(|(name, filled)| (dir.join(name), filled)).collect()
     }
 
@@ -228,6 +335,11 @@ impl LeaseDir {
     fn path(&self, ip: IpAddr) -> PathBuf {
         self.dir.join(ip.to_string())
     }
+}
+
+fn is_locked(path: &Path) -> bool {
+    let open = files::open_plain(path, OFlags::RDONLY | OFlags::NOFOLLOW);
+    open.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Only its descriptor is needed: where it is there already, a read-only file system will do.

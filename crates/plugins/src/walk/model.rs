@@ -11,7 +11,7 @@ use causeway_types::state::LeaseRecord;
 
 use super::rng::Rng;
 use crate::faults::{Fault, process};
-use crate::leases::Leases;
+use crate::leases::{Leases, Look};
 use crate::paths::Paths;
 use crate::record::LeaseRecords;
 use crate::store::InFlight;
@@ -220,7 +220,8 @@ impl Model {
         let fault = self.fault();
         *what = format!("ADD {owner} wishing {wish:?}, {fault:?}");
         let (leases, sets) = (self.leases(&owner, pod.recorded), self.sets.clone());
-        let end = self.call(fault, || leases.allocate(&sets, &owner, &wish));
+        let look = if self.rng.one_in(4) { Look::Closely } else { Look::ForMarks };
+        let end = self.call(fault, || leases.allocate(&sets, &owner, &wish, look));
         let wished = matches!(&end, Some(Err(e)) if e.msg.contains("requested"));
         self.added(&owner, pod, end, fault.is_none() && !wished);
     }
@@ -237,10 +238,12 @@ impl Model {
         let fault = self.fault();
         *what = format!("ADD {owner} again, {fault:?}");
         let (leases, sets) = (self.leases(&owner, pod.recorded), self.sets.clone());
-        let end = self.call(fault, || match leases.allocate(&sets, &owner, &[]) {
+        // No container comes again after a boot, which may have lost the marks.
+        let look = if pod.boot < self.boot { Look::Closely } else { Look::ForMarks };
+        let end = self.call(fault, || match leases.allocate(&sets, &owner, &[], look) {
             Err(_) if !leases.held(&owner)?.is_empty() => {
                 leases.release(&owner, &[])?;
-                leases.allocate(&sets, &owner, &[])
+                leases.allocate(&sets, &owner, &[], Look::Closely)
             }
             other => other,
         });
@@ -269,7 +272,7 @@ impl Model {
         let held = self.held_by(owner);
         match end {
             None => drop(self.dead.insert(owner.clone(), pod)),
-            Some(Ok((given, in_flight))) => {
+            Some(Ok((given, mut in_flight))) => {
                 let ips: BTreeSet<IpAddr> = given.iter().map(|l| l.address.addr()).collect();
                 assert_eq!(ips, held, "what was answered is what was written");
                 for (usable, lease) in self.usable.iter().zip(&given) {
@@ -285,6 +288,9 @@ impl Model {
                 }
                 // Killed later, before the pod is attached.
                 let lives = !self.rng.one_in(20);
+                if lives {
+                    in_flight.ended();
+                }
                 if lives && self.rng.one_in(8) {
                     self.flying.insert(owner.clone(), in_flight);
                 }
@@ -311,7 +317,7 @@ impl Model {
         let (owner, recorded) = (owner.clone(), pod.recorded);
         *what = format!("ADD {owner} twice");
         let (leases, sets) = (self.leases(&owner, recorded), self.sets.clone());
-        let end = self.call(None, || leases.allocate(&sets, &owner, &[]));
+        let end = self.call(None, || leases.allocate(&sets, &owner, &[], Look::Closely));
         let refused = end.is_some_and(|e| e.is_err());
         assert!(refused, "a second ADD of {owner} was answered");
         self.counts.twice += 1;
@@ -323,6 +329,18 @@ impl Model {
         let Some(owner) = self.rng.pick(self.live.keys()).cloned() else {
             return self.add_new(what);
         };
+        // A mark that the disk refused, and a kill after that, would be two failures at once.
+        let fault = self.fault().filter(|fault| matches!(fault, Fault::Kill(_)));
+        let leases = self.leases(&owner, false);
+        *what = format!("DEL {owner} begins, {fault:?}");
+        let begun = self.call(fault, || {
+            leases.begin_release(&owner);
+            Ok(())
+        });
+        if begun.is_none() {
+            self.look(None, |_| false);
+            return self.check();
+        }
         // The interface goes first: from here on the pod is dead.
         let pod = self.live.remove(&owner).unwrap();
         self.dead.insert(owner.clone(), pod);
@@ -347,7 +365,10 @@ impl Model {
         *what = format!("DEL {owner}, {fault:?}");
         let leases = self.leases(owner, false);
         let named = self.dead.get(owner).map_or(Vec::new(), |pod| pod.ips.clone());
-        let end = self.call(fault, || leases.release(owner, &named));
+        let end = self.call(fault, || {
+            leases.begin_release(owner);
+            leases.release(owner, &named)
+        });
         self.look_at(None, |ip, held| match held {
             Content::Of(by) => by == owner,
             // What the result of ADD names.
@@ -435,6 +456,8 @@ impl Model {
         for (ip, owner) in leases.stale(&valid, self.sets.len()).unwrap().leases {
             leases.release_if(ip, &owner).unwrap();
         }
+        // The marks of those that held something then go with the next one.
+        leases.stale(&valid, self.sets.len()).unwrap();
         self.look(None, |_| true);
         let living: usize = self.live.values().map(|p| p.ips.len()).sum();
         assert_eq!(self.disk.len(), living, "as many leases as there are addresses in use");
