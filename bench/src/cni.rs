@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::Args;
 use crate::report::{Series, publish};
+use crate::served;
 
 /// Attachments at the beginning and at the end of a run, to compare an empty node with a full one.
 const SOME: usize = 50;
@@ -62,6 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut series = one_by_one(&all, pods)?;
     compare(&mut series, pods);
     series.extend(at_once(&all)?);
+    series.extend(served::run(args, SOME)?);
     publish("cni", &notes, &series, &args.results)
 }
 
@@ -252,24 +254,28 @@ impl Contender {
     }
 
     /// One process on the contender's node: how long it took, and its output.
-    fn time(&self, mut command: Command, input: &str) -> Result<(f64, Vec<u8>)> {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    fn time(&self, command: Command, input: &str) -> Result<(f64, Vec<u8>)> {
         let node = NetNs::open(&self.node).map_err(|e| anyhow!("{e}"))?;
-        let (time, output) = node
-            .run(move || -> Result<_> {
-                let start = Instant::now();
-                let mut child = command.spawn()?;
-                child.stdin.take().context("no stdin")?.write_all(input.as_bytes())?;
-                let output = child.wait_with_output()?;
-                Ok((start.elapsed(), output))
-            })
-            .map_err(|e| anyhow!("{e}"))??;
-        if !output.status.success() {
-            let text = [output.stdout, output.stderr].concat();
-            bail!("{}: {}", self.name, String::from_utf8_lossy(&text));
-        }
-        Ok((time.as_secs_f64() * 1e3, output.stdout))
+        let timed = node.run(move || measured(command, input)).map_err(|e| anyhow!("{e}"))?;
+        timed.with_context(|| self.name.to_owned())
     }
+}
+
+/// Milliseconds from the start of a process to its end, and its output.
+///
+/// # Errors
+/// When it fails, with what it says.
+pub(crate) fn measured(mut command: Command, input: &str) -> Result<(f64, Vec<u8>)> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let start = Instant::now();
+    let mut child = command.spawn()?;
+    child.stdin.take().context("no stdin")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let time = start.elapsed();
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+    }
+    Ok((time.as_secs_f64() * 1e3, output.stdout))
 }
 
 fn make_node(contender: &Contender) -> Result<()> {
@@ -286,7 +292,7 @@ fn make_node(contender: &Contender) -> Result<()> {
     Ok(())
 }
 
-fn make_ns(name: &str) -> Result<PathBuf> {
+pub(crate) fn make_ns(name: &str) -> Result<PathBuf> {
     let path = PathBuf::from("/run/netns").join(name);
     netns::create_named(&path).map_err(|e| anyhow!("{e}"))?;
     Ok(path)

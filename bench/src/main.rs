@@ -7,6 +7,7 @@ mod cni;
 mod floor;
 mod net;
 mod report;
+mod served;
 mod traffic;
 
 use std::path::PathBuf;
@@ -42,6 +43,9 @@ fn run() -> Result<()> {
     let name = words.next().context("which benchmark? there are: cni, net")?;
     if name == "floor" {
         return floor::process(&words.collect::<Vec<_>>());
+    }
+    if name == "served" {
+        return served::process(&words.collect::<Vec<_>>());
     }
     let mut args = Args {
         bin: "target/dist".into(),

@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::dirs::Dirs;
 use crate::inbox::{Command, Inbox, Reply};
+use crate::leavers::Leavers;
 use crate::metrics::Metrics;
 use crate::netns_port::NetnsPort;
 use crate::options::Paths;
@@ -98,6 +99,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Engine {
     pub(crate) inbox: Inbox,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) leavers: Leavers,
     thread: Option<std::thread::JoinHandle<()>>,
     /// Resolves when the loop has ended, however it came to that.
     pub(crate) ended: oneshot::Receiver<()>,
@@ -122,8 +124,10 @@ impl Engine {
         let dirs = Dirs::watch(paths)?;
         let (started, start) = std::sync::mpsc::sync_channel(1);
         let (ending, ended) = oneshot::channel();
+        let leavers = Leavers::start(&paths.of_plugins())?;
         let job = {
             let (inbox, shared, paths) = (inbox.clone(), Arc::clone(&shared), paths.clone());
+            let leavers = leavers.clone();
             let snapshots = snapshots.clone();
             move || {
                 let _end = End(Arc::clone(&shared), ending);
@@ -143,14 +147,16 @@ impl Engine {
                 let core = Core::new(port, me, config, &paths, boot_id, metrics);
                 let _ = started.send(Ok(()));
                 let waiting = Vec::new();
-                Loop { core, collector, inbox, snapshots, dirs, shared, waiting }.run();
+                let paths = paths.of_plugins();
+                Loop { core, collector, inbox, snapshots, dirs, shared, waiting, leavers, paths }
+                    .run();
             }
         };
         let spawn = std::thread::Builder::new().name("reconcile".into()).spawn(job);
         let thread = spawn.context("cannot start the reconcile thread")?;
         start.recv().context("the reconcile thread ended at its start")??;
         forward(snapshots, inbox.clone())?;
-        Ok(Self { inbox, shared, thread: Some(thread), ended })
+        Ok(Self { inbox, shared, leavers, thread: Some(thread), ended })
     }
 
     /// The status now.
@@ -229,6 +235,8 @@ struct Loop<P> {
     dirs: Dirs,
     shared: Arc<Shared>,
     waiting: Vec<Waiting>,
+    leavers: Leavers,
+    paths: causeway_plugins::Paths,
 }
 
 /// A plugin that waits for its answer.
@@ -314,6 +322,7 @@ impl<P: Port> Loop<P> {
 
     /// Needs nothing from the cluster: a lease is judged by what the node itself shows.
     fn collect(&mut self) -> CollectReport {
+        self.leavers.put_unfinished(&self.paths);
         let mut report = CollectReport::default();
         match self.collector.observe() {
             Ok(done) => {

@@ -16,6 +16,7 @@ mod engine;
 mod facts;
 mod files;
 mod inbox;
+mod leavers;
 mod lock;
 mod marks;
 mod metrics;

@@ -49,6 +49,8 @@ pub struct Paths {
     pub leases: PathBuf,
     /// The records beside them, a directory a network.
     pub lease_records: PathBuf,
+    /// Locks of attachments that are being removed.
+    pub locks: PathBuf,
 }
 
 impl Default for Paths {
@@ -65,6 +67,7 @@ impl Default for Paths {
             boot_id: names::BOOT_ID.into(),
             leases: names::HOST_LOCAL_DIR.into(),
             lease_records: names::LEASES_DIR.into(),
+            locks: names::LOCKS_DIR.into(),
         }
     }
 }
@@ -84,6 +87,7 @@ impl Paths {
             boot_id: names::BOOT_ID.into(),
             leases: dir.join("networks"),
             lease_records: dir.join("leases"),
+            locks: dir.join("locks"),
         }
     }
 
@@ -96,6 +100,7 @@ impl Paths {
             lease_records: self.lease_records.clone(),
             leases: self.leases.clone(),
             boot_id: self.boot_id.clone(),
+            locks: self.locks.clone(),
         }
     }
 

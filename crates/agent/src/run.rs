@@ -76,7 +76,11 @@ async fn serve(options: &Options, settings: &Settings, me: NodeName) -> anyhow::
         cluster.health.clone(),
     )?;
     let mut moved = engine.shared.moved();
-    let app = App { inbox: engine.inbox.clone(), shared: engine.shared.clone() };
+    let app = App {
+        inbox: engine.inbox.clone(),
+        shared: engine.shared.clone(),
+        leavers: engine.leavers.clone(),
+    };
     let socket = server::bind_unix(&paths.socket)?;
     tracing::info!(node = %me, version = env!("CARGO_PKG_VERSION"), "causeway agent");
 

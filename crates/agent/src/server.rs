@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::engine::Shared;
 use crate::inbox::{Command, Inbox, Reply};
+use crate::leavers::Leavers;
 
 /// The loop answers plugins a little earlier by itself.
 const PLUGIN_PATIENCE: Duration = Duration::from_millis(1900);
@@ -30,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(8);
 pub(crate) struct App {
     pub(crate) inbox: Inbox,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) leavers: Leavers,
 }
 
 /// Everything, for the unix socket.
@@ -40,6 +42,7 @@ pub(crate) fn full(app: App) -> Router {
         .route("/v1/script", get(script))
         .route("/v1/metrics", get(metrics))
         .route("/v1/attachments/{name}", post(attachment))
+        .route("/v1/attachments/{name}/leave", post(leave))
         .route("/v1/reconcile", post(reconcile))
         .route("/v1/collect", post(collect))
         .route("/healthz", get(healthz))
@@ -95,6 +98,12 @@ async fn attachment(State(app): State<App>, Path(name): Path<String>) -> Respons
         Ok(()) => "ok\n".into_response(),
         Err(why) => unavailable(why),
     }
+}
+
+/// Answers at once: the plugin hears of the end from the kernel.
+async fn leave(State(app): State<App>, Path(name): Path<String>) -> Response {
+    app.leavers.put(format!("{name}.json"));
+    (StatusCode::ACCEPTED, "ok\n").into_response()
 }
 
 async fn reconcile(State(app): State<App>) -> Response {

@@ -73,6 +73,7 @@ fn record(family: &[Family]) -> AttachmentRecord {
         bridge: None,
         masquerade_except: Some(vec!["10.244.0.0/16".parse().unwrap()]),
         boot_id: String::new(),
+        leaving: None,
     }
 }
 

@@ -12,6 +12,8 @@ use causeway_types::{IfName, Mac, Mtu, names};
 
 use crate::call::Call;
 use crate::ipam::Ipam;
+use crate::leases::Look;
+use crate::leave;
 use crate::names::Derived;
 use crate::node::Served;
 use crate::paths::Paths;
@@ -49,19 +51,32 @@ pub(crate) fn addresses(
     ends: &Derived,
     rollback: &mut Rollback,
 ) -> Result<(CniResult, InFlight), CniError> {
-    let given = match ipam.add(call) {
+    let known = node.link(&ends.host_ifname)?.is_some();
+    let look = if known { Look::Closely } else { Look::ForMarks };
+    let given = match obtain(call, ipam, look, rollback) {
+        Err(_) if leave::finish_all(&call.paths) => obtain(call, ipam, Look::Closely, rollback)?,
         Err(_) if !ipam.held(call)?.is_empty() && is_abandoned(call, node, ends)? => {
             ipam.del(call, &[])?;
-            ipam.add(call)?
+            obtain(call, ipam, Look::Closely, rollback)?
         }
         other => other?,
     };
-    let back = (call.clone(), ipam.clone());
-    rollback.on_failure(move || back.1.del(&back.0, &[]));
     if !matches!(ipam, Ipam::None) && given.0.ips.is_empty() {
         return Err(CniError::internal("the IPAM plugin returned no address"));
     }
-    not_the_nodes(call, ipam, node, given)
+    not_the_nodes(call, ipam, node, given, rollback)
+}
+
+fn obtain(
+    call: &Call,
+    ipam: &Ipam,
+    look: Look,
+    rollback: &mut Rollback,
+) -> Result<(CniResult, InFlight), CniError> {
+    let given = ipam.add(call, look)?;
+    let (call, ipam, result) = (call.clone(), ipam.clone(), given.0.clone());
+    rollback.on_failure(move || ipam.give_back(&call, &result));
+    Ok(given)
 }
 
 /// Passes over addresses that the node itself has, on whatever interface: nobody would reach the
@@ -71,6 +86,7 @@ fn not_the_nodes(
     ipam: &Ipam,
     node: &mut Space,
     mut given: (CniResult, InFlight),
+    rollback: &mut Rollback,
 ) -> Result<(CniResult, InFlight), CniError> {
     let addresses = |result: &CniResult| -> Vec<IpAddr> {
         result.ips.iter().map(|ip| ip.address.addr()).collect()
@@ -83,8 +99,8 @@ fn not_the_nodes(
                  remove it there (`ip addr show to {ip}`), or keep it out of the range"
             )));
         }
-        ipam.del(call, &[])?;
-        given = ipam.add(call)?;
+        ipam.give_back(call, &given.0)?;
+        given = obtain(call, ipam, Look::ForMarks, rollback)?;
     }
     Ok(given)
 }
@@ -221,7 +237,14 @@ pub(crate) fn detach(
     release: impl FnOnce() -> Result<(), CniError>,
 ) -> Result<(), CniError> {
     let records = Attachments::at(paths);
-    if kept.record && !record.pending {
+    let (id, ifname) = (&record.container_id, record.ifname.as_str());
+    let _lock = if kept.record { records.lock(id, ifname)? } else { None };
+    let noted = if kept.record { records.read(id, ifname)? } else { None };
+    if kept.record && noted.is_none() {
+        // The agent, or another DEL, was quicker.
+        return Ok(());
+    }
+    if noted.is_some_and(|noted| !noted.pending) {
         // So that an ADD after a DEL that was killed goes on by itself. A disk without room, or one
         // that is read-only, must not keep the interface.
         let _ = records.write(&AttachmentRecord { pending: true, ..record.clone() });
@@ -232,7 +255,7 @@ pub(crate) fn detach(
     }
     remove(node, &host, &addresses_of(record))?;
     release()?;
-    records.remove(&record.container_id, record.ifname.as_str())
+    records.remove(id, ifname)
 }
 
 /// What there is of an attachment beside interfaces and leases.
@@ -264,6 +287,10 @@ pub(crate) fn clear_unfinished(
 ) -> Result<(), CniError> {
     let records = Attachments::at(&call.paths);
     let (id, ifname) = (&call.env.container_id, &call.env.ifname);
+    if records.read(id, ifname)?.is_none() {
+        return Ok(());
+    }
+    let _lock = records.lock(id, ifname)?;
     let Some(record) = records.read(id, ifname)? else { return Ok(()) };
     if !record.pending && record.boot_id == served.boot_id {
         return Err(CniError::internal(format!(

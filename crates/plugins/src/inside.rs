@@ -367,6 +367,7 @@ pub(crate) fn pod_objects(
         bridge: None,
         masquerade_except: None,
         boot_id: String::new(),
+        leaving: None,
     };
     let mut all = Desired::default();
     for (_, entry) in

@@ -26,6 +26,7 @@ mod inside;
 mod install;
 pub mod ipam;
 pub mod leases;
+pub mod leave;
 mod loopback;
 mod macvlan;
 mod names;

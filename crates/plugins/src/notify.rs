@@ -34,6 +34,18 @@ pub fn attachment(socket: &Path, container_id: &str, ifname: &str) -> Answer {
     ask(socket, "POST", &format!("/v1/attachments/{name}"))
 }
 
+/// Asks the agent to remove an attachment (`POST /v1/attachments/CONTAINER-IFNAME/leave`). It answers
+/// before it is done.
+pub fn leave(socket: &Path, container_id: &str, ifname: &str) -> Answer {
+    let name = escape(&format!("{container_id}-{ifname}"));
+    ask(socket, "POST", &format!("/v1/attachments/{name}/leave"))
+}
+
+/// Something is at the agent's socket, be it left by one that is gone.
+pub(crate) fn is_there(socket: &Path) -> bool {
+    socket.symlink_metadata().is_ok()
+}
+
 fn ask(socket: &Path, method: &str, path: &str) -> Answer {
     let mut stream = match UnixStream::connect(socket) {
         Ok(stream) => stream,

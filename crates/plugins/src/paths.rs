@@ -20,6 +20,8 @@ pub struct Paths {
     pub leases: PathBuf,
     /// The kernel's boot ID.
     pub boot_id: PathBuf,
+    /// Locks of attachments that are being removed.
+    pub locks: PathBuf,
 }
 
 impl Default for Paths {
@@ -31,6 +33,7 @@ impl Default for Paths {
             lease_records: names::LEASES_DIR.into(),
             leases: names::HOST_LOCAL_DIR.into(),
             boot_id: names::BOOT_ID.into(),
+            locks: names::LOCKS_DIR.into(),
         }
     }
 }

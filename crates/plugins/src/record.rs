@@ -1,12 +1,16 @@
 //! The files shared with the agent: the node file, attachment records and lease records.
 
+use std::fs::{File, TryLockError};
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use causeway_cni_spec::CniError;
 use causeway_ipam::Owner;
 use causeway_types::names;
 use causeway_types::state::{AttachmentRecord, LeaseRecord, NodeFile};
+use rustix::fs::OFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -36,12 +40,91 @@ pub fn boot_id(paths: &Paths) -> Result<String, CniError> {
 #[derive(Clone, Debug)]
 pub struct Attachments {
     dir: PathBuf,
+    locks: PathBuf,
+}
+
+/// A removal takes some twenty milliseconds, and a few may be in line.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
+
+/// The lock of one attachment. Its file goes with it.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+    path: PathBuf,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Before it is unlocked: nobody finds it locked by nobody under another's name.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+    let at = path.symlink_metadata().map(id);
+    at.is_ok_and(|at| file.metadata().is_ok_and(|locked| id(locked) == at))
 }
 
 impl Attachments {
     /// The records at their place.
     pub fn at(paths: &Paths) -> Self {
-        Self { dir: paths.attachments.clone() }
+        Self { dir: paths.attachments.clone(), locks: paths.locks.clone() }
+    }
+
+    /// Keeps others from removing the same attachment until the lock is dropped: a plugin and the
+    /// agent. Where no lock can be made (a disk without room), nobody is kept out.
+    ///
+    /// # Errors
+    /// Code 11 when another holds it for too long.
+    pub fn lock(&self, container_id: &str, ifname: &str) -> Result<Option<Lock>, CniError> {
+        let name = AttachmentRecord::file_name(container_id, ifname);
+        let path = self.locks.join(name.trim_end_matches(".json"));
+        let start = Instant::now();
+        while start.elapsed() < LOCK_PATIENCE {
+            let Some(file) = self.lock_file(&path) else { return Ok(None) };
+            match file.try_lock() {
+                // Whoever had it before removes the file when it is done.
+                Ok(()) if is_at(&file, &path) => return Ok(Some(Lock { _file: file, path })),
+                Ok(()) => {}
+                Err(TryLockError::Error(_)) => return Ok(None),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN_LOOKS),
+            }
+        }
+        Err(CniError::try_again(format!(
+            "the removal of the attachment has been under way for more than {LOCK_PATIENCE:?}, by \
+             whoever holds {} (`lslocks` shows the process)",
+            path.display()
+        )))
+    }
+
+    fn lock_file(&self, path: &Path) -> Option<File> {
+        let open = || {
+            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW;
+            files::open_plain(path, flags)
+        };
+        match open() {
+            Err(e) if files::is_absent(&e) => {
+                files::make_dir(&self.locks, 0o700).ok()?;
+                open().ok()
+            }
+            other => other.ok(),
+        }
+    }
+
+    /// The record in a file. One that cannot be understood, or speaks of another attachment than the
+    /// file's name says, counts as missing.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn named(&self, file: &str) -> Result<Option<AttachmentRecord>, CniError> {
+        // Names come from others: none of them leads elsewhere.
+        if file.contains('/') || file.starts_with('.') {
+            return Ok(None);
+        }
+        let record: Option<AttachmentRecord> = read_state(&self.dir.join(file))?;
+        Ok(record.filter(|r| is_named(r, file)))
     }
 
     fn path(&self, container_id: &str, ifname: &str) -> PathBuf {
@@ -58,8 +141,7 @@ impl Attachments {
         container_id: &str,
         ifname: &str,
     ) -> Result<Option<AttachmentRecord>, CniError> {
-        let record: Option<AttachmentRecord> = read_state(&self.path(container_id, ifname))?;
-        Ok(record.filter(|r| is_named(r, &AttachmentRecord::file_name(container_id, ifname))))
+        self.named(&AttachmentRecord::file_name(container_id, ifname))
     }
 
     /// Writes a record in place of an older one.

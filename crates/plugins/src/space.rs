@@ -203,6 +203,15 @@ impl Space {
         Ok(found.map(|(_, link)| link))
     }
 
+    /// The index of an interface.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn index(&mut self, name: &IfName) -> Result<Option<u32>, CniError> {
+        let found = self.handle.link(name).map_err(|e| self.unreadable(&e))?;
+        Ok(found.map(|(index, _)| index))
+    }
+
     /// The veth pair of which an interface is one end; `None` when it is no veth, or not there.
     ///
     /// # Errors

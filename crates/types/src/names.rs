@@ -26,6 +26,8 @@ pub const CONFIG_FILE: &str = "/etc/causeway/config.yaml";
 pub const CNI_CONF_DIR: &str = "/etc/cni/net.d";
 /// The list that the agent writes there when the node is ready.
 pub const CNI_CONFLIST: &str = "05-causeway.conflist";
+/// Locks of attachments that are being removed.
+pub const LOCKS_DIR: &str = "/run/causeway/locks";
 /// The kernel's boot ID.
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The network's name in the configuration list that the agent writes.

@@ -4,6 +4,7 @@
 //! new one and never half of one. Unknown fields are passed over, so that versions can mix.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -92,6 +93,19 @@ pub struct AttachmentRecord {
     pub masquerade_except: Option<Vec<Cidr>>,
     /// Boot ID under which the interface was made: after a reboot it is gone.
     pub boot_id: String,
+    /// DEL was called: what is left of the attachment is to be removed by whoever comes first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<Leaving>,
+}
+
+/// What a removal needs to know beside the attachment itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leaving {
+    /// The directory of leases, in host-local's layout, that the addresses go back to; absent where
+    /// they came from elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_dir: Option<PathBuf>,
 }
 
 /// What is known of a lease beyond its file in host-local's layout

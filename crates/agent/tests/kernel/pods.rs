@@ -26,6 +26,7 @@ pub(crate) fn record(node: &Node, container: &str) -> AttachmentRecord {
         bridge: None,
         masquerade_except: None,
         boot_id: node.paths.read_boot_id().unwrap(),
+        leaving: None,
     }
 }
 

@@ -104,6 +104,7 @@ pub(super) fn record(
         // cluster: what is written down here would turn nodes that join later into the outside.
         masquerade_except: (conf.ip_masq && served.is_none()).then(|| exceptions(&addresses)),
         boot_id: served.map(|s| s.boot_id.clone()).unwrap_or_default(),
+        leaving: None,
     }
 }
 

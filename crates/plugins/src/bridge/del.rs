@@ -17,6 +17,7 @@ use crate::call::Call;
 use crate::foreign_chains;
 use crate::host_local::valid_owners;
 use crate::ipam::Ipam;
+use crate::leave;
 use crate::names::Derived;
 use crate::node::Served;
 use crate::record::Attachments;
@@ -55,10 +56,24 @@ pub(crate) fn del(call: &Call, way: &Way) -> Result<(), CniError> {
         Some(record) => record,
         None => remembered(call, way, &ipam)?,
     };
+    if !kept.record && !record.addresses.is_empty() {
+        ipam.begin_release(call);
+    }
     if !kept.record && node.link(&record.host_ifname)?.is_none() {
         remove_others(call, &ipam, &record)?;
         let (id, ifname) = (&call.env.container_id, &call.env.ifname);
         foreign_chains::remove_masquerade(&mut node, &call.conf.name, id, ifname)?;
+    }
+    let lease_dir = match &ipam {
+        Ipam::HostLocal { leases, .. } => Some(Some(leases.dir.as_path())),
+        Ipam::None | Ipam::Static(_) => Some(None),
+        // Only a plugin can ask it.
+        Ipam::Foreign(_) => None,
+    };
+    if let (true, Some(lease_dir)) = (kept.record, lease_dir)
+        && leave::hand_over(&call.paths, &mut node, &record, lease_dir)
+    {
+        return Ok(());
     }
     let named = addresses_of(&record);
     detach(&call.paths, &mut node, &record, kept, || ipam.del(call, &named))
@@ -121,6 +136,7 @@ fn skeleton(
         bridge: way.bridge.clone(),
         masquerade_except: way.ip_masq.then_some(except),
         boot_id: String::new(),
+        leaving: None,
     }
 }
 

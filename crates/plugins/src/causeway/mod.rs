@@ -18,6 +18,7 @@ use crate::call::Call;
 use crate::host_local::valid_owners;
 use crate::ipam::Ipam;
 use crate::leases::Leases;
+use crate::leave;
 use crate::names::Derived;
 use crate::node::Served;
 use crate::paths::Paths;
@@ -45,9 +46,13 @@ impl Plugin for CausewayPlugin {
                 remembered(&call.paths, &call.conf.name, ends, &owner, held)
             }
         };
+        let mut node = Space::node()?;
+        if kept.record && leave::hand_over(&call.paths, &mut node, &record, Some(&leases.dir)) {
+            return Ok(());
+        }
         let named = attachment::addresses_of(&record);
         let release = || leases.release(&owner, &named);
-        attachment::detach(&call.paths, &mut Space::node()?, &record, kept, release)
+        attachment::detach(&call.paths, &mut node, &record, kept, release)
     }
 
     fn check(&self, call: &Call) -> Result<(), CniError> {
@@ -170,6 +175,7 @@ fn record(
         bridge: (!routed).then(|| file.bridge.clone()),
         masquerade_except: None,
         boot_id: served.boot_id.clone(),
+        leaving: None,
     }
 }
 
@@ -225,6 +231,7 @@ pub(crate) fn remembered(
         bridge: on_bridge.map(|f| f.bridge.clone()),
         masquerade_except: None,
         boot_id: String::new(),
+        leaving: None,
     }
 }
 

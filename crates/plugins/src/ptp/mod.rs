@@ -127,6 +127,7 @@ fn record(
         // On a served network the agent does that for all pods.
         masquerade_except: (conf.ip_masq && served.is_none()).then(|| exceptions(&addresses)),
         boot_id: served.map(|s| s.boot_id.clone()).unwrap_or_default(),
+        leaving: None,
     }
 }
 
