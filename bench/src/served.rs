@@ -39,12 +39,11 @@ impl Drop for Lab<'_> {
 pub(crate) fn run(args: &Args, pods: usize) -> Result<Vec<Series>> {
     let program = args.bin.join("causeway");
     let mut all = Vec::new();
-    for attach in ["routed", "bridge"] {
+    for (attach, plugin) in [("routed", "causeway"), ("bridge", "bridge")] {
         let lab = Lab(&program);
-        output(
-            Command::new(&program)
-                .args(["lab", "up", "--name", LAB, "--nodes", "1", "--attach", attach]),
-        )?;
+        output(Command::new(&program).args([
+            "lab", "up", "--name", LAB, "--nodes", "1", "--attach", attach, "--plugin", plugin,
+        ]))?;
         let text = output(
             Command::new(&program)
                 .args(["lab", "shell", "--name", LAB, "node-1", "--"])
@@ -87,10 +86,9 @@ pub(crate) fn process(words: &[String]) -> Result<()> {
     let [pods, plugin] = words else { bail!("served PODS PLUGIN") };
     let pods: usize = pods.parse()?;
     let conf = configuration()?;
-    let dir = PathBuf::from("/run/cw-bench");
-    fs::create_dir_all(&dir)?;
-    let program = dir.join(conf["type"].as_str().context("no type")?);
-    std::os::unix::fs::symlink(plugin, &program)?;
+    // Called by its own name it acts as the type of the configuration says.
+    let program = PathBuf::from(plugin);
+    let dir = program.parent().unwrap_or(Path::new("/")).to_owned();
     let call = |op: &str, pod: usize, netns: &Path, conf: &Value| -> Result<(f64, Value)> {
         let mut command = Command::new(&program);
         command

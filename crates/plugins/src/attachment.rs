@@ -32,6 +32,8 @@ pub(crate) struct Wiring<'a> {
     pub vlans: Option<&'a BTreeSet<PortVlan>>,
     /// The node, when a record is to be kept and the agent to be told.
     pub served: Option<&'a Served>,
+    /// Neighbours are told whose the addresses are now. On a served network nobody remembers.
+    pub announce: bool,
 }
 
 /// The node as `causeway-desired` needs to know it.
@@ -165,7 +167,9 @@ pub(crate) fn wire(
         pod.wait_running(&record.ifname)?;
         pod.wait_local(&record.ifname, &addresses_of(record))?;
     }
-    let Some(served) = wiring.served else { return pod.announce(&record.ifname) };
+    let Some(served) = wiring.served else {
+        return if wiring.announce { pod.announce(&record.ifname) } else { Ok(()) };
+    };
     records.write(&AttachmentRecord { pending: false, ..record.clone() })?;
     served.confirm(call)
 }

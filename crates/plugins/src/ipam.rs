@@ -137,9 +137,10 @@ impl Ipam {
     }
 
     /// Before the first step of a removal of which no record is kept.
-    pub fn begin_release(&self, call: &Call) {
+    /// `other_mac` as for [`Leases::begin_release`].
+    pub fn begin_release(&self, call: &Call, other_mac: &[IpAddr]) {
         if let Ipam::HostLocal { leases, .. } = self {
-            leases.begin_release(&call.owner());
+            leases.begin_release(&call.owner(), other_mac);
         }
     }
 

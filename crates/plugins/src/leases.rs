@@ -73,7 +73,7 @@ impl Leases {
             }
         };
         // The lease first: whoever releases an attachment's leases finds its records by them.
-        let written = dir.write(&leases, owner).and_then(|in_flight| {
+        let written = dir.write(&leases, owner, &loaded).and_then(|in_flight| {
             self.write_records(&leases)?;
             Ok(in_flight)
         });
@@ -175,10 +175,19 @@ impl Leases {
     }
 
     /// Notes that an attachment is about to be removed: should that not come to its end, the next ADD
-    /// of it looks for what it holds. A disk that takes no note must not keep it.
-    pub fn begin_release(&self, owner: &Owner) {
+    /// of it looks for what it holds. `other_mac`: those of its addresses for which neighbours may
+    /// remember another MAC than the address's own. A disk that takes no note must not keep it.
+    pub fn begin_release(&self, owner: &Owner, other_mac: &[IpAddr]) {
         if let Ok(Some(dir)) = LeaseDir::open_existing(&self.dir) {
             let _ = dir.begin(owner);
+            other_mac.iter().for_each(|ip| drop(dir.note_other_mac(*ip)));
+        }
+    }
+
+    /// Notes that neighbours may remember any MAC for addresses.
+    pub fn forget_macs(&self, ips: &[IpAddr]) {
+        if let Ok(Some(dir)) = LeaseDir::open_existing(&self.dir) {
+            ips.iter().for_each(|ip| drop(dir.note_other_mac(*ip)));
         }
     }
 
@@ -533,7 +542,7 @@ mod tests {
         let l = leases(tmp.path(), None);
         let (_, mut in_flight) = l.allocate(&sets(), &owner("a"), &[], Look::Closely).unwrap();
         in_flight.ended();
-        l.begin_release(&owner("a"));
+        l.begin_release(&owner("a"), &[]);
         let twice = l.allocate(&sets(), &owner("a"), &[], Look::ForMarks).unwrap_err();
         assert!(twice.msg.contains("duplicate allocation"), "{twice}");
         l.release(&owner("a"), &[]).unwrap();

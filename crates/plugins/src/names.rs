@@ -1,6 +1,8 @@
 //! What is derived from an attachment's name, so that a fresh process finds it again without a
 //! record.
 
+use std::net::IpAddr;
+
 use causeway_cni_spec::CniError;
 use causeway_types::{IfName, Mac};
 
@@ -28,6 +30,12 @@ impl Derived {
         let ifname = IfName::new(&call.env.ifname)
             .map_err(|e| CniError::environment(format!("CNI_IFNAME: {e}")))?;
         Ok(Self::new(&call.env.container_id, ifname))
+    }
+
+    /// The MAC of the pod's end follows the pod's addresses: the first of IPv4, or else the first.
+    pub(crate) fn follow(&mut self, addresses: impl Iterator<Item = IpAddr> + Clone) {
+        let first = addresses.clone().find(IpAddr::is_ipv4).or(addresses.clone().next());
+        self.mac = first.map_or(self.mac, Mac::of_address);
     }
 
     /// For an attachment by its name.

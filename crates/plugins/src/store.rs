@@ -15,6 +15,9 @@
 //! `.begun-CONTAINER-IFNAME` stands for an ADD or a DEL of that attachment that has not come to its
 //! end. Where there is none, and the kernel has no trace of the attachment either, it holds no lease,
 //! and nobody needs to read them all to know that.
+//!
+//! `.other-mac-ADDRESS` stands for an address whose last pod had another MAC than the address's own:
+//! neighbours may remember it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
@@ -35,6 +38,7 @@ use crate::files::{self, Planned, about_to_change, io_error, is_absent};
 const LOCK: &str = "lock";
 const LAST: &str = "last_reserved_ip.";
 const BEGUN: &str = ".begun-";
+const OTHER_MAC: &str = ".other-mac-";
 
 /// The leases of one network, locked.
 #[derive(Debug)]
@@ -50,9 +54,15 @@ pub struct LeaseDir {
 pub struct InFlight {
     _files: Vec<File>,
     begun: Option<PathBuf>,
+    other_mac: Vec<PathBuf>,
 }
 
 impl InFlight {
+    /// Neighbours may remember another MAC for one of the addresses.
+    pub(crate) fn had_other_mac(&self) -> bool {
+        !self.other_mac.is_empty()
+    }
+
     /// The attachment is whole: it does not need to be looked for any more. The leases stay locked
     /// until the process ends, because the runtime learns of the attachment at the very end.
     pub fn until_exit(mut self) {
@@ -62,7 +72,7 @@ impl InFlight {
 
     /// The attachment is whole. A mark that stays has the next ADD of it look more closely, no more.
     pub(crate) fn ended(&mut self) {
-        if let Some(path) = self.begun.take() {
+        for path in self.begun.take().into_iter().chain(self.other_mac.drain(..)) {
             let _ = files::remove(&path);
         }
     }
@@ -79,6 +89,8 @@ pub struct Loaded {
     pub old: BTreeSet<IpAddr>,
     /// Names of marks: ADDs and DELs that have not come to their end.
     pub(crate) begun: BTreeSet<String>,
+    /// Addresses whose last pods had another MAC than the address's own.
+    pub(crate) other_mac: BTreeSet<IpAddr>,
     /// Files were read; otherwise leases are known by their names, all as nobody's.
     pub(crate) read: bool,
 }
@@ -173,6 +185,8 @@ impl LeaseDir {
         for name in files::names(&self.dir)? {
             if name.starts_with(BEGUN) {
                 loaded.begun.insert(name);
+            } else if let Some(ip) = name.strip_prefix(OTHER_MAC) {
+                loaded.other_mac.extend(address_of(ip));
             } else if let Some(ip) = address_of(&name) {
                 if !read {
                     loaded.state.insert(ip, Owner::unknown());
@@ -216,7 +230,24 @@ impl LeaseDir {
         };
         let file = file.map_err(|e| io_error("cannot make", &path, &e))?;
         file.lock().map_err(|e| io_error("cannot lock", &path, &e))?;
-        Ok(InFlight { _files: vec![file], begun: Some(path) })
+        Ok(InFlight { _files: vec![file], begun: Some(path), other_mac: Vec::new() })
+    }
+
+    /// Notes that neighbours may remember another MAC for an address than its own.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn note_other_mac(&self, ip: IpAddr) -> Result<(), CniError> {
+        let path = self.other_mac(ip);
+        let open = || {
+            about_to_change()?;
+            files::open_plain(&path, OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW)
+        };
+        open().map(drop).map_err(|e| io_error("cannot make", &path, &e))
+    }
+
+    fn other_mac(&self, ip: IpAddr) -> PathBuf {
+        self.dir.join(format!("{OTHER_MAC}{ip}"))
     }
 
     /// Forgets that something of an attachment began.
@@ -250,10 +281,18 @@ impl LeaseDir {
     ///
     /// # Errors
     /// Code 5.
-    pub fn write(&self, leases: &[Lease], owner: &Owner) -> Result<InFlight, CniError> {
+    pub fn write(
+        &self,
+        leases: &[Lease],
+        owner: &Owner,
+        loaded: &Loaded,
+    ) -> Result<InFlight, CniError> {
         let mut in_flight = self.begin(owner)?;
         for lease in leases {
             let ip = lease.address.addr();
+            if loaded.other_mac.contains(&ip) {
+                in_flight.other_mac.push(self.other_mac(ip));
+            }
             in_flight._files.push(self.write_one(ip, owner)?);
             self.write_last(lease.set, ip)?;
         }
@@ -410,7 +449,7 @@ mod tests {
     fn add(dir: &LeaseDir, owner: &Owner) -> Vec<String> {
         let mut loaded = dir.load().unwrap();
         let leases = loaded.state.allocate(&sets(), owner, &[]).unwrap();
-        dir.write(&leases, owner).unwrap();
+        dir.write(&leases, owner, &loaded).unwrap();
         leases.iter().map(|l| l.address.to_string()).collect()
     }
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use causeway_plugins::record::Attachments;
 use causeway_plugins::{Paths, leave};
 use common::served::{Families, Mode, addresses, conf, serve, write_node_file};
 use common::trace::Held;
@@ -224,6 +225,39 @@ fn an_agent_that_is_late_leaves_the_next_pod_alone() {
         stand.go.send(()).unwrap();
         node.del("p2", &conf);
         clean(&node, "at the end");
+    }
+}
+
+/// The agent has read the record, and waits in line while another DEL ends it all.
+#[test]
+fn what_another_ended_is_left_alone() {
+    for mode in Mode::ALL {
+        let (node, conf) = one_address(mode);
+        node.pod("p1");
+        node.pod("p2");
+        node.add("p1", &conf);
+        let file = "/var/lib/causeway/attachments/p1-eth0.json";
+        let mut record: Value =
+            serde_json::from_slice(&std::fs::read(file).unwrap()).expect("a record");
+        record["pending"] = true.into();
+        record["leaving"] = json!({"leaseDir": "/var/lib/cni/networks/pod-network"});
+        std::fs::write(file, record.to_string()).unwrap();
+        let paths = Paths::default();
+        let lock = Attachments::at(&paths).lock("p1", "eth0").unwrap();
+        assert!(lock.is_some());
+        let late = thread::spawn(move || leave::finish(&paths, "p1-eth0.json"));
+        // So that it stands in line; a test that is too quick for that shows less.
+        thread::sleep(Duration::from_millis(300));
+        std::fs::remove_file(file).unwrap();
+        node.del("p1", &conf);
+        assert!(!node.residue().contains("10.244.1.2"), "{mode:?}: {}", node.residue());
+        let second = node.add("p2", &conf);
+        let before = node.residue();
+        assert!(before.contains("10.244.1.2"), "{mode:?}: {before}");
+        drop(lock);
+        late.join().unwrap().unwrap();
+        assert_eq!(node.residue(), before, "{mode:?}");
+        reached(&second);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Ethernet addresses.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
@@ -20,6 +21,19 @@ impl Mac {
         bytes.copy_from_slice(&digest[..6]);
         bytes[0] = (bytes[0] & 0xfc) | 0x02;
         Self(bytes)
+    }
+
+    /// The address of a pod's interface that follows from the pod's own: `0a:58:` and the four bytes
+    /// of IPv4 (the form that kubenet and OVN-Kubernetes use), or a derived one for IPv6. What a
+    /// neighbour remembers of a pod is then true of the next pod with its address too.
+    pub fn of_address(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => {
+                let [a, b, c, d] = ip.octets();
+                Self([0x0a, 0x58, a, b, c, d])
+            }
+            IpAddr::V6(ip) => Self::derived(&format!("address/{ip}")),
+        }
     }
 
     /// True for an address that one interface may carry: not multicast and not all zero.
@@ -68,6 +82,14 @@ mod tests {
         for bad in ["", "02:ab", "02:ab:00:10:ff:0", "02:ab:00:10:ff:01:02", "gg:ab:00:10:ff:01"] {
             assert!(bad.parse::<Mac>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn of_an_address() {
+        let mac = |ip: &str| Mac::of_address(ip.parse().unwrap());
+        assert_eq!(mac("10.244.1.7").to_string(), "0a:58:0a:f4:01:07");
+        assert_ne!(mac("fd00::2"), mac("fd00::3"));
+        assert!(mac("fd00::2").is_unicast() && mac("10.244.1.7").is_unicast());
     }
 
     #[test]

@@ -35,9 +35,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let conf = BridgeConf::parse(call)?;
     let netns = call.netns()?;
     let mut ends = Derived::of(call)?;
-    if let Some(mac) = call.mac()? {
-        ends.mac = mac;
-    }
+    let mac = call.mac()?;
     let served = Served::if_served(call)?;
     if served.is_some() {
         conf.refuse_served()?;
@@ -48,6 +46,10 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         attachment::clear_unfinished(call, served, &ipam, &mut node)?;
     }
     let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    match mac {
+        Some(mac) => ends.mac = mac,
+        None => ends.follow(given.ips.iter().map(|ip| ip.address.addr())),
+    }
     let result = objects::complete(&conf, given);
     if let Some(served) = &served {
         served.refuse_others_networks(call, result.ips.iter().map(|ip| ip.address))?;
@@ -56,11 +58,19 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     attachment::refuse_existing(&mut node, &record)?;
 
     let bridge = ensure_bridge(&mut node, call, &conf, served.as_ref(), &record, &result)?;
+    let announce = match &ipam {
+        Ipam::HostLocal { .. } => {
+            in_flight.had_other_mac() || !is_known(call, &record, bridge.mac)?
+        }
+        // Where addresses come from others, nobody knows who had them before.
+        Ipam::None | Ipam::Static(_) | Ipam::Foreign(_) => true,
+    };
     let wiring = Wiring {
         host: objects::host(&conf, &record, served.is_some()),
         pod: objects::pod(conf.inside(), &record, bridge.mac, served.is_some(), &result.routes)?,
         vlans: conf.vlans.as_ref().map(|v| &v.port),
         served: served.as_ref(),
+        announce,
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
     in_flight.until_exit();
@@ -72,6 +82,18 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         result.interfaces.push(Interface { name, mac, ..Interface::default() });
     }
     Ok(result)
+}
+
+/// Nobody on the bridge remembers the pod's addresses with another MAC: it is the address's own, and
+/// all pods that were ever there were made here, since the bridge was, in this boot. An announcement
+/// goes out of every port, which takes as long as there are pods.
+fn is_known(call: &Call, record: &AttachmentRecord, bridge: Mac) -> Result<bool, CniError> {
+    let own = |ip: &IpNet| record.mac == Mac::of_address(ip.addr());
+    if record.bridge.is_none() || !record.addresses.iter().all(own) {
+        return Ok(false);
+    }
+    let boot_id = record::boot_id(&call.paths)?;
+    Ok(record.bridge.as_ref().is_some_and(|b| bridge == objects::own_bridge_mac(&boot_id, b)))
 }
 
 pub(super) fn record(

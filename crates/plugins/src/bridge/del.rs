@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use causeway_cni_spec::{CniError, CniResult};
+use causeway_cni_spec::{CniError, CniResult, Interface};
 use causeway_ipam::Owner;
 use causeway_model::{Link, LinkKind, Object};
 use causeway_plan::Op;
-use causeway_types::IfName;
 use causeway_types::state::{Attach, AttachmentRecord};
+use causeway_types::{IfName, Mac};
 use ipnet::IpNet;
 
 use super::conf::BridgeConf;
@@ -57,7 +57,7 @@ pub(crate) fn del(call: &Call, way: &Way) -> Result<(), CniError> {
         None => remembered(call, way, &ipam)?,
     };
     if !kept.record && !record.addresses.is_empty() {
-        ipam.begin_release(call);
+        ipam.begin_release(call, &other_mac(call, way, &record)?);
     }
     if !kept.record && node.link(&record.host_ifname)?.is_none() {
         remove_others(call, &ipam, &record)?;
@@ -77,6 +77,29 @@ pub(crate) fn del(call: &Call, way: &Way) -> Result<(), CniError> {
     }
     let named = addresses_of(&record);
     detach(&call.paths, &mut node, &record, kept, || ipam.del(call, &named))
+}
+
+/// Those of the pod's addresses for which its neighbours on the bridge may remember another MAC than
+/// the address's own.
+fn other_mac(call: &Call, way: &Way, record: &AttachmentRecord) -> Result<Vec<IpAddr>, CniError> {
+    if way.attach != Attach::Bridge {
+        return Ok(Vec::new());
+    }
+    let mac = pod_mac(call)?;
+    let other = |ip: &IpAddr| mac != Some(Mac::of_address(*ip));
+    Ok(addresses_of(record).into_iter().filter(other).collect())
+}
+
+/// The MAC of the pod's end, as the result of ADD or the pod's namespace tells it.
+fn pod_mac(call: &Call) -> Result<Option<Mac>, CniError> {
+    let inside = |i: &&Interface| !i.sandbox.is_empty() && i.name == call.env.ifname;
+    let interfaces = call.conf.prev_result.iter().flat_map(|result| &result.interfaces);
+    if let Some(mac) = interfaces.filter(inside).find_map(|i| i.mac.parse().ok()) {
+        return Ok(Some(mac));
+    }
+    let Some(mut pod) = Space::what_is_left(call)? else { return Ok(None) };
+    let Ok(ifname) = IfName::new(&call.env.ifname) else { return Ok(None) };
+    Ok(pod.link(&ifname)?.and_then(|link| link.mac))
 }
 
 /// Without a readable node file it is not known to be served.
@@ -226,6 +249,10 @@ fn collect(
         let record = skeleton(call, way, &owner.container_id, ends, addresses);
         let served = is_served(call);
         let kept = Kept { record: false, served, mac_check: way.mac_check && !served };
+        if way.attach == Attach::Bridge {
+            // Which MAC it had nobody knows any more.
+            leases.forget_macs(ips);
+        }
         detach(&call.paths, node, &record, kept, || Ok(()))?;
     }
     ips.iter().try_for_each(|ip| leases.release_if(*ip, owner))

@@ -138,6 +138,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         vlans: None,
         pod: pod_objects(&record, mac),
         served: Some(&served),
+        announce: false,
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
     in_flight.until_exit();

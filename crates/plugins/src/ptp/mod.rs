@@ -93,6 +93,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         pod: objects::pod(&record, served.is_some(), &result)?,
         vlans: None,
         served: served.as_ref(),
+        announce: true,
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
     in_flight.until_exit();

@@ -334,7 +334,7 @@ impl Model {
         let leases = self.leases(&owner, false);
         *what = format!("DEL {owner} begins, {fault:?}");
         let begun = self.call(fault, || {
-            leases.begin_release(&owner);
+            leases.begin_release(&owner, &[]);
             Ok(())
         });
         if begun.is_none() {
@@ -366,7 +366,7 @@ impl Model {
         let leases = self.leases(owner, false);
         let named = self.dead.get(owner).map_or(Vec::new(), |pod| pod.ips.clone());
         let end = self.call(fault, || {
-            leases.begin_release(owner);
+            leases.begin_release(owner, &[]);
             leases.release(owner, &named)
         });
         self.look_at(None, |ip, held| match held {

@@ -143,7 +143,9 @@ impl Node {
                 let name = file.file_name().unwrap().to_string_lossy().into_owned();
                 // `.new` is where all leases and their records are written first: one a directory.
                 let shared = name == "lock" || name == ".new";
-                if !shared && !name.starts_with("last_reserved_ip.") {
+                // The address is free; its next pod is to be announced.
+                let note = name.starts_with(".other-mac-") || name.starts_with("last_reserved_ip.");
+                if !shared && !note {
                     left.push_str(&format!("{}\n", file.display()));
                 }
             }
