@@ -12,6 +12,7 @@ use causeway_types::{Cidr, Family, Mac, Mtu};
 use ipnet::IpNet;
 
 use super::conf::BridgeConf;
+use super::del::{self, Way};
 use super::objects::{self, Bridge};
 use crate::attachment::{self, Wiring};
 use crate::call::Call;
@@ -47,7 +48,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     if let Some(served) = &served {
         attachment::clear_unfinished(call, served, &ipam, &mut node)?;
     }
-    let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let clear = || del::del(call, &Way::of(&conf));
+    let (given, in_flight) =
+        attachment::addresses(call, &ipam, &mut node, &ends, &clear, rollback)?;
     let result = objects::complete(&conf, given);
     if let Some(served) = &served {
         served.refuse_others_networks(call, result.ips.iter().map(|ip| ip.address))?;

@@ -79,7 +79,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     if let Some(served) = &served {
         attachment::clear_unfinished(call, served, &ipam, &mut node)?;
     }
-    let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let clear = || del::del(call, &way(call));
+    let (given, in_flight) =
+        attachment::addresses(call, &ipam, &mut node, &ends, &clear, rollback)?;
     let result = conf.complete(given)?;
     if let Some(served) = &served {
         served.refuse_others_networks(call, result.ips.iter().map(|ip| ip.address))?;
