@@ -17,7 +17,7 @@ use causeway_cni_spec::{CniError, CniResult, Version};
 use causeway_kernel::sysctl;
 use causeway_model::nft::KeyPart;
 use causeway_model::{Desired, LinkKind, Object, Owner};
-use causeway_types::{Family, IfName};
+use causeway_types::{Cidr, Family, IfName};
 
 use crate::Plugin;
 use crate::attachment;
@@ -69,7 +69,7 @@ impl Plugin for FirewallPlugin {
         attachment::verify(&mut node, &desired)?;
         let dropping = Dropping::find(&mut node, &families(&note.addresses))?;
         if !conf.insert {
-            return judge(&note.addresses, &dropping);
+            return judge(&note.addresses, &subnets(result), &dropping);
         }
         match foreign::first_without(&mut node, &note, &dropping)? {
             None => Ok(()),
@@ -97,7 +97,7 @@ impl Plugin for FirewallPlugin {
             return Ok(());
         }
         let any: Vec<IpAddr> = families.iter().map(|f| f.unspecified()).collect();
-        judge(&any, &dropping).map_err(unavailable)
+        judge(&any, &[], &dropping).map_err(unavailable)
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
@@ -118,6 +118,12 @@ impl Plugin for FirewallPlugin {
 /// The addresses of the container, on whatever interface.
 fn addresses(result: &CniResult) -> Vec<IpAddr> {
     result.container_ips().map(|ip| ip.address.addr()).collect()
+}
+
+/// The subnets of the container's addresses.
+fn subnets(result: &CniResult) -> Vec<Cidr> {
+    let all: BTreeSet<Cidr> = result.container_ips().map(|ip| Cidr::of(ip.address)).collect();
+    all.into_iter().collect()
 }
 
 fn families(addresses: &[IpAddr]) -> Vec<Family> {
@@ -167,8 +173,10 @@ fn open(
     warn(&foreign::legacy(&families));
     if conf.insert {
         note.inserted = dropping.iter().map(|chain| foreign::inserted(&chain.place)).collect();
+        let forgets = dropping.iter().filter_map(|chain| chain.forgets(&subnets(result)));
+        warn(&forgets.collect::<Vec<_>>());
     } else {
-        judge(&note.addresses, &dropping)?;
+        judge(&note.addresses, &subnets(result), &dropping)?;
     }
     let notes = notes(call);
     let whose = &note.whose;
@@ -191,8 +199,8 @@ fn open(
 ///
 /// # Errors
 /// Code 999 when every family of the addresses is dropped for certain.
-fn judge(addresses: &[IpAddr], dropping: &[Dropping]) -> Result<(), CniError> {
-    let all: Vec<String> = dropping.iter().map(Dropping::describe).collect();
+fn judge(addresses: &[IpAddr], subnets: &[Cidr], dropping: &[Dropping]) -> Result<(), CniError> {
+    let all: Vec<String> = dropping.iter().map(|chain| chain.describe(subnets)).collect();
     let blocked = foreign::blocked(dropping);
     let families: BTreeSet<Family> = families(addresses).into_iter().collect();
     if !families.is_empty() && families.is_subset(&blocked) {
