@@ -201,7 +201,8 @@ impl Firewalld {
     }
 
     fn daemon() -> Daemon {
-        let mut daemon = Daemon::start("firewalld", "firewalld --nofork --nopid");
+        let mut daemon =
+            Daemon::start("firewalld", "firewalld --nofork --nopid --log-target console");
         daemon.ready("firewall-cmd --state");
         daemon
     }
@@ -239,7 +240,7 @@ fn firewalld_comes_reloads_and_goes() {
 }
 
 /// Accepts among firewalld's rules go with its next reload, and ADD says so. CHECK misses them, and
-/// another ADD brings them back.
+/// the next ADD on the node brings them back.
 #[test]
 fn firewalld_forgets_what_was_inserted() {
     let pods = Pods::new(&["firewalld", "firewall-cmd", "dbus-daemon"]);
@@ -255,9 +256,15 @@ fn firewalld_forgets_what_was_inserted() {
     assert_eq!(ways("p1", 8080), DNAT_ALONE);
     let (_, message) = check(&pods.node, "p1", &firewall(&insert), &result).err();
     assert!(message.contains("chain filter_FORWARD of table inet firewalld"), "{message}");
-    pods.open("p1", &insert, &result).ok();
-    assert_eq!(ways("p1", 8080), OPEN);
-    pods.node.del("p1", &firewall(&insert));
+    let other = pods.plug("p2", 8081);
+    pods.open("p2", &insert, &other).ok();
+    for (pod, port) in [("p1", 8080), ("p2", 8081)] {
+        assert_eq!(ways(pod, port), OPEN, "{pod}");
+    }
+    check(&pods.node, "p1", &firewall(&insert), &result).ok();
+    for pod in ["p1", "p2"] {
+        pods.node.del(pod, &firewall(&insert));
+    }
     assert!(!sh("nft list table inet firewalld").contains("causeway"));
     assert_eq!(ways("p1", 8080), DNAT_ALONE);
 }

@@ -35,6 +35,7 @@ impl Podman {
         let containers = format!(
             "[containers]\n\
              default_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n\
+             apparmor_profile = \"unconfined\"\n\
              [engine]\n\
              cgroup_manager = \"cgroupfs\"\n\
              events_logger = \"file\"\n\

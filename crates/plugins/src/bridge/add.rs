@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use super::conf::BridgeConf;
 use super::del::{self, Way};
+use super::mend;
 use super::objects::{self, Bridge};
 use crate::attachment::{self, Wiring};
 use crate::call::Call;
@@ -66,6 +67,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         served: served.as_ref(),
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
+    if node.lacked_chains() {
+        mend::masquerade(call, &Way::of(&conf), &ipam, &mut node);
+    }
     in_flight.until_exit();
     let mut result = attachment::answer(&record, Some(bridge.mac), result);
     if let Some([_, inside]) = bridge.gateway_pair() {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use causeway_cni_spec::CniError;
-use causeway_kernel::nft::foreign::{Change, Layer, Place};
+use causeway_kernel::nft::foreign::{Change, ForeignRule, Layer, Place};
 use causeway_types::{Cidr, Family, names};
 
 use super::note::{Forward, Inserted};
@@ -147,9 +147,12 @@ pub(crate) fn blocked(chains: &[Dropping]) -> BTreeSet<Family> {
     Family::BOTH.into_iter().filter(|f| certain().any(|c| c.place.layer.sees(*f))).collect()
 }
 
+/// How comments of inserted rules begin.
+const MARK: &str = "causeway ";
+
 /// The comment of inserted rules.
 fn comment(note: &Forward) -> String {
-    format!("causeway {}", note.whose.tag())
+    format!("{MARK}{}", note.whose.tag())
 }
 
 pub(crate) fn inserted(place: &Place) -> Inserted {
@@ -172,19 +175,21 @@ fn wanted(note: &Forward, place: &Place) -> Vec<(IpAddr, bool)> {
     seen.flat_map(|ip| [(*ip, true), (*ip, false)]).collect()
 }
 
-/// Puts the rules into the chains that the note names, in place of those that are there.
+/// Puts the rules into the chains that the note names, in place of those that are there. Answers
+/// whether one of them held no rule of any attachment: this is the first, or it was made anew.
 ///
 /// # Errors
 /// Code 999 when the kernel refuses.
-pub(crate) fn insert(node: &mut Space, note: &Forward) -> Result<(), CniError> {
-    let mut changes = removals(node, note)?;
+pub(crate) fn insert(node: &mut Space, note: &Forward) -> Result<bool, CniError> {
+    let (mut changes, bare) = removals(node, note)?;
     for place in note.inserted.iter().map(place) {
         for (ip, source) in wanted(note, &place) {
             let comment = comment(note);
             changes.push(Change::AcceptFirst { place: place.clone(), ip, source, comment });
         }
     }
-    node.kernel(|handle| handle.nft()?.change_foreign(&changes)).map_err(|e| {
+    let changed = node.kernel(|handle| handle.nft()?.change_foreign(&changes));
+    changed.map(|()| bare).map_err(|e| {
         let places: Vec<String> =
             note.inserted.iter().map(|i| format!("{} {} {}", i.family, i.table, i.chain)).collect();
         e.with_details(format!(
@@ -195,25 +200,30 @@ pub(crate) fn insert(node: &mut Space, note: &Forward) -> Result<(), CniError> {
     })
 }
 
-fn removals(node: &mut Space, note: &Forward) -> Result<Vec<Change>, CniError> {
-    let mut changes = Vec::new();
+fn removals(node: &mut Space, note: &Forward) -> Result<(Vec<Change>, bool), CniError> {
+    let (mut changes, mut bare) = (Vec::new(), false);
     for place in note.inserted.iter().map(place) {
         let rules = node.kernel(|handle| handle.nft()?.rules_of(&place))?;
+        let ours = |r: &ForeignRule| r.comment.as_deref().is_some_and(|c| c.starts_with(MARK));
+        bare |= !rules.iter().any(ours);
         let own = rules.iter().filter(|r| r.comment.as_deref() == Some(&comment(note)));
         changes.extend(
             own.map(|rule| Change::DeleteRule { place: place.clone(), handle: rule.handle }),
         );
     }
-    Ok(changes)
+    Ok((changes, bare))
 }
 
-/// Takes the rules out of the chains that the note names; what is gone is fine.
+/// Takes the rules out of the chains that the note names; what is gone is fine. Answers whether all
+/// of them were there.
 ///
 /// # Errors
 /// Code 999 when the kernel refuses.
-pub(crate) fn remove(node: &mut Space, note: &Forward) -> Result<(), CniError> {
-    let changes = removals(node, note)?;
-    node.kernel(|handle| handle.nft()?.change_foreign(&changes))
+pub(crate) fn remove(node: &mut Space, note: &Forward) -> Result<bool, CniError> {
+    let (changes, _) = removals(node, note)?;
+    node.kernel(|handle| handle.nft()?.change_foreign(&changes))?;
+    let all: usize = note.inserted.iter().map(|i| wanted(note, &place(i)).len()).sum();
+    Ok(changes.len() >= all)
 }
 
 /// The first chain that lacks a rule for the attachment.

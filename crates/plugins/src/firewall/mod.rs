@@ -10,12 +10,11 @@ mod foreign;
 mod note;
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::net::IpAddr;
 
 use causeway_cni_spec::{CniError, CniResult, Version};
 use causeway_kernel::sysctl;
-use causeway_model::nft::KeyPart;
+use causeway_model::nft::{Chain, KeyPart};
 use causeway_model::{Desired, LinkKind, Object, Owner};
 use causeway_types::{Cidr, Family, IfName};
 
@@ -26,10 +25,10 @@ use crate::foreign_chains;
 use crate::notes::{Notes, Whose, tag};
 use crate::owned;
 use crate::rollback::Rollback;
-use crate::space::{Failed, Space};
+use crate::space::{self, Failed, Space};
 use conf::FirewallConf;
 use foreign::Dropping;
-use note::{ADMIN, Forward};
+use note::{ADMIN, Forward, Inserted};
 
 /// Type `firewall`.
 pub(crate) struct FirewallPlugin;
@@ -187,12 +186,12 @@ fn open(
     let (again, undone) = (notes.clone(), note.clone());
     rollback.on_failure(move || close(&again, &undone));
     notes.write(&note)?;
-    let mut table = note.table();
-    let pairs = owned::look(&mut node, &table)?;
-    let admin = causeway_model::nft::Chain { base: None, rules: Vec::new() };
-    table.chains.insert(ADMIN.to_owned(), admin);
-    owned::put(&mut node, &table, &pairs, &[ADMIN]).map_err(|e| node.error(&Failed::Op(e)))?;
-    foreign::insert(&mut node, &note)
+    let lost = put(&mut node, &note)?;
+    let bare = foreign::insert(&mut node, &note)?;
+    if lost || bare {
+        bring_back(&mut node, &notes, &note.whose, &dropping);
+    }
+    Ok(())
 }
 
 /// Says what chains of others do, on standard error.
@@ -212,20 +211,42 @@ fn judge(addresses: &[IpAddr], subnets: &[Cidr], dropping: &[Dropping]) -> Resul
 }
 
 fn warn(texts: &[String]) {
-    for text in texts {
-        // Nobody has to read it.
-        let _ = writeln!(std::io::stderr(), "warning: {text}");
-    }
+    texts.iter().for_each(|text| space::warn(text));
 }
 
-fn remove(node: &mut Space, note: &Forward) -> Result<(), CniError> {
+/// Answers whether something of it was in our table, and all in the chains of others.
+fn remove(node: &mut Space, note: &Forward) -> Result<bool, CniError> {
     let removed = foreign::remove(node, note);
-    removed.and(owned::take(node, &note.table(), &note.whose.tag()))
+    let taken = owned::take(node, &note.table(), &note.whose.tag());
+    Ok(removed? && taken?)
 }
 
 fn close(notes: &Notes, note: &Forward) -> Result<(), CniError> {
-    remove(&mut Space::node()?, note)?;
-    notes.remove(&note.whose.container_id, &note.whose.ifname)
+    let mut node = Space::node()?;
+    let found = remove(&mut node, note)?;
+    notes.ended(&note.whose, found, || remove(&mut node, note).map(drop))
+}
+
+/// Puts an attachment's packets into our table. Answers whether nothing of that was there.
+fn put(node: &mut Space, note: &Forward) -> Result<bool, CniError> {
+    let mut table = note.table();
+    let pairs = owned::look(node, &table)?;
+    table.chains.insert(ADMIN.to_owned(), Chain { base: None, rules: Vec::new() });
+    let done = owned::put_whole(node, &table, &pairs, &[ADMIN]);
+    done.map_err(|e| node.error(&Failed::Op(e)))
+}
+
+/// Brings back what other attachments had in our table and, of those chains of others that drop now,
+/// in those where it was.
+fn bring_back(node: &mut Space, notes: &Notes, own: &Whose, dropping: &[Dropping]) {
+    let there: Vec<Inserted> = dropping.iter().map(|c| foreign::inserted(&c.place)).collect();
+    let make = |node: &mut Space, note: &Forward| {
+        put(node, note)?;
+        let mut there_too = note.clone();
+        there_too.inserted.retain(|place| there.contains(place));
+        foreign::insert(node, &there_too).map(drop)
+    };
+    notes.bring_back(node, own, make, |node, note| remove(node, note).map(drop));
 }
 
 /// Removes bridges that no attachment is on any more.

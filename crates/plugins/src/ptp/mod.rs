@@ -14,6 +14,7 @@ use crate::Plugin;
 use crate::attachment::{self, Wiring};
 use crate::bridge::add::{DEFAULT_MTU, exceptions, gateways_of, switch_router_advertisements};
 use crate::bridge::del::{self, Way};
+use crate::bridge::mend;
 use crate::call::Call;
 use crate::chain;
 use crate::ipam::Ipam;
@@ -97,6 +98,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         served: served.as_ref(),
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
+    if node.lacked_chains() {
+        mend::masquerade(call, &way(call), &ipam, &mut node);
+    }
     in_flight.until_exit();
     Ok(attachment::answer(&record, None, result))
 }
