@@ -41,16 +41,18 @@ pub(crate) fn context(served: bool) -> PodContext {
     PodContext { served, hairpin: false, route_protocol: names::ROUTE_PROTOCOL }
 }
 
-/// Gets the addresses, with their return noted. Addresses that an ADD of the same attachment got
-/// and then died with are given back first.
+/// Gets the addresses, with their return noted. Where an earlier attachment of the same name still
+/// has some, though its interface is gone (an ADD that was killed, a container without a DEL),
+/// `clear` removes what is left of it first.
 ///
 /// # Errors
-/// As [`Ipam::add`]; code 999 when the IPAM plugin gave none.
+/// As [`Ipam::add`] and `clear`; code 999 when the IPAM plugin gave none.
 pub(crate) fn addresses(
     call: &Call,
     ipam: &Ipam,
     node: &mut Space,
     ends: &Derived,
+    clear: &dyn Fn() -> Result<(), CniError>,
     rollback: &mut Rollback,
 ) -> Result<(CniResult, InFlight), CniError> {
     let known = node.link(&ends.host_ifname)?.is_some();
@@ -58,7 +60,7 @@ pub(crate) fn addresses(
     let given = match obtain(call, ipam, look, rollback) {
         Err(_) if leave::finish_all(&call.paths) => obtain(call, ipam, Look::Closely, rollback)?,
         Err(_) if !ipam.held(call)?.is_empty() && is_abandoned(call, node, ends)? => {
-            ipam.del(call, &[])?;
+            clear()?;
             obtain(call, ipam, Look::Closely, rollback)?
         }
         other => other?,

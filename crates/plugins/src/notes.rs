@@ -17,6 +17,7 @@ use crate::files;
 use crate::host_local::valid_owners;
 use crate::paths::Paths;
 use crate::record;
+use crate::space::{Space, warn};
 
 /// No file takes so long to be written.
 const ABANDONED: Duration = Duration::from_secs(60);
@@ -161,6 +162,52 @@ impl Notes {
             whose.network == call.conf.name && !valid.contains(&owner) && !running
         });
         Ok(stale)
+    }
+
+    /// Brings back what the other living attachments had in the kernel, after somebody took it all:
+    /// `make` puts it there, `undo` takes it away again where DEL went by meanwhile, as its own last
+    /// look does ([`Notes::ended`]). What fails is said on standard error: it is not the matter of the
+    /// attachment that is being made.
+    pub(crate) fn bring_back<N: Note>(
+        &self,
+        node: &mut Space,
+        own: &Whose,
+        make: impl Fn(&mut Space, &N) -> Result<(), CniError>,
+        undo: impl Fn(&mut Space, &N) -> Result<(), CniError>,
+    ) {
+        let all = self.all::<N>().unwrap_or_else(|e| {
+            warn(&format!("what other containers had is not brought back: {e}"));
+            Vec::new()
+        });
+        for note in all {
+            let whose = note.whose();
+            let (id, ifname) = (&whose.container_id, &whose.ifname);
+            if (id, ifname) == (&own.container_id, &own.ifname) || whose.is_over(&own.boot_id) {
+                continue;
+            }
+            let done = make(node, &note).and_then(|()| match self.read::<N>(id, ifname)? {
+                Some(_) => Ok(()),
+                None => undo(node, &note),
+            });
+            if let Err(e) = done {
+                warn(&format!("what container {id} ({ifname}) had is not brought back: {e}"));
+            }
+        }
+    }
+
+    /// Erases the note of an attachment of which `take` has taken all away. Where it found nothing it
+    /// is asked once more: an ADD that brings everything back may have read the note before.
+    ///
+    /// # Errors
+    /// Code 5; what `take` says.
+    pub(crate) fn ended(
+        &self,
+        whose: &Whose,
+        found: bool,
+        take: impl FnOnce() -> Result<(), CniError>,
+    ) -> Result<(), CniError> {
+        self.remove(&whose.container_id, &whose.ifname)?;
+        if found { Ok(()) } else { take() }
     }
 
     /// All notes that can be understood.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use causeway_cni_spec::CniError;
 use causeway_kernel::OpError;
 use causeway_kernel::nft::ElementId;
+use causeway_kernel::nft::foreign::{Layer, Place};
 use causeway_model::nft::{Element, KeyPart, NftFamily, NftTable, Set};
 use causeway_plan::{NftOp, Op, TableId, table_ops};
 use causeway_types::names;
@@ -82,9 +83,20 @@ fn grouped<'a>(
     sets.into_iter().map(|(name, (of, elements))| op(name, of, elements)).collect()
 }
 
-/// Puts elements in place of those that are there, in one transaction. Where sets or chains are
-/// missing all of the table's are made; chains named in `keep` belong to the administrator and are
-/// not emptied.
+/// What became of a [`put`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Put {
+    /// The elements are there.
+    Done,
+    /// Nothing was changed: none of the table's base chains is there. This is the first attachment,
+    /// or somebody flushed all rules.
+    Lost,
+}
+
+/// Puts elements in place of those that are there, in one transaction. Where some sets or chains are
+/// missing all of the table's are made, but where nothing is there nothing is done; chains named in
+/// `keep` belong to the administrator and are not emptied.
 ///
 /// # Errors
 /// What the kernel refused.
@@ -93,26 +105,71 @@ pub(crate) fn put(
     table: &NftTable,
     pairs: &[Pair],
     keep: &[&str],
+) -> Result<Put, OpError> {
+    let (stale, add) = changes(pairs);
+    match node.apply(&[Op::Nft { table: table_id(), ops: [stale, add].concat() }]) {
+        Err(e) if e.is_gone() => {}
+        other => return other.map(|()| Put::Done),
+    }
+    if is_lost(node, table) {
+        return Ok(Put::Lost);
+    }
+    put_anew(node, table, pairs, keep).map(|()| Put::Done)
+}
+
+/// As [`put`], and [`put_anew`] where nothing is there. Answers whether that was so.
+///
+/// # Errors
+/// What the kernel refused.
+pub(crate) fn put_whole(
+    node: &mut Space,
+    table: &NftTable,
+    pairs: &[Pair],
+    keep: &[&str],
+) -> Result<bool, OpError> {
+    match put(node, table, pairs, keep)? {
+        Put::Done => Ok(false),
+        Put::Lost => put_anew(node, table, pairs, keep).map(|()| true),
+    }
+}
+
+/// None of a table's base chains is there. When the kernel does not say, they may be.
+fn is_lost(node: &mut Space, table: &NftTable) -> bool {
+    let based = table.chains.iter().filter(|(_, chain)| chain.base.is_some());
+    let places = based.map(|(name, _)| Place::new(Layer::Inet, &table_id().name, name)).collect();
+    node.kernel(|handle| handle.nft()?.existing_chains(places)).is_ok_and(|there| there.is_empty())
+}
+
+/// As [`put`], with all sets and chains of the table made first.
+///
+/// # Errors
+/// What the kernel refused.
+pub(crate) fn put_anew(
+    node: &mut Space,
+    table: &NftTable,
+    pairs: &[Pair],
+    keep: &[&str],
 ) -> Result<(), OpError> {
+    let (stale, _) = changes(pairs);
+    let ops = stale.into_iter().chain(build(table, keep)).collect();
+    match node.apply(&[Op::Nft { table: table_id(), ops }]) {
+        // What was to be taken away is gone meanwhile.
+        Err(e) if e.is_gone() => {
+            node.apply(&[Op::Nft { table: table_id(), ops: build(table, keep) }])
+        }
+        other => other,
+    }
+}
+
+/// What takes stale elements away, and what adds those that are wanted.
+fn changes(pairs: &[Pair]) -> (Vec<NftOp>, Vec<NftOp>) {
     let as_wanted = |p: &Pair| p.have.as_ref() == Some(&p.want) && p.holder() == p.comment();
     let others = pairs.iter().filter(|p| !as_wanted(p));
     let taken = others.filter_map(|p| Some((&p.id, p.have.clone()?)));
     let stale = grouped(taken, |set, of, elements| NftOp::DelElements { set, of, elements });
     let wanted = pairs.iter().map(|p| (&p.id, p.want.clone()));
-    let add: Vec<NftOp> =
-        grouped(wanted, |set, of, elements| NftOp::AddElements { set, of, elements });
-    let quick = || stale.iter().cloned().chain(add.iter().cloned()).collect::<Vec<_>>();
-    let all = || stale.iter().cloned().chain(build(table, keep)).collect::<Vec<_>>();
-    // The last for the case that what was to be taken away is gone meanwhile.
-    let tries: [&dyn Fn() -> Vec<NftOp>; 3] = [&quick, &all, &|| build(table, keep)];
-    let mut outcome = Ok(());
-    for ops in tries {
-        outcome = node.apply(&[Op::Nft { table: table_id(), ops: ops() }]);
-        if !outcome.as_ref().is_err_and(OpError::is_gone) {
-            break;
-        }
-    }
-    outcome
+    let add = grouped(wanted, |set, of, elements| NftOp::AddElements { set, of, elements });
+    (stale, add)
 }
 
 /// Makes all sets and chains of a table with their content, whatever is left of them.
@@ -139,11 +196,12 @@ fn build(table: &NftTable, keep: &[&str]) -> Vec<NftOp> {
     ops
 }
 
-/// Takes the elements of a wish away that carry a mark; those of others stay.
+/// Takes the elements of a wish away that carry a mark; those of others stay. Answers whether there
+/// were any.
 ///
 /// # Errors
 /// Code 999 when the kernel refuses.
-pub(crate) fn take(node: &mut Space, table: &NftTable, tag: &str) -> Result<(), CniError> {
+pub(crate) fn take(node: &mut Space, table: &NftTable, tag: &str) -> Result<bool, CniError> {
     take_known(node, table, &|_, element| element.comment.as_deref() == Some(tag))
 }
 
@@ -151,7 +209,8 @@ fn take_known(
     node: &mut Space,
     table: &NftTable,
     is_its: &dyn Fn(&[KeyPart], &Element) -> bool,
-) -> Result<(), CniError> {
+) -> Result<bool, CniError> {
+    let mut found = false;
     for attempt in 1.. {
         let pairs = look(node, table)?;
         let there = pairs.iter().filter_map(|p| Some((&p.id, p.have.clone()?)));
@@ -160,13 +219,14 @@ fn take_known(
         if ops.is_empty() {
             break;
         }
+        found = true;
         match node.apply(&[Op::Nft { table: table_id(), ops }]) {
             // Somebody else took one of them.
             Err(e) if e.is_gone() && attempt < TRIES => {}
-            other => return other.map_err(|e| node.error(&Failed::Op(e))),
+            other => return other.map(|()| true).map_err(|e| node.error(&Failed::Op(e))),
         }
     }
-    Ok(())
+    Ok(found)
 }
 
 /// As [`take`], where it is not known which elements an attachment has: all sets are read.
@@ -193,5 +253,5 @@ pub(crate) fn take_where(
         set.elements = all;
         set.elements.retain(|key, element| is_its(key, element));
     }
-    take_known(node, &own, is_its)
+    take_known(node, &own, is_its).map(drop)
 }

@@ -1,6 +1,7 @@
 //! A network namespace during a call: what is there, and operations with errors that speak.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use causeway_cni_spec::CniError;
 use causeway_kernel::vlan::PortVlan;
 use causeway_kernel::{Handle, NetNs, OpError, Pair, Refusal, Routes, Scope, sysctl};
-use causeway_model::nft::NftTable;
+use causeway_model::nft::{NftFamily, NftTable};
 use causeway_model::{Desired, Key, Link, Object, Observed, Route, Sysctl};
 use causeway_plan::{NftOp, Op, Ownership, TableId, plan, withdraw};
 use causeway_types::{IfName, names};
@@ -34,6 +35,12 @@ const SETTLED: Duration = Duration::from_secs(10);
 const BREATH: Duration = Duration::from_micros(50);
 const LONGEST_BREATH: Duration = Duration::from_millis(20);
 
+/// Says something that is no error of the call, on standard error.
+pub(crate) fn warn(text: &str) {
+    // Nobody has to read it.
+    let _ = writeln!(std::io::stderr(), "warning: {text}");
+}
+
 /// Interfaces alone.
 const NOTHING: Scope = Scope {
     addrs: false,
@@ -49,6 +56,8 @@ pub(crate) struct Space {
     handle: Handle,
     /// For messages: `on the node`, `in the pod's namespace /run/netns/x`.
     place: String,
+    /// A chain was missing that attachments share.
+    lacked: bool,
 }
 
 impl Space {
@@ -58,7 +67,7 @@ impl Space {
     /// Code 999 when there is no way to talk to the kernel.
     pub(crate) fn node() -> Result<Self, CniError> {
         let handle = Handle::open().map_err(|e| CniError::internal(e.to_string()))?;
-        Ok(Self { handle, place: "on the node".to_owned() })
+        Ok(Self { handle, place: "on the node".to_owned(), lacked: false })
     }
 
     /// A pod's namespace.
@@ -89,7 +98,7 @@ impl Space {
 
     fn inside(netns: NetNs, path: &str) -> Result<Self, CniError> {
         let handle = Handle::open_in(&netns).map_err(|e| CniError::internal(e.to_string()))?;
-        Ok(Self { handle, place: format!("in the pod's namespace {path}") })
+        Ok(Self { handle, place: format!("in the pod's namespace {path}"), lacked: false })
     }
 
     /// Asks the kernel for something, or to do something, in this namespace.
@@ -136,13 +145,24 @@ impl Space {
     ) -> Result<Observed, causeway_kernel::Error> {
         let mut all = observed.clone();
         for (key, entry) in desired.iter() {
-            if let (Object::Table(table), None) = (&entry.object, observed.get(key))
-                && let Some(found) = self.handle.nft()?.read_frame(table)?
-            {
+            let (Object::Table(table), None) = (&entry.object, observed.get(key)) else { continue };
+            let found = self.handle.nft()?.read_frame(table)?;
+            // Those of family netdev are of one interface each.
+            if table.family == NftFamily::Inet {
+                let there = found.as_ref().map_or(0, |found| found.chains.len());
+                self.lacked |= there < table.chains.len();
+            }
+            if let Some(found) = found {
                 all.insert(Object::Table(found));
             }
         }
         Ok(all)
+    }
+
+    /// Whether [`Space::make`] found a chain missing that attachments share: this is the first of its
+    /// kind, or somebody flushed all rules.
+    pub(crate) fn lacked_chains(&self) -> bool {
+        self.lacked
     }
 
     /// Removes what is desired of an attachment. Its link is set down first, so that nothing that its

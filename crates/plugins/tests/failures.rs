@@ -69,6 +69,35 @@ fn the_pods_side_fails() {
     assert!(!sh("ip -n p1 link").contains("eth0"));
 }
 
+/// A container that is gone without a DEL, and comes again under its old name: nothing stays of the
+/// addresses that it had.
+#[test]
+fn a_container_comes_again_without_a_del() {
+    let bridge = tutorial("1.0.0");
+    let ipam = bridge["ipam"].clone();
+    let ptp = json!({
+        "cniVersion": "1.0.0", "name": "pod-network", "type": "ptp", "ipMasq": true, "ipam": ipam
+    });
+    for conf in [bridge, ptp] {
+        let test = move || {
+            let node = Node::new();
+            node.pod("p1");
+            node.add("p1", &conf);
+            let first = node.residue();
+            node.remove_pod("p1");
+            common::until("the pair is gone", || sh("ip -o link show type veth").is_empty());
+            node.pod("p1");
+            node.add("p1", &conf);
+            let count = |residue: &str| residue.matches("elements =").count();
+            assert_eq!(count(&node.residue()), count(&first), "{}", node.residue());
+            assert!(!sh("nft list ruleset").contains("10.244.0.2"), "the first address");
+            node.del("p1", &conf);
+            assert_eq!(node.residue(), "");
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
+}
+
 /// Field failure 8: what is left of a namespace that was unmounted is a plain file. DEL succeeds there,
 /// and waits for nobody.
 #[test]

@@ -4,35 +4,14 @@ mod common;
 
 use std::path::Path;
 
+use common::outside::node;
 use common::trace::Held;
 use common::traffic::{serve, tcp};
 use common::ways::{check, gc};
-use common::{Node, in_pod, pings, sh, try_sh};
+use common::{Node, pings, sh, try_sh};
 use serde_json::{Value, json};
 
 const REFERENCE: &str = "/usr/lib/cni";
-
-/// A node with, on a network of its own, the namespace `ext` that knows the way to pods.
-fn node() -> Node {
-    let node = Node::new();
-    node.pod("ext");
-    sh("ip link set lo up");
-    // With it the bridge would ask the forward hook for packets within it.
-    let _ = try_sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0");
-    let _ = try_sh("sysctl -qw net.bridge.bridge-nf-call-ip6tables=0");
-    sh("ip link add up0 type veth peer name up0 netns ext");
-    sh("ip addr add 192.168.7.1/24 dev up0 && ip -6 addr add fd07::1/64 dev up0 nodad");
-    sh("ip link set up0 up");
-    in_pod("ext", "ip addr add 192.168.7.2/24 dev up0");
-    in_pod("ext", "ip -6 addr add fd07::2/64 dev up0 nodad");
-    in_pod("ext", "ip link set up0 up");
-    for ip in ["192.168.7.1", "fd07::1"] {
-        in_pod("ext", &format!("ping -c1 -W3 -n {ip}"));
-    }
-    in_pod("ext", "ip route add default via 192.168.7.1");
-    in_pod("ext", "ip -6 route add default via fd07::1");
-    node
-}
 
 /// The network `netN` on bridge `cniN` with addresses 10.N.0.0/24 and fdN::/64.
 fn bridge(n: u8) -> Value {
@@ -342,7 +321,7 @@ fn firewalld_is_told_from_others() {
     assert_eq!(reaches("ext", &result), [false, false]);
     let conf = chained(&firewall(1, &json!({"foreignForward": "insert"})), &result);
     let answer = node.call("ADD", "p1", &conf).run();
-    assert_eq!(answer.stderr, "");
+    assert!(answer.stderr.contains("firewalld forgets"), "{answer:?}");
     answer.ok();
     assert_eq!(reaches("ext", &result), [true, true]);
     node.del("p1", &conf);

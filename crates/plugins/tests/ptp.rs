@@ -32,6 +32,18 @@ fn reaches(pod: &str, to: &str) {
     assert!(pings(pod, to), "{pod} does not reach {to}: {}", in_pod(pod, "ip route"));
 }
 
+/// While the kernel looks for duplicates of the link-local address of the node's end, it solicits no
+/// neighbours there, and forwards nothing to the pod.
+#[test]
+fn a_pod_is_reached_from_outside_at_once() {
+    let node = common::outside::node();
+    let conf = conf(Families::V6);
+    node.pod("p1");
+    let result = node.add("p1", &conf);
+    in_pod("ext", &format!("ping -c1 -W1 -n {}", addresses(&result)[0]));
+    node.del("p1", &conf);
+}
+
 #[test]
 fn pods_reach_each_other_the_node_and_with_masquerade_the_world() {
     for families in Families::ALL {

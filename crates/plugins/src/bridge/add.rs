@@ -12,6 +12,8 @@ use causeway_types::{Cidr, Family, Mac, Mtu};
 use ipnet::IpNet;
 
 use super::conf::BridgeConf;
+use super::del::{self, Way};
+use super::mend;
 use super::objects::{self, Bridge};
 use crate::attachment::{self, Wiring};
 use crate::call::Call;
@@ -45,7 +47,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     if let Some(served) = &served {
         attachment::clear_unfinished(call, served, &ipam, &mut node)?;
     }
-    let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let clear = || del::del(call, &Way::of(&conf));
+    let (given, in_flight) =
+        attachment::addresses(call, &ipam, &mut node, &ends, &clear, rollback)?;
     match mac {
         Some(mac) => ends.mac = mac,
         None => ends.follow(given.ips.iter().map(|ip| ip.address.addr())),
@@ -73,6 +77,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         announce,
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
+    if node.lacked_chains() {
+        mend::masquerade(call, &Way::of(&conf), &ipam, &mut node);
+    }
     in_flight.until_exit();
     let mut result = attachment::answer(&record, Some(bridge.mac), result);
     if let Some([_, inside]) = bridge.gateway_pair() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use causeway_cni_spec::{CniError, CniResult, Interface};
+use causeway_cni_spec::{CniError, CniResult, HostLocal, Interface};
 use causeway_ipam::Owner;
 use causeway_model::{Link, LinkKind, Object};
 use causeway_plan::Op;
@@ -127,7 +127,7 @@ fn remembered(call: &Call, way: &Way, ipam: &Ipam) -> Result<AttachmentRecord, C
     Ok(skeleton(call, way, &call.env.container_id, ends, addresses))
 }
 
-fn with_length(ip: IpAddr, conf: &causeway_cni_spec::HostLocal) -> IpNet {
+fn with_length(ip: IpAddr, conf: &HostLocal) -> IpNet {
     let range = conf.sets.iter().find_map(|set| set.range_of(ip));
     let length = range.map(|r| r.subnet().prefix_len());
     length.and_then(|l| IpNet::new(ip, l).ok()).unwrap_or(IpNet::from(ip))
@@ -223,7 +223,7 @@ fn release(ipam: &Ipam, owner: &Owner, named: &[IpAddr]) -> Result<(), CniError>
     }
 }
 
-fn by_owner(stale: Vec<(IpAddr, Owner)>) -> BTreeMap<Owner, Vec<IpAddr>> {
+pub(super) fn by_owner(stale: Vec<(IpAddr, Owner)>) -> BTreeMap<Owner, Vec<IpAddr>> {
     let mut all: BTreeMap<Owner, Vec<IpAddr>> = BTreeMap::new();
     for (ip, owner) in stale {
         all.entry(owner).or_default().push(ip);
@@ -241,12 +241,7 @@ fn collect(
     ips: &[IpAddr],
 ) -> Result<(), CniError> {
     let Ipam::HostLocal { conf: ranges, leases } = ipam else { return Ok(()) };
-    // The old form of a lease knows no interface: there was one then, and it was this.
-    let ifname = if owner.ifname.is_empty() { "eth0" } else { &owner.ifname };
-    if let Ok(ifname) = IfName::new(ifname) {
-        let ends = Derived::new(&owner.container_id, ifname);
-        let addresses = ips.iter().map(|ip| with_length(*ip, ranges)).collect();
-        let record = skeleton(call, way, &owner.container_id, ends, addresses);
+    if let Some(record) = record_of(call, way, ranges, owner, ips) {
         let served = is_served(call);
         let kept = Kept { record: false, served, mac_check: way.mac_check && !served };
         if way.attach == Attach::Bridge {
@@ -256,4 +251,19 @@ fn collect(
         detach(&call.paths, node, &record, kept, || Ok(()))?;
     }
     ips.iter().try_for_each(|ip| leases.release_if(*ip, owner))
+}
+
+/// A record of what leases tell; `None` where they name an interface that there cannot be.
+pub(super) fn record_of(
+    call: &Call,
+    way: &Way,
+    ranges: &HostLocal,
+    owner: &Owner,
+    ips: &[IpAddr],
+) -> Option<AttachmentRecord> {
+    // The old form of a lease knows no interface: there was one then, and it was this.
+    let ifname = if owner.ifname.is_empty() { "eth0" } else { &owner.ifname };
+    let ends = Derived::new(&owner.container_id, IfName::new(ifname).ok()?);
+    let addresses = ips.iter().map(|ip| with_length(*ip, ranges)).collect();
+    Some(skeleton(call, way, &owner.container_id, ends, addresses))
 }

@@ -8,6 +8,7 @@ pub(crate) mod add;
 mod check;
 pub(crate) mod conf;
 pub(crate) mod del;
+pub(crate) mod mend;
 pub(crate) mod objects;
 
 use causeway_cni_spec::{CniError, CniResult};

@@ -129,7 +129,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let ipam = ipam(call, &served)?;
     let mut node = Space::node()?;
     attachment::clear_unfinished(call, &served, &ipam, &mut node)?;
-    let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let clear = || ipam.del(call, &[]);
+    let (given, in_flight) =
+        attachment::addresses(call, &ipam, &mut node, &ends, &clear, rollback)?;
     let record = record(call, &served, ends, netns, &given);
     attachment::refuse_existing(&mut node, &record)?;
     let mac = bridge_mac(&mut node, &record)?;

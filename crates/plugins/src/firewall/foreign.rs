@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use causeway_cni_spec::CniError;
-use causeway_kernel::nft::foreign::{Change, Layer, Place};
-use causeway_types::{Family, names};
+use causeway_kernel::nft::foreign::{Change, ForeignRule, Layer, Place};
+use causeway_types::{Cidr, Family, names};
 
 use super::note::{Forward, Inserted};
 use crate::space::Space;
@@ -17,7 +17,23 @@ pub(crate) struct Dropping {
     pub place: Place,
     /// No rule of it accepts anything.
     pub all: bool,
+    /// Who keeps it.
+    keeper: Keeper,
 }
+
+/// The program whose chain it is: each has a command of its own that lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeper {
+    /// Its rules in iptables' FORWARD lead to chains of its own.
+    Ufw,
+    /// It makes its table anew with each reload.
+    Firewalld,
+    /// An administrator, or whoever.
+    Unknown,
+}
+
+/// The chains of ufw that FORWARD leads to first.
+const UFW: [&str; 2] = ["ufw-before-forward", "ufw6-before-forward"];
 
 /// firewalld's: its policy is to accept, and its last rule rejects.
 fn firewalld() -> Place {
@@ -40,24 +56,38 @@ impl Dropping {
             places.retain(|p| families.iter().any(|f| p.layer.sees(*f)));
             let mut all = Vec::new();
             for place in places {
-                let accepts = nft.rules_of(&place)?.iter().any(|rule| rule.may_accept);
-                all.push(Self { all: !accepts && place != firewalld(), place });
+                let rules = nft.rules_of(&place)?;
+                let accepts = rules.iter().any(|rule| rule.may_accept);
+                let ufw = |chain: &String| UFW.contains(&chain.as_str());
+                let keeper = if place == firewalld() {
+                    Keeper::Firewalld
+                } else if rules.iter().any(|rule| rule.leads_to.iter().any(ufw)) {
+                    Keeper::Ufw
+                } else {
+                    Keeper::Unknown
+                };
+                all.push(Self { all: !accepts && keeper != Keeper::Firewalld, place, keeper });
             }
             Ok(all)
         })
     }
 
-    /// What it is and does, and what to do about it.
-    pub(crate) fn describe(&self) -> String {
+    /// What it is and does, and what to do about it, for pods of some subnets.
+    pub(crate) fn describe(&self, subnets: &[Cidr]) -> String {
         let Place { layer, table, chain } = &self.place;
+        let place = format!("chain {chain} of table {} {table}", layer.as_str());
+        if self.keeper == Keeper::Firewalld {
+            return format!(
+                "{place} rejects what no zone of firewalld lets through, which no other table can \
+                 overrule: run `{}`",
+                trust(subnets)
+            );
+        }
         let iptables = table == "filter" && chain == "FORWARD";
         let command = match layer {
+            _ if self.keeper == Keeper::Ufw => "ufw default allow routed".to_owned(),
             Layer::Ip if iptables => "iptables -P FORWARD ACCEPT".to_owned(),
             Layer::Ip6 if iptables => "ip6tables -P FORWARD ACCEPT".to_owned(),
-            _ if self.place == firewalld() => {
-                "firewall-cmd --permanent --zone=trusted --add-source=SUBNET, and --reload"
-                    .to_owned()
-            }
             _ => format!("nft 'chain {} {table} {chain} {{ policy accept; }}'", layer.as_str()),
         };
         let rules = match self.all {
@@ -65,11 +95,30 @@ impl Dropping {
             false => "and must have rules of its own for pods",
         };
         format!(
-            "chain {chain} of table {} {table} has policy drop {rules}, which no other table can \
-             overrule: set \"foreignForward\" to \"insert\", or run `{command}`",
-            layer.as_str()
+            "{place} has policy drop {rules}, which no other table can overrule: set \
+             \"foreignForward\" to \"insert\", or run `{command}`"
         )
     }
+
+    /// Why rules that were inserted do not stay; `None` where they do.
+    pub(crate) fn forgets(&self, subnets: &[Cidr]) -> Option<String> {
+        (self.keeper == Keeper::Firewalld).then(|| {
+            format!(
+                "key \"foreignForward\" is \"insert\", but firewalld forgets rules of others when \
+                 it reloads: run `{}`",
+                trust(subnets)
+            )
+        })
+    }
+}
+
+/// The command that makes firewalld let pods through, for good.
+fn trust(subnets: &[Cidr]) -> String {
+    let mut sources: String = subnets.iter().map(|s| format!(" --add-source={s}")).collect();
+    if sources.is_empty() {
+        sources = " --add-source=SUBNET".to_owned();
+    }
+    format!("firewall-cmd --permanent --zone=trusted{sources} && firewall-cmd --reload")
 }
 
 /// Warnings on tables of the old iptables, into which nobody can look by nftables.
@@ -98,9 +147,12 @@ pub(crate) fn blocked(chains: &[Dropping]) -> BTreeSet<Family> {
     Family::BOTH.into_iter().filter(|f| certain().any(|c| c.place.layer.sees(*f))).collect()
 }
 
+/// How comments of inserted rules begin.
+const MARK: &str = "causeway ";
+
 /// The comment of inserted rules.
 fn comment(note: &Forward) -> String {
-    format!("causeway {}", note.whose.tag())
+    format!("{MARK}{}", note.whose.tag())
 }
 
 pub(crate) fn inserted(place: &Place) -> Inserted {
@@ -123,19 +175,21 @@ fn wanted(note: &Forward, place: &Place) -> Vec<(IpAddr, bool)> {
     seen.flat_map(|ip| [(*ip, true), (*ip, false)]).collect()
 }
 
-/// Puts the rules into the chains that the note names, in place of those that are there.
+/// Puts the rules into the chains that the note names, in place of those that are there. Answers
+/// whether one of them held no rule of any attachment: this is the first, or it was made anew.
 ///
 /// # Errors
 /// Code 999 when the kernel refuses.
-pub(crate) fn insert(node: &mut Space, note: &Forward) -> Result<(), CniError> {
-    let mut changes = removals(node, note)?;
+pub(crate) fn insert(node: &mut Space, note: &Forward) -> Result<bool, CniError> {
+    let (mut changes, bare) = removals(node, note)?;
     for place in note.inserted.iter().map(place) {
         for (ip, source) in wanted(note, &place) {
             let comment = comment(note);
             changes.push(Change::AcceptFirst { place: place.clone(), ip, source, comment });
         }
     }
-    node.kernel(|handle| handle.nft()?.change_foreign(&changes)).map_err(|e| {
+    let changed = node.kernel(|handle| handle.nft()?.change_foreign(&changes));
+    changed.map(|()| bare).map_err(|e| {
         let places: Vec<String> =
             note.inserted.iter().map(|i| format!("{} {} {}", i.family, i.table, i.chain)).collect();
         e.with_details(format!(
@@ -146,25 +200,30 @@ pub(crate) fn insert(node: &mut Space, note: &Forward) -> Result<(), CniError> {
     })
 }
 
-fn removals(node: &mut Space, note: &Forward) -> Result<Vec<Change>, CniError> {
-    let mut changes = Vec::new();
+fn removals(node: &mut Space, note: &Forward) -> Result<(Vec<Change>, bool), CniError> {
+    let (mut changes, mut bare) = (Vec::new(), false);
     for place in note.inserted.iter().map(place) {
         let rules = node.kernel(|handle| handle.nft()?.rules_of(&place))?;
+        let ours = |r: &ForeignRule| r.comment.as_deref().is_some_and(|c| c.starts_with(MARK));
+        bare |= !rules.iter().any(ours);
         let own = rules.iter().filter(|r| r.comment.as_deref() == Some(&comment(note)));
         changes.extend(
             own.map(|rule| Change::DeleteRule { place: place.clone(), handle: rule.handle }),
         );
     }
-    Ok(changes)
+    Ok((changes, bare))
 }
 
-/// Takes the rules out of the chains that the note names; what is gone is fine.
+/// Takes the rules out of the chains that the note names; what is gone is fine. Answers whether all
+/// of them were there.
 ///
 /// # Errors
 /// Code 999 when the kernel refuses.
-pub(crate) fn remove(node: &mut Space, note: &Forward) -> Result<(), CniError> {
-    let changes = removals(node, note)?;
-    node.kernel(|handle| handle.nft()?.change_foreign(&changes))
+pub(crate) fn remove(node: &mut Space, note: &Forward) -> Result<bool, CniError> {
+    let (changes, _) = removals(node, note)?;
+    node.kernel(|handle| handle.nft()?.change_foreign(&changes))?;
+    let all: usize = note.inserted.iter().map(|i| wanted(note, &place(i)).len()).sum();
+    Ok(changes.len() >= all)
 }
 
 /// The first chain that lacks a rule for the attachment.

@@ -10,14 +10,13 @@ mod foreign;
 mod note;
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::net::IpAddr;
 
 use causeway_cni_spec::{CniError, CniResult, Version};
 use causeway_kernel::sysctl;
-use causeway_model::nft::KeyPart;
+use causeway_model::nft::{Chain, KeyPart};
 use causeway_model::{Desired, LinkKind, Object, Owner};
-use causeway_types::{Family, IfName};
+use causeway_types::{Cidr, Family, IfName};
 
 use crate::Plugin;
 use crate::attachment;
@@ -26,10 +25,10 @@ use crate::foreign_chains;
 use crate::notes::{Notes, Whose, tag};
 use crate::owned;
 use crate::rollback::Rollback;
-use crate::space::{Failed, Space};
+use crate::space::{self, Failed, Space};
 use conf::FirewallConf;
 use foreign::Dropping;
-use note::{ADMIN, Forward};
+use note::{ADMIN, Forward, Inserted};
 
 /// Type `firewall`.
 pub(crate) struct FirewallPlugin;
@@ -69,7 +68,7 @@ impl Plugin for FirewallPlugin {
         attachment::verify(&mut node, &desired)?;
         let dropping = Dropping::find(&mut node, &families(&note.addresses))?;
         if !conf.insert {
-            return judge(&note.addresses, &dropping);
+            return judge(&note.addresses, &subnets(result), &dropping);
         }
         match foreign::first_without(&mut node, &note, &dropping)? {
             None => Ok(()),
@@ -97,7 +96,7 @@ impl Plugin for FirewallPlugin {
             return Ok(());
         }
         let any: Vec<IpAddr> = families.iter().map(|f| f.unspecified()).collect();
-        judge(&any, &dropping).map_err(unavailable)
+        judge(&any, &[], &dropping).map_err(unavailable)
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
@@ -118,6 +117,12 @@ impl Plugin for FirewallPlugin {
 /// The addresses of the container, on whatever interface.
 fn addresses(result: &CniResult) -> Vec<IpAddr> {
     result.container_ips().map(|ip| ip.address.addr()).collect()
+}
+
+/// The subnets of the container's addresses.
+fn subnets(result: &CniResult) -> Vec<Cidr> {
+    let all: BTreeSet<Cidr> = result.container_ips().map(|ip| Cidr::of(ip.address)).collect();
+    all.into_iter().collect()
 }
 
 fn families(addresses: &[IpAddr]) -> Vec<Family> {
@@ -167,8 +172,10 @@ fn open(
     warn(&foreign::legacy(&families));
     if conf.insert {
         note.inserted = dropping.iter().map(|chain| foreign::inserted(&chain.place)).collect();
+        let forgets = dropping.iter().filter_map(|chain| chain.forgets(&subnets(result)));
+        warn(&forgets.collect::<Vec<_>>());
     } else {
-        judge(&note.addresses, &dropping)?;
+        judge(&note.addresses, &subnets(result), &dropping)?;
     }
     let notes = notes(call);
     let whose = &note.whose;
@@ -179,20 +186,20 @@ fn open(
     let (again, undone) = (notes.clone(), note.clone());
     rollback.on_failure(move || close(&again, &undone));
     notes.write(&note)?;
-    let mut table = note.table();
-    let pairs = owned::look(&mut node, &table)?;
-    let admin = causeway_model::nft::Chain { base: None, rules: Vec::new() };
-    table.chains.insert(ADMIN.to_owned(), admin);
-    owned::put(&mut node, &table, &pairs, &[ADMIN]).map_err(|e| node.error(&Failed::Op(e)))?;
-    foreign::insert(&mut node, &note)
+    let lost = put(&mut node, &note)?;
+    let bare = foreign::insert(&mut node, &note)?;
+    if lost || bare {
+        bring_back(&mut node, &notes, &note.whose, &dropping);
+    }
+    Ok(())
 }
 
 /// Says what chains of others do, on standard error.
 ///
 /// # Errors
 /// Code 999 when every family of the addresses is dropped for certain.
-fn judge(addresses: &[IpAddr], dropping: &[Dropping]) -> Result<(), CniError> {
-    let all: Vec<String> = dropping.iter().map(Dropping::describe).collect();
+fn judge(addresses: &[IpAddr], subnets: &[Cidr], dropping: &[Dropping]) -> Result<(), CniError> {
+    let all: Vec<String> = dropping.iter().map(|chain| chain.describe(subnets)).collect();
     let blocked = foreign::blocked(dropping);
     let families: BTreeSet<Family> = families(addresses).into_iter().collect();
     if !families.is_empty() && families.is_subset(&blocked) {
@@ -204,20 +211,42 @@ fn judge(addresses: &[IpAddr], dropping: &[Dropping]) -> Result<(), CniError> {
 }
 
 fn warn(texts: &[String]) {
-    for text in texts {
-        // Nobody has to read it.
-        let _ = writeln!(std::io::stderr(), "warning: {text}");
-    }
+    texts.iter().for_each(|text| space::warn(text));
 }
 
-fn remove(node: &mut Space, note: &Forward) -> Result<(), CniError> {
+/// Answers whether something of it was in our table, and all in the chains of others.
+fn remove(node: &mut Space, note: &Forward) -> Result<bool, CniError> {
     let removed = foreign::remove(node, note);
-    removed.and(owned::take(node, &note.table(), &note.whose.tag()))
+    let taken = owned::take(node, &note.table(), &note.whose.tag());
+    Ok(removed? && taken?)
 }
 
 fn close(notes: &Notes, note: &Forward) -> Result<(), CniError> {
-    remove(&mut Space::node()?, note)?;
-    notes.remove(&note.whose.container_id, &note.whose.ifname)
+    let mut node = Space::node()?;
+    let found = remove(&mut node, note)?;
+    notes.ended(&note.whose, found, || remove(&mut node, note).map(drop))
+}
+
+/// Puts an attachment's packets into our table. Answers whether nothing of that was there.
+fn put(node: &mut Space, note: &Forward) -> Result<bool, CniError> {
+    let mut table = note.table();
+    let pairs = owned::look(node, &table)?;
+    table.chains.insert(ADMIN.to_owned(), Chain { base: None, rules: Vec::new() });
+    let done = owned::put_whole(node, &table, &pairs, &[ADMIN]);
+    done.map_err(|e| node.error(&Failed::Op(e)))
+}
+
+/// Brings back what other attachments had in our table and, of those chains of others that drop now,
+/// in those where it was.
+fn bring_back(node: &mut Space, notes: &Notes, own: &Whose, dropping: &[Dropping]) {
+    let there: Vec<Inserted> = dropping.iter().map(|c| foreign::inserted(&c.place)).collect();
+    let make = |node: &mut Space, note: &Forward| {
+        put(node, note)?;
+        let mut there_too = note.clone();
+        there_too.inserted.retain(|place| there.contains(place));
+        foreign::insert(node, &there_too).map(drop)
+    };
+    notes.bring_back(node, own, make, |node, note| remove(node, note).map(drop));
 }
 
 /// Removes bridges that no attachment is on any more.

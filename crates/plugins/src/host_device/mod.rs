@@ -68,7 +68,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     inside::begin(call, &ipam, bring_home)?;
     let device = conf.find(&mut node)?;
     let get = |node: &mut Space, rollback: &mut Rollback| {
-        attachment::addresses(call, &ipam, node, &ends, rollback)
+        attachment::addresses(call, &ipam, node, &ends, &|| ipam.del(call, &[]), rollback)
     };
     let early = if inside::needs_link(&ipam) { None } else { Some(get(&mut node, rollback)?) };
 

@@ -97,7 +97,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let asked = call.mac()?;
     let mac = asked.or(Some(ends.mac).filter(|_| !passthru));
     let get = |node: &mut Space, rollback: &mut Rollback| {
-        attachment::addresses(call, &ipam, node, &ends, rollback)
+        attachment::addresses(call, &ipam, node, &ends, &|| ipam.del(call, &[]), rollback)
     };
     let early = if inside::needs_link(&ipam) { None } else { Some(get(&mut node, rollback)?) };
 

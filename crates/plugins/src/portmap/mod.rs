@@ -21,7 +21,7 @@ use crate::attachment;
 use crate::call::Call;
 use crate::foreign_chains;
 use crate::notes::{Note, Notes, Whose, tag};
-use crate::owned::{self, Pair};
+use crate::owned::{self, Pair, Put};
 use crate::rollback::Rollback;
 use crate::space::{Failed, Space};
 use conf::PortmapConf;
@@ -140,9 +140,17 @@ fn map(call: &Call, note: &Ports, rollback: &mut Rollback) -> Result<(), CniErro
     rollback.on_failure(move || unmap(&again, &undone));
     notes.write(note)?;
     let table = note.table();
-    let pairs = owned::look(&mut node, &table)?;
+    let mut pairs = owned::look(&mut node, &table)?;
     refuse_taken(&notes, note, &pairs)?;
-    if let Err(error) = owned::put(&mut node, &table, &pairs, &[]) {
+    let mut done = owned::put(&mut node, &table, &pairs, &[]);
+    if matches!(done, Ok(Put::Lost)) {
+        // First the others: their ports stay theirs.
+        notes.bring_back(&mut node, &note.whose, put_back, |node, note| take(node, note).map(drop));
+        pairs = owned::look(&mut node, &table)?;
+        refuse_taken(&notes, note, &pairs)?;
+        done = owned::put_anew(&mut node, &table, &pairs, &[]).map(|()| Put::Done);
+    }
+    if let Err(error) = done {
         let taken = [Errno::EXIST, Errno::BUSY].map(|e| Some(e.raw_os_error()));
         if taken.contains(&error.errno) {
             // Somebody was faster.
@@ -159,6 +167,20 @@ fn map(call: &Call, note: &Ports, rollback: &mut Rollback) -> Result<(), CniErro
             .map_err(|e| node.error(&Failed::Op(e)))?;
     }
     forget(&mut node, note, |port, flow| flow.answers != port.to)
+}
+
+/// Puts the ports of another attachment back where somebody took them.
+fn put_back(node: &mut Space, note: &Ports) -> Result<(), CniError> {
+    let table = note.table();
+    let pairs = owned::look(node, &table)?;
+    let held = |pair: &Pair| pair.holder().is_some_and(|holder| holder != note.whose.tag());
+    if let Some(pair) = pairs.iter().find(|pair| held(pair)) {
+        let holder = pair.holder().unwrap_or_default();
+        return Err(CniError::internal(format!("{} is held by {holder}", what(pair))));
+    }
+    let done = owned::put_whole(node, &table, &pairs, &[]);
+    done.map_err(|e| node.error(&Failed::Op(e)))?;
+    forget(node, note, |port, flow| flow.answers != port.to)
 }
 
 /// Whether the rules against loopback addresses from outside are there: somebody may have emptied
@@ -202,9 +224,15 @@ fn refuse_taken(notes: &Notes, note: &Ports, pairs: &[Pair]) -> Result<(), CniEr
 /// tracking knows of them, then the note.
 fn unmap(notes: &Notes, note: &Ports) -> Result<(), CniError> {
     let mut node = Space::node()?;
-    owned::take(&mut node, &note.table(), &note.whose.tag())?;
-    forget(&mut node, note, |port, flow| flow.answers == port.to)?;
-    notes.remove(&note.whose.container_id, &note.whose.ifname)
+    let found = take(&mut node, note)?;
+    notes.ended(&note.whose, found, || take(&mut node, note).map(drop))
+}
+
+/// Answers whether there was anything.
+fn take(node: &mut Space, note: &Ports) -> Result<bool, CniError> {
+    let found = owned::take(node, &note.table(), &note.whose.tag())?;
+    forget(node, note, |port, flow| flow.answers == port.to)?;
+    Ok(found)
 }
 
 /// What must be set so that packets from 127.0.0.1 leave by the pod's interface; `None` when there

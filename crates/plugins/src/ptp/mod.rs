@@ -14,6 +14,7 @@ use crate::Plugin;
 use crate::attachment::{self, Wiring};
 use crate::bridge::add::{DEFAULT_MTU, exceptions, gateways_of, switch_router_advertisements};
 use crate::bridge::del::{self, Way};
+use crate::bridge::mend;
 use crate::call::Call;
 use crate::chain;
 use crate::ipam::Ipam;
@@ -79,7 +80,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     if let Some(served) = &served {
         attachment::clear_unfinished(call, served, &ipam, &mut node)?;
     }
-    let (given, in_flight) = attachment::addresses(call, &ipam, &mut node, &ends, rollback)?;
+    let clear = || del::del(call, &way(call));
+    let (given, in_flight) =
+        attachment::addresses(call, &ipam, &mut node, &ends, &clear, rollback)?;
     let result = conf.complete(given)?;
     if let Some(served) = &served {
         served.refuse_others_networks(call, result.ips.iter().map(|ip| ip.address))?;
@@ -96,6 +99,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         announce: true,
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
+    if node.lacked_chains() {
+        mend::masquerade(call, &way(call), &ipam, &mut node);
+    }
     in_flight.until_exit();
     Ok(attachment::answer(&record, None, result))
 }

@@ -42,6 +42,11 @@ pub(crate) fn host(record: &AttachmentRecord, served: bool, result: &CniResult) 
         let addr = Addr::new(dev, IpNet::from(gateway));
         all.add(owner(), "the node is the pod's gateway", Object::Addr(addr));
     }
+    if !served && record.addrs_of(Family::V6).next().is_some() {
+        // While the kernel looks for duplicates of the link-local address, it solicits no neighbours.
+        let dad = bridge::sysctl(Family::V6, &record.host_ifname, "accept_dad", "0");
+        all.add(owner(), "the node forwards to the pod at once", dad);
+    }
     all
 }
 

@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod chained;
+pub mod outside;
+pub mod programs;
 pub mod reference;
 pub mod served;
 pub mod trace;
@@ -136,8 +138,9 @@ impl Node {
     /// Everything that an attachment may leave on the node, as text: empty when nothing is left.
     pub fn residue(&self) -> String {
         let mut left = String::new();
-        let links = sh("ip -o link show type veth");
-        left.push_str(&links);
+        for kind in ["veth", "ifb"] {
+            left.push_str(&sh(&format!("ip -o link show type {kind}")));
+        }
         for dir in ["/var/lib/causeway", "/var/lib/cni"] {
             for file in files_below(Path::new(dir)) {
                 let name = file.file_name().unwrap().to_string_lossy().into_owned();
@@ -277,6 +280,16 @@ pub fn in_pod(pod: &str, command: &str) -> String {
 /// Does the pod get an answer to a ping?
 pub fn pings(pod: &str, to: &str) -> bool {
     try_sh(&format!("ip netns exec {pod} ping -c 1 -W 3 -n {to}")).0
+}
+
+/// Waits until something holds, which must not take long.
+#[track_caller]
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed().as_secs() < 60, "waited for a minute until {what}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 /// All files below a directory.

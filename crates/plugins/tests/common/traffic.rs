@@ -82,3 +82,18 @@ pub fn ask(socket: &UdpSocket, to: SocketAddr) -> String {
         Err(_) => String::new(),
     }
 }
+
+/// The body that a server of HTTP answers; empty when nobody does.
+pub fn http(from: &str, to: &str, path: &str) -> String {
+    let (to, request) = (to.parse::<SocketAddr>().unwrap(), format!("GET {path} HTTP/1.0\r\n\r\n"));
+    within(from, move || {
+        let Ok(mut stream) = TcpStream::connect_timeout(&to, PATIENCE) else {
+            return String::new();
+        };
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut text = String::new();
+        let _ = stream.write_all(request.as_bytes());
+        let _ = stream.read_to_string(&mut text);
+        text.split_once("\n\n").map(|(_, body)| body.trim().to_owned()).unwrap_or_default()
+    })
+}
