@@ -5,91 +5,25 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use causeway_cni_spec::CniError;
-use causeway_kernel::nft::foreign::{Change, Layer, Place};
-use causeway_types::{Family, names};
+use causeway_kernel::nft::foreign::{Change, has_legacy_filter};
+use causeway_model::nft::foreign::{Dropping, Layer, Legacy, Place};
+use causeway_types::Family;
 
 use super::note::{Forward, Inserted};
 use crate::space::Space;
 
-/// A chain that drops what no rule of it accepts.
-pub(crate) struct Dropping {
-    /// Where.
-    pub place: Place,
-    /// No rule of it accepts anything.
-    pub all: bool,
-}
-
-/// firewalld's: its policy is to accept, and its last rule rejects.
-fn firewalld() -> Place {
-    Place::new(Layer::Inet, "firewalld", "filter_FORWARD")
-}
-
-impl Dropping {
-    /// All of them that packets of some families pass.
-    ///
-    /// # Errors
-    /// Code 999 when the kernel does not say.
-    pub(crate) fn find(node: &mut Space, families: &[Family]) -> Result<Vec<Self>, CniError> {
-        node.kernel(|handle| {
-            let nft = handle.nft()?;
-            let mut places = nft.dropping_forward_chains()?;
-            places.retain(|p| !matches!(p.table.as_str(), names::NFT_AGENT | names::NFT_PLUGINS));
-            if !places.contains(&firewalld()) {
-                places.extend(nft.existing_chains(vec![firewalld()])?);
-            }
-            places.retain(|p| families.iter().any(|f| p.layer.sees(*f)));
-            let mut all = Vec::new();
-            for place in places {
-                let accepts = nft.rules_of(&place)?.iter().any(|rule| rule.may_accept);
-                all.push(Self { all: !accepts && place != firewalld(), place });
-            }
-            Ok(all)
-        })
-    }
-
-    /// What it is and does, and what to do about it.
-    pub(crate) fn describe(&self) -> String {
-        let Place { layer, table, chain } = &self.place;
-        let iptables = table == "filter" && chain == "FORWARD";
-        let command = match layer {
-            Layer::Ip if iptables => "iptables -P FORWARD ACCEPT".to_owned(),
-            Layer::Ip6 if iptables => "ip6tables -P FORWARD ACCEPT".to_owned(),
-            _ if self.place == firewalld() => {
-                "firewall-cmd --permanent --zone=trusted --add-source=SUBNET, and --reload"
-                    .to_owned()
-            }
-            _ => format!("nft 'chain {} {table} {chain} {{ policy accept; }}'", layer.as_str()),
-        };
-        let rules = match self.all {
-            true => "and no rule that accepts anything",
-            false => "and must have rules of its own for pods",
-        };
-        format!(
-            "chain {chain} of table {} {table} has policy drop {rules}, which no other table can \
-             overrule: set \"foreignForward\" to \"insert\", or run `{command}`",
-            layer.as_str()
-        )
-    }
+/// All of them that packets of some families pass.
+///
+/// # Errors
+/// Code 999 when the kernel does not say.
+pub(crate) fn find(node: &mut Space, families: &[Family]) -> Result<Vec<Dropping>, CniError> {
+    node.kernel(|handle| handle.nft()?.dropping(families))
 }
 
 /// Warnings on tables of the old iptables, into which nobody can look by nftables.
 pub(crate) fn legacy(families: &[Family]) -> Vec<String> {
-    let mut all = Vec::new();
-    for family in families {
-        let (file, program) = match family {
-            Family::V4 => ("ip_tables_names", "iptables-legacy"),
-            Family::V6 => ("ip6_tables_names", "ip6tables-legacy"),
-        };
-        // Not there without the kernel's old iptables.
-        let names = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
-        if names.is_ok_and(|names| names.lines().any(|name| name == "filter")) {
-            all.push(format!(
-                "{program} has a table filter, which cannot be looked into: if `{program} -S \
-                 FORWARD` shows policy DROP, run `{program} -P FORWARD ACCEPT`"
-            ));
-        }
-    }
-    all
+    let there = families.iter().filter(|family| has_legacy_filter(**family));
+    there.map(|family| Legacy(*family).describe()).collect()
 }
 
 /// The families that chains drop for certain.
@@ -112,8 +46,7 @@ pub(crate) fn inserted(place: &Place) -> Inserted {
 }
 
 fn place(inserted: &Inserted) -> Place {
-    let layers = [Layer::Inet, Layer::Ip, Layer::Ip6];
-    let layer = layers.into_iter().find(|l| l.as_str() == inserted.family);
+    let layer = Layer::ALL.into_iter().find(|l| l.as_str() == inserted.family);
     Place::new(layer.unwrap_or(Layer::Inet), &inserted.table, &inserted.chain)
 }
 

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use causeway_cni_spec::{CniError, CniResult, Version};
 use causeway_kernel::sysctl;
 use causeway_model::nft::KeyPart;
+use causeway_model::nft::foreign::Dropping;
 use causeway_model::{Desired, LinkKind, Object, Owner};
 use causeway_types::{Family, IfName};
 
@@ -28,7 +29,6 @@ use crate::owned;
 use crate::rollback::Rollback;
 use crate::space::{Failed, Space};
 use conf::FirewallConf;
-use foreign::Dropping;
 use note::{ADMIN, Forward};
 
 /// Type `firewall`.
@@ -67,7 +67,7 @@ impl Plugin for FirewallPlugin {
         let owner = Owner::Pod(call.env.container_id.clone());
         desired.add(owner, "the container's packets".to_owned(), Object::Table(note.table()));
         attachment::verify(&mut node, &desired)?;
-        let dropping = Dropping::find(&mut node, &families(&note.addresses))?;
+        let dropping = foreign::find(&mut node, &families(&note.addresses))?;
         if !conf.insert {
             return judge(&note.addresses, &dropping);
         }
@@ -92,7 +92,7 @@ impl Plugin for FirewallPlugin {
         if forwarding.map_err(unavailable)?.is_some_and(|value| value != "0") {
             families.push(Family::V6);
         }
-        let dropping = Dropping::find(&mut node, &families).map_err(unavailable)?;
+        let dropping = foreign::find(&mut node, &families).map_err(unavailable)?;
         if conf.insert {
             return Ok(());
         }
@@ -163,7 +163,7 @@ fn open(
         return Ok(());
     }
     let families = families(&note.addresses);
-    let dropping = Dropping::find(&mut node, &families)?;
+    let dropping = foreign::find(&mut node, &families)?;
     warn(&foreign::legacy(&families));
     if conf.insert {
         note.inserted = dropping.iter().map(|chain| foreign::inserted(&chain.place)).collect();
