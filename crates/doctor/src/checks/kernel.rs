@@ -1,0 +1,88 @@
+//! What the kernel can do, and marks of packets.
+
+use causeway_types::Mark;
+use causeway_types::state::Attach;
+
+use crate::facts::Facts;
+use crate::finding::{Finding, Severity};
+
+/// Features that pods need.
+pub(super) fn lacks(facts: &Facts) -> Vec<Finding> {
+    let finding = |lacking: &crate::facts::Lacking| {
+        let feature = lacking.feature.as_str();
+        let (needed, why) = match feature {
+            "veth" => (true, "every pod's interface is one end of such a pair"),
+            "nf_tables" => (true, "guards, masquerade and host ports are rules of nftables"),
+            "nf_conntrack" => (true, "masquerade and host ports translate addresses"),
+            "bridge" => {
+                let needed = facts.node.attach == Attach::Bridge;
+                (needed, "pods of type bridge are ports of one")
+            }
+            _ => (facts.node.tunnel, "nodes behind a router are reached by a tunnel"),
+        };
+        let severity = if needed { Severity::Error } else { Severity::Warning };
+        Finding::new("kernel-lacks", severity, format!("kernel feature {feature}"))
+            .says(format!("the kernel has no {feature}: {}", lacking.why), why)
+            .fix([format!("modprobe {feature}"), module_words(feature)])
+    };
+    facts.lacking.iter().map(finding).collect()
+}
+
+fn module_words(feature: &str) -> String {
+    format!(
+        "# and to keep it: a line {feature} in /etc/modules-load.d/causeway.conf; where there is no \
+         such module, another kernel is needed"
+    )
+}
+
+/// Rules that look at the bit that is ours.
+pub(super) fn marks(facts: &Facts) -> Vec<Finding> {
+    let ours = Mark::DEFAULT.mask;
+    // A rule that looks at all bits meets no packet that carries further ones.
+    let meets = |rule: &&crate::facts::MarkRule| rule.mask & ours != 0 && rule.mask != u32::MAX;
+    let finding = |rule: &crate::facts::MarkRule| {
+        Finding::new(
+            "mark-overlap",
+            Severity::Warning,
+            format!("{} routing rule {}", rule.family, rule.priority),
+        )
+        .says(
+            format!("it looks at bits {:#x} of packet marks, and bit {ours:#x} is ours", rule.mask),
+            "packets that Causeway marks are routed as that rule says, or that rule's are taken for \
+             ours",
+        )
+        .fix(["# let the program that made the rule use another mask".to_owned()])
+    };
+    facts.marks.iter().filter(meets).map(finding).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::facts::{Lacking, MarkRule};
+
+    fn severity(feature: &str, change: impl Fn(&mut Facts)) -> Severity {
+        let lacking = Lacking { feature: feature.into(), why: "no".into() };
+        let mut facts = Facts { lacking: vec![lacking], ..Facts::default() };
+        change(&mut facts);
+        lacks(&facts)[0].severity
+    }
+
+    #[test]
+    fn what_the_node_uses_is_an_error() {
+        assert_eq!(severity("veth", |_| ()), Severity::Error);
+        assert_eq!(severity("bridge", |_| ()), Severity::Warning);
+        assert_eq!(severity("bridge", |f| f.node.attach = Attach::Bridge), Severity::Error);
+        assert_eq!(severity("vxlan", |_| ()), Severity::Warning);
+        assert_eq!(severity("vxlan", |f| f.node.tunnel = true), Severity::Error);
+    }
+
+    #[test]
+    fn masks_that_hold_our_bit() {
+        let with = |mask| {
+            let rule = MarkRule { family: "IPv4".into(), priority: 5, mark: mask, mask };
+            marks(&Facts { marks: vec![rule], ..Facts::default() }).len()
+        };
+        assert_eq!([with(0xffff), with(0xc000), with(0x1000), with(u32::MAX)], [1, 0, 1, 0]);
+    }
+}
