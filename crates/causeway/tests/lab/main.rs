@@ -4,6 +4,7 @@
 mod away;
 mod closed;
 mod cluster;
+mod doctor;
 mod failures;
 mod faults;
 mod kubectl;
