@@ -54,7 +54,11 @@ fn tables(facts: &mut Facts, handle: &mut Handle) {
         none if none.is_empty() => Family::BOTH.to_vec(),
         some => some,
     };
-    let found = handle.nft().and_then(|nft| Ok((nft.dropping(&families)?, nft.chains()?)));
+    let found = handle.nft().and_then(|nft| {
+        let mut dropping = nft.dropping(&families)?;
+        dropping.iter_mut().try_for_each(|chain| nft.follow(chain))?;
+        Ok((dropping, nft.chains()?))
+    });
     let (dropping, chains) = known(facts, "nftables", found);
     facts.dropping = dropping;
     facts.node.served |= chains.iter().any(|c| c.table == names::NFT_AGENT);

@@ -210,6 +210,13 @@ const FAULTS: &[(&[&str], &str, &str, &str)] = &[
         "",
     ),
     (
+        &["kernel-lacks"],
+        "nf_conntrack",
+        // Where the kernel tracks no connections this is not there.
+        "mount -t tmpfs t /proc/sys/net",
+        "",
+    ),
+    (
         &["legacy-iptables"],
         "iptables-legacy",
         "mount -t tmpfs t /proc/$$/task/$$/net; echo filter > /proc/$$/task/$$/net/ip_tables_names",

@@ -15,7 +15,7 @@ pub(super) fn foreign_drop(facts: &Facts) -> Vec<Finding> {
 
 fn drop_finding(chain: &Dropping, nets: &[IpNet]) -> Finding {
     // Whether rules of its own let pods pass can be told only where they ask for addresses alone.
-    let certain = chain.all && !nets.is_empty();
+    let certain = (chain.all || chain.dockers_alone) && !nets.is_empty();
     let severity = if certain { Severity::Error } else { Severity::Warning };
     let place = &chain.place;
     let mut todo = match nets {
@@ -91,6 +91,7 @@ mod tests {
         facts.dropping.push(Dropping {
             place: Place::new(Layer::Ip, "filter", "FORWARD"),
             all: true,
+            dockers_alone: true,
             accepted: Vec::new(),
             leads_to: vec!["DOCKER-USER".to_owned()],
         });
@@ -125,6 +126,10 @@ mod tests {
     fn rules_that_may_accept_make_it_a_warning() {
         let mut facts = facts(&["10.244.1.2"]);
         facts.dropping[0].all = false;
+        let found = foreign_drop(&facts);
+        assert_eq!(found[0].severity, Severity::Error);
+        assert!(found[0].what.ends_with("accepts what is Docker's alone"), "{}", found[0].what);
+        facts.dropping[0].dockers_alone = false;
         assert_eq!(foreign_drop(&facts)[0].severity, Severity::Warning);
     }
 

@@ -2,16 +2,20 @@
 //!
 //! Nothing here changes more than what it is told by name, handle or comment.
 
+mod rule;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use causeway_model::nft::expr::{Expr, MetaKey, PayloadBase};
-use causeway_model::nft::foreign::{Accepted, Dropping, Layer, Place};
+use causeway_model::nft::expr::Expr;
+use causeway_model::nft::foreign::{Dropping, Layer, Place};
 use causeway_model::nft::{Field, KeyPart, NftFamily, Rule, Stmt, Verdict, lower};
 use causeway_types::{Family, names};
-use ipnet::IpNet;
 
-use super::exprs::{self, attribute, read_all};
-use super::wire::{Body, be32, comment, comment_of, msg, text};
+pub use rule::ForeignRule;
+
+use super::exprs::{self, attribute};
+use super::wire::{Body, be32, comment, msg, text};
 use super::{Failure, Nft, TRIES};
 use crate::sock::{CREATE, Reply, Request};
 use crate::{Error, Refusal};
@@ -25,24 +29,6 @@ fn body_of(place: &Place, chain_attribute: u16) -> Body {
     let mut body = Body::new(place.layer.number());
     body.text(1, &place.table).text(chain_attribute, &place.chain);
     body
-}
-/// A rule of a foreign chain, as far as it matters here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForeignRule {
-    /// Number by which it is deleted.
-    pub handle: u64,
-    /// Comment in its user data (iptables may keep another in a match of its own).
-    pub comment: Option<String>,
-    /// Chains that it leads to.
-    pub leads_to: Vec<String>,
-    /// It may let a packet pass, by itself or by where it leads to.
-    pub may_accept: bool,
-    /// Addresses that it compares with.
-    pub addresses: Vec<IpAddr>,
-    /// What it accepts, where it asks for nothing but one network, or for nothing at all.
-    pub accepts: Vec<Accepted>,
-    /// It does what it does with every packet.
-    pub always: bool,
 }
 
 /// What to change.
@@ -111,130 +97,6 @@ fn messages(change: &Change) -> Vec<Request> {
     }
 }
 
-/// What a rule asks a packet for, as far as it is told by one network.
-#[derive(Default)]
-struct Asks {
-    family: Option<Family>,
-    /// Bytes of the address, and which it is: those that the rule loaded last.
-    loaded: Option<(Family, bool, u32)>,
-    net: Option<(IpNet, bool)>,
-}
-
-/// The network and the verdict of a rule that asks for nothing else; `None` for any other rule.
-fn simple(layer: Layer, exprs: &[Expr]) -> Option<(Asks, &Verdict)> {
-    let mut asks = Asks {
-        family: Family::BOTH.into_iter().find(|f| layer == Layer::of(*f)),
-        ..Asks::default()
-    };
-    let mut mask: Option<&[u8]> = None;
-    let mut nfproto = false;
-    for expr in exprs {
-        match expr {
-            Expr::Counter => {}
-            Expr::Immediate(verdict) => return Some((asks, verdict)),
-            Expr::Meta { key: MetaKey::Nfproto, .. } => nfproto = true,
-            Expr::Cmp { ne: false, data, .. } if nfproto => {
-                nfproto = false;
-                asks.family = match data[..] {
-                    [2] => Some(Family::V4),
-                    [10] => Some(Family::V6),
-                    _ => return None,
-                };
-            }
-            Expr::Payload { base: PayloadBase::Network, offset, len, .. } if asks.net.is_none() => {
-                let family = asks.family?;
-                // Offsets in the headers of IPv4 and IPv6.
-                let source = match (family, offset) {
-                    (Family::V4, 12) | (Family::V6, 8) => true,
-                    (Family::V4, 16) | (Family::V6, 24) => false,
-                    _ => return None,
-                };
-                asks.loaded = Some((family, source, *len));
-            }
-            Expr::Bitwise { mask: bits, xor, .. } if xor.iter().all(|b| *b == 0) => {
-                mask = Some(bits)
-            }
-            Expr::Cmp { ne: false, data, .. } => {
-                let (family, source, len) = asks.loaded.take()?;
-                asks.net = Some((network(family, data, mask.take(), len)?, source));
-            }
-            _ => return None,
-        }
-    }
-    None
-}
-
-/// A network from the first bytes of an address, and the mask that went over them.
-fn network(family: Family, data: &[u8], mask: Option<&[u8]>, len: u32) -> Option<IpNet> {
-    let bits = match mask {
-        // Without a mask whole bytes are compared.
-        None => u8::try_from(len.checked_mul(8)?).ok()?,
-        Some(mask) => {
-            let ones: u32 = mask.iter().map(|b| b.leading_ones()).sum();
-            let all: u32 = mask.iter().map(|b| b.count_ones()).sum();
-            u8::try_from(ones).ok().filter(|_| ones == all)?
-        }
-    };
-    let mut bytes = [0; 16];
-    bytes.get_mut(..data.len())?.copy_from_slice(data);
-    let ip = match family {
-        Family::V4 => IpAddr::from(*bytes.first_chunk::<4>()?),
-        Family::V6 => IpAddr::from(bytes),
-    };
-    IpNet::new(ip, bits).ok()
-}
-
-fn accepts(layer: Layer, asks: &Asks) -> Vec<Accepted> {
-    if let Some((net, source)) = asks.net {
-        return vec![Accepted { net, source }];
-    }
-    let families =
-        Family::BOTH.into_iter().filter(|f| asks.family.map_or(layer.sees(*f), |a| a == *f));
-    let any = |f: Family| IpNet::new(f.unspecified(), 0).ok();
-    let both = |net| [true, false].map(|source| Accepted { net, source });
-    families.filter_map(any).flat_map(both).collect()
-}
-
-fn rule(layer: Layer, reply: &Reply<'_>) -> Option<ForeignRule> {
-    let body = reply.body.get(4..)?;
-    let exprs = read_all(attribute(body, 4).unwrap_or_default());
-    let ip = |data: &[u8]| -> Option<IpAddr> {
-        let v4 = <[u8; 4]>::try_from(data).ok().map(IpAddr::from);
-        v4.or_else(|| <[u8; 16]>::try_from(data).ok().map(IpAddr::from))
-    };
-    let addresses = exprs.iter().filter_map(|e| match e {
-        Expr::Cmp { ne: false, data, .. } => ip(data),
-        _ => None,
-    });
-    let leads_to = exprs.iter().filter_map(|e| match e {
-        Expr::Immediate(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain.clone()),
-        _ => None,
-    });
-    let may_accept = exprs.iter().any(|e| match e {
-        Expr::Immediate(verdict) => !matches!(verdict, Verdict::Drop | Verdict::Return),
-        Expr::Lookup { verdict, .. } => *verdict,
-        // A target of iptables may be anything; a verdict that cannot be read as well.
-        Expr::Unknown(name) => matches!(name.as_str(), "target" | "queue" | "immediate"),
-        _ => false,
-    });
-    let simple = simple(layer, &exprs);
-    let accepted = match &simple {
-        Some((asks, Verdict::Accept)) => accepts(layer, asks),
-        _ => Vec::new(),
-    };
-    let always =
-        |asks: &Asks| asks.net.is_none() && (asks.family.is_none() || layer != Layer::Inet);
-    Some(ForeignRule {
-        accepts: accepted,
-        always: simple.as_ref().is_some_and(|(asks, _)| always(asks)),
-        handle: u64::from_be_bytes(*attribute(body, 3)?.first_chunk()?),
-        comment: attribute(body, 7).and_then(comment_of),
-        leads_to: leads_to.collect(),
-        may_accept,
-        addresses: addresses.collect(),
-    })
-}
-
 /// True when the old iptables has a table `filter` for a family in the calling thread's namespace.
 /// Nothing tells what is in it but its own program.
 pub fn has_legacy_filter(family: Family) -> bool {
@@ -249,7 +111,7 @@ pub fn has_legacy_filter(family: Family) -> bool {
 
 impl Nft {
     /// The chains of others through which packets of some families are forwarded, and which drop
-    /// those that no rule of theirs decided.
+    /// those that no rule of theirs decided. What they accept is left to [`Nft::follow`].
     ///
     /// # Errors
     /// When the kernel cannot be asked.
@@ -267,29 +129,42 @@ impl Nft {
             all.push(Dropping {
                 all: !accepts && place != Place::firewalld(),
                 leads_to: rules.iter().flat_map(|rule| rule.leads_to.clone()).collect(),
-                accepted: self.accepted(&place)?,
+                accepted: Vec::new(),
+                dockers_alone: false,
                 place,
             });
         }
         Ok(all)
     }
 
-    /// What a chain accepts for certain, itself or where it leads to without condition.
-    fn accepted(&mut self, from: &Place) -> Result<Vec<Accepted>, Error> {
-        let mut accepted = Vec::new();
-        let mut known = vec![from.chain.clone()];
-        let mut next = 0;
-        while let Some(chain) = known.get(next) {
-            let rules = self.rules_of(&Place::new(from.layer, &from.table, chain))?;
-            for rule in rules {
-                accepted.extend(rule.accepts);
-                let new = rule.leads_to.into_iter().filter(|_| rule.always);
-                let new: Vec<String> = new.filter(|c| !known.contains(c)).collect();
-                known.extend(new);
+    /// Finds out what a chain accepts, itself or where it leads to. Costs a dump of each chain on
+    /// the way: not for an ADD.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn follow(&mut self, from: &mut Dropping) -> Result<(), Error> {
+        let place = &from.place;
+        from.accepted.clear();
+        from.dockers_alone = true;
+        // By name: whether every packet comes there.
+        let mut known = BTreeMap::from([(place.chain.clone(), true)]);
+        let mut next = vec![(place.chain.clone(), true)];
+        while let Some((chain, always)) = next.pop() {
+            for rule in self.rules_of(&Place::new(place.layer, &place.table, &chain))? {
+                from.dockers_alone &= !rule.itself || rule.is_dockers();
+                let there = always && rule.always;
+                if always {
+                    from.accepted.extend(rule.accepts);
+                }
+                for target in rule.leads_to {
+                    if known.get(&target).is_none_or(|before| there && !before) {
+                        known.insert(target.clone(), there);
+                        next.push((target, there));
+                    }
+                }
             }
-            next += 1;
         }
-        Ok(accepted)
+        Ok(())
     }
 
     /// All chains of all tables of these families, also those of iptables.
@@ -346,7 +221,7 @@ impl Nft {
             let at = |kind| attribute(body, kind).map(text);
             let same = at(1).as_deref() == Some(place.table.as_str())
                 && at(2).as_deref() == Some(place.chain.as_str());
-            if same { rule(place.layer, &reply) } else { None }
+            if same { ForeignRule::read(place.layer, &reply) } else { None }
         };
         match self.sock.dump("list nftables rules", ask, read) {
             Err(Error::Refused { refusal, .. }) if refusal.is_gone() => Ok(Vec::new()),

@@ -98,7 +98,11 @@ pub struct Dropping {
     pub place: Place,
     /// No rule of it accepts anything.
     pub all: bool,
-    /// What it accepts for certain, in the chain itself or where it leads to without condition.
+    /// What it accepts comes from or goes to interfaces of Docker; also where it accepts nothing.
+    /// False where nobody followed its rules.
+    pub dockers_alone: bool,
+    /// What it accepts for certain, in the chain itself or where it leads to without condition;
+    /// empty where nobody followed its rules.
     pub accepted: Vec<Accepted>,
     /// Chains that it leads to.
     pub leads_to: Vec<String>,
@@ -111,6 +115,7 @@ impl Dropping {
         let how = match self.place == Place::firewalld() {
             true => "rejects with its last rule what no rule of it accepts",
             false if self.all => "has policy drop and no rule that accepts anything",
+            false if self.dockers_alone => "has policy drop and accepts what is Docker's alone",
             false => "has policy drop and must have rules of its own for pods",
         };
         format!("chain {chain} of table {} {table} {how}", layer.as_str())
@@ -212,7 +217,7 @@ mod tests {
 
     fn dropping(place: Place, leads_to: &[&str]) -> Dropping {
         let leads_to = leads_to.iter().map(|c| (*c).to_owned()).collect();
-        Dropping { place, all: true, accepted: Vec::new(), leads_to }
+        Dropping { place, all: true, dockers_alone: true, accepted: Vec::new(), leads_to }
     }
 
     #[test]
