@@ -25,7 +25,13 @@ pub fn lacking() -> Result<Vec<(&'static str, String)>, Error> {
     for (feature, kind) in [("veth", veth), ("bridge", LinkKind::Bridge), ("vxlan", vxlan)] {
         all.extend(without_link(&mut handle, kind)?.map(|why| (feature, why)));
     }
-    all.extend(without_nft(&mut handle)?.map(|why| ("nf_tables", why)));
+    let nft = match without_nft(&mut handle)? {
+        None => {
+            without_ingress(&mut handle)?.map(|why| format!("family netdev, hook ingress: {why}"))
+        }
+        missing => missing,
+    };
+    all.extend(nft.map(|why| ("nf_tables", why)));
     let tracked = ns.enter().and_then(|_inside| sysctl::read("net/netfilter/nf_conntrack_max"))?;
     if Conntrack::open_in(&ns).is_err() || tracked.is_none() {
         all.push(("nf_conntrack", "connections are not tracked".to_owned()));
@@ -61,6 +67,20 @@ fn without_nft(handle: &mut Handle) -> Result<Option<String>, Error> {
         NftOp::AddChain { name: "try".to_owned(), base: Some(base) },
         NftOp::AddRule { chain: "try".to_owned(), rule },
     ];
+    attempt(handle.apply(&[Op::Nft { table, ops }]))
+}
+
+/// A chain that sees what comes in by one interface: what the guards of pods need.
+fn without_ingress(handle: &mut Handle) -> Result<Option<String>, Error> {
+    let table = TableId { family: NftFamily::Netdev, name: names::NFT_PLUGINS.to_owned() };
+    let base = Base {
+        kind: ChainType::Filter,
+        hook: Hook::Ingress,
+        priority: 0,
+        device: Some(name("lo")),
+        policy: Policy::Accept,
+    };
+    let ops = vec![NftOp::AddTable, NftOp::AddChain { name: "try".to_owned(), base: Some(base) }];
     attempt(handle.apply(&[Op::Nft { table, ops }]))
 }
 

@@ -118,6 +118,30 @@ fn what_asks_for_more_opens_nothing() {
     assert!(passes(&one(&mut handle), "10.1.2.0/24"));
 }
 
+/// firewalld accepts by policy and rejects by its last rule; a source of a zone is asked for in
+/// chains that it leads to.
+#[test]
+fn firewalld_with_a_source_in_a_zone() {
+    let mut handle = start();
+    sh("nft add table inet firewalld
+        nft add chain inet firewalld filter_FORWARD '{ type filter hook forward priority 10; policy accept; }'
+        nft add chain inet firewalld filter_FORWARD_POLICIES
+        nft add chain inet firewalld filter_FWD_trusted
+        nft add rule inet firewalld filter_FWD_trusted accept
+        nft add rule inet firewalld filter_FORWARD ct state established,related accept
+        nft add rule inet firewalld filter_FORWARD jump filter_FORWARD_POLICIES
+        nft add rule inet firewalld filter_FORWARD reject");
+    assert!(!passes(&one(&mut handle), "10.244.1.0/24"));
+    sh("nft add rule inet firewalld filter_FORWARD_POLICIES ip saddr 10.244.0.0/16 oifname eth0 \
+        goto filter_FWD_trusted");
+    let chain = one(&mut handle);
+    assert!(passes(&chain, "10.244.1.0/24") && !passes(&chain, "10.245.0.0/24"), "{chain:?}");
+    assert!(!passes(&chain, "fd00:10:244::/64"));
+    sh("nft add rule inet firewalld filter_FORWARD_POLICIES ip6 daddr fd00:10:244::/48 \
+        goto filter_FWD_trusted");
+    assert!(passes(&one(&mut handle), "fd00:10:244:1::/64"));
+}
+
 #[test]
 fn ours_and_those_that_accept_are_none() {
     let mut handle = start();

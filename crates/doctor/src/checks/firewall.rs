@@ -93,6 +93,7 @@ mod tests {
             all: true,
             dockers_alone: true,
             accepted: Vec::new(),
+            named: Vec::new(),
             leads_to: vec!["DOCKER-USER".to_owned()],
         });
         facts

@@ -35,25 +35,36 @@ fn module_words(feature: &str) -> String {
     )
 }
 
-/// Rules that look at the bit that is ours.
+/// Bits of packet marks that we set.
+const BITS: [(u32, &str); 2] = [
+    (Mark::DEFAULT.mask, "Causeway's own"),
+    // As the reference plugin's, unless the configuration says otherwise (markMasqBit).
+    (0x2000, "that of host ports"),
+];
+
+/// Rules that look at bits that are ours.
 pub(super) fn marks(facts: &Facts) -> Vec<Finding> {
-    let ours = Mark::DEFAULT.mask;
+    let mut found = Vec::new();
     // A rule that looks at all bits meets no packet that carries further ones.
-    let meets = |rule: &&crate::facts::MarkRule| rule.mask & ours != 0 && rule.mask != u32::MAX;
-    let finding = |rule: &crate::facts::MarkRule| {
-        Finding::new(
-            "mark-overlap",
-            Severity::Warning,
-            format!("{} routing rule {}", rule.family, rule.priority),
-        )
-        .says(
-            format!("it looks at bits {:#x} of packet marks, and bit {ours:#x} is ours", rule.mask),
+    for rule in facts.marks.iter().filter(|rule| rule.mask != u32::MAX) {
+        let bits: Vec<String> = BITS
+            .iter()
+            .filter(|(bit, _)| rule.mask & bit != 0)
+            .map(|(bit, whose)| format!("{bit:#x} is {whose}"))
+            .collect();
+        if bits.is_empty() {
+            continue;
+        }
+        let place = format!("{} routing rule {}", rule.family, rule.priority);
+        let finding = Finding::new("mark-overlap", Severity::Warning, place).says(
+            format!("it looks at bits {:#x} of packet marks, and {}", rule.mask, bits.join(", ")),
             "packets that Causeway marks are routed as that rule says, or that rule's are taken for \
              ours",
-        )
-        .fix(["# let the program that made the rule use another mask".to_owned()])
-    };
-    facts.marks.iter().filter(meets).map(finding).collect()
+        );
+        let todo = "# let the program that made the rule use another mask".to_owned();
+        found.push(finding.fix([todo]));
+    }
+    found
 }
 
 #[cfg(test)]
@@ -83,6 +94,9 @@ mod tests {
             let rule = MarkRule { family: "IPv4".into(), priority: 5, mark: mask, mask };
             marks(&Facts { marks: vec![rule], ..Facts::default() }).len()
         };
-        assert_eq!([with(0xffff), with(0xc000), with(0x1000), with(u32::MAX)], [1, 0, 1, 0]);
+        assert_eq!(
+            [with(0xffff), with(0xc000), with(0x1000), with(0x2000), with(u32::MAX)],
+            [1, 0, 1, 1, 0]
+        );
     }
 }

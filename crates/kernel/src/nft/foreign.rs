@@ -131,6 +131,7 @@ impl Nft {
                 leads_to: rules.iter().flat_map(|rule| rule.leads_to.clone()).collect(),
                 accepted: Vec::new(),
                 dockers_alone: false,
+                named: Vec::new(),
                 place,
             });
         }
@@ -145,6 +146,7 @@ impl Nft {
     pub fn follow(&mut self, from: &mut Dropping) -> Result<(), Error> {
         let place = &from.place;
         from.accepted.clear();
+        from.named.clear();
         from.dockers_alone = true;
         // By name: whether every packet comes there.
         let mut known = BTreeMap::from([(place.chain.clone(), true)]);
@@ -152,6 +154,7 @@ impl Nft {
         while let Some((chain, always)) = next.pop() {
             for rule in self.rules_of(&Place::new(place.layer, &place.table, &chain))? {
                 from.dockers_alone &= !rule.itself || rule.is_dockers();
+                from.named.extend(rule.nets);
                 let there = always && rule.always;
                 if always {
                     from.accepted.extend(rule.accepts);

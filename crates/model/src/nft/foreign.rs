@@ -104,6 +104,9 @@ pub struct Dropping {
     /// What it accepts for certain, in the chain itself or where it leads to without condition;
     /// empty where nobody followed its rules.
     pub accepted: Vec<Accepted>,
+    /// Networks that a rule of it asks for, or one of where it leads to, whatever that does; empty
+    /// where nobody followed its rules.
+    pub named: Vec<IpNet>,
     /// Chains that it leads to.
     pub leads_to: Vec<String>,
 }
@@ -141,7 +144,11 @@ impl Dropping {
     }
 
     /// True when it lets everything pass that comes from a network, and everything that goes there.
+    /// firewalld sorts by zones, which nobody follows here: a network that is one's source counts.
     pub fn lets_pass(&self, net: IpNet) -> bool {
+        if self.place == Place::firewalld() && self.named.iter().any(|n| n.contains(&net)) {
+            return true;
+        }
         let one = |source| self.accepted.iter().any(|a| a.source == source && a.net.contains(&net));
         !self.place.layer.sees(Family::of(net.addr())) || (one(true) && one(false))
     }
@@ -217,7 +224,14 @@ mod tests {
 
     fn dropping(place: Place, leads_to: &[&str]) -> Dropping {
         let leads_to = leads_to.iter().map(|c| (*c).to_owned()).collect();
-        Dropping { place, all: true, dockers_alone: true, accepted: Vec::new(), leads_to }
+        Dropping {
+            place,
+            all: true,
+            dockers_alone: true,
+            accepted: Vec::new(),
+            named: Vec::new(),
+            leads_to,
+        }
     }
 
     #[test]

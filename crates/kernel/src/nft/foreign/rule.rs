@@ -33,6 +33,8 @@ pub struct ForeignRule {
     pub(super) itself: bool,
     /// Interfaces that it asks for.
     pub(super) interfaces: Vec<String>,
+    /// Networks that it asks for, as source or destination, whatever it asks for besides.
+    pub(super) nets: Vec<IpNet>,
 }
 
 impl ForeignRule {
@@ -73,13 +75,7 @@ fn simple(layer: Layer, exprs: &[Expr]) -> Option<(Asks, &Verdict)> {
                 };
             }
             Expr::Payload { base: PayloadBase::Network, offset, len, .. } if asks.net.is_none() => {
-                let family = asks.family?;
-                // Offsets in the headers of IPv4 and IPv6.
-                let source = match (family, offset) {
-                    (Family::V4, 12) | (Family::V6, 8) => true,
-                    (Family::V4, 16) | (Family::V6, 24) => false,
-                    _ => return None,
-                };
+                let (family, source) = field(*offset).filter(|(f, _)| Some(*f) == asks.family)?;
                 asks.loaded = Some((family, source, *len));
             }
             Expr::Bitwise { mask: bits, xor, .. } if xor.iter().all(|b| *b == 0) => {
@@ -93,6 +89,35 @@ fn simple(layer: Layer, exprs: &[Expr]) -> Option<(Asks, &Verdict)> {
         }
     }
     None
+}
+
+/// Source or destination by its place in a header: the offsets of the two families differ.
+fn field(offset: u32) -> Option<(Family, bool)> {
+    match offset {
+        12 => Some((Family::V4, true)),
+        16 => Some((Family::V4, false)),
+        8 => Some((Family::V6, true)),
+        24 => Some((Family::V6, false)),
+        _ => None,
+    }
+}
+
+/// The networks that a rule asks for.
+fn nets(exprs: &[Expr]) -> Vec<IpNet> {
+    let starts = exprs.iter().enumerate().filter_map(|(at, expr)| match expr {
+        Expr::Payload { base: PayloadBase::Network, offset, len, .. } => {
+            Some((at, field(*offset)?.0, *len))
+        }
+        _ => None,
+    });
+    let net = |(at, family, len): (usize, Family, u32)| match exprs.get(at + 1..)? {
+        [Expr::Cmp { ne: false, data, .. }, ..] => network(family, data, None, len),
+        [Expr::Bitwise { mask, .. }, Expr::Cmp { ne: false, data, .. }, ..] => {
+            network(family, data, Some(mask), len)
+        }
+        _ => None,
+    };
+    starts.filter_map(net).collect()
 }
 
 /// A network from the first bytes of an address, and the mask that went over them.
@@ -178,6 +203,7 @@ impl ForeignRule {
         Some(ForeignRule {
             itself,
             interfaces,
+            nets: nets(&exprs),
             accepts: accepted,
             always: simple.as_ref().is_some_and(|(asks, _)| always(asks)),
             handle: u64::from_be_bytes(*attribute(body, 3)?.first_chunk()?),
