@@ -13,6 +13,7 @@ mod cni;
 mod gather;
 mod managers;
 mod network;
+mod openings;
 
 /// Files for programs that manage interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -54,6 +55,12 @@ pub(crate) struct Args {
     /// Prints a file that tells a program to leave our interfaces and routes alone, and nothing else.
     #[arg(long, value_enum, value_name = "NAME", conflicts_with_all = ["json", "facts"])]
     print: Option<DropIn>,
+    /// Prints what a firewall of a node has to let in, and nothing else.
+    #[arg(long, value_enum, value_name = "FORM", conflicts_with_all = ["json", "facts", "print"])]
+    firewall: Option<openings::Form>,
+    /// The node's role, for commands of --firewall.
+    #[arg(long, value_enum, default_value = "worker", requires = "firewall")]
+    role: openings::Whose,
 }
 
 /// Looks and prints.
@@ -70,6 +77,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 fn answer(args: &Args) -> Result<ExitCode> {
     if let Some(file) = args.print {
         say(file.text())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(form) = args.firewall {
+        openings::print(form, args.role)?;
         return Ok(ExitCode::SUCCESS);
     }
     let facts = gather::facts(&args.cni_path);

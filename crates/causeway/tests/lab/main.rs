@@ -11,6 +11,7 @@ mod kubectl;
 mod labs;
 mod life;
 mod matrix;
+mod openings;
 mod outage;
 mod packets;
 mod pairs;
