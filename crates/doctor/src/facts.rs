@@ -148,6 +148,8 @@ pub struct Cni {
     pub unreadable_records: Vec<String>,
     /// Attachment records of interfaces that are gone: path, and why.
     pub dead_records: Vec<(String, String)>,
+    /// Addresses that several live pods of a network have: address, network, and the pods.
+    pub shared: Vec<(IpAddr, String, Vec<String>)>,
 }
 
 /// A configuration list.

@@ -22,6 +22,7 @@ pub const IDS: &[&str] = &[
     "conflist-shadowed",
     "plugin-missing",
     "plugin-foreign",
+    "address-twice",
     "lease-unreadable",
     "lease-stale",
     "record-unreadable",

@@ -1,6 +1,6 @@
 //! What agent, plugins and container runtime keep in files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -33,10 +33,12 @@ pub(super) fn look(facts: &mut Facts, cni_path: &[PathBuf]) {
     facts.node.peers = peers();
     lists(facts);
     plugins(facts, cni_path);
-    let records = known(facts, "attachment records", Attachments::at(&paths).list());
-    let unreadable = known(facts, "attachment records", Attachments::at(&paths).unreadable());
+    let files = Attachments::at(&paths);
+    let found = files.list().and_then(|records| Ok((records, files.unreadable()?)));
+    let (records, unreadable) = known(facts, "attachment records", found);
     facts.cni.unreadable_records = unreadable.iter().map(|p| p.display().to_string()).collect();
     pods(facts, &paths, &records);
+    facts.cni.shared = shared(facts, &files);
 }
 
 fn node_file(facts: &mut Facts, paths: &Paths) {
@@ -139,6 +141,35 @@ fn pods(facts: &mut Facts, paths: &Paths, records: &[AttachmentRecord]) {
         facts.cni.dead_records.extend(dead);
     }
     facts.node.pods = all.into_iter().collect();
+}
+
+/// Addresses that several pods have at two looks: DEL lets a lease go before the record, and the
+/// address may be another's by then.
+fn shared(facts: &mut Facts, files: &Attachments) -> Vec<(IpAddr, String, Vec<String>)> {
+    let mut look = || {
+        let records = known(facts, "attachment records", files.list());
+        let dead = |r: &AttachmentRecord| {
+            let file = files.file(r).display().to_string();
+            facts.cni.dead_records.iter().any(|(path, _)| *path == file)
+        };
+        let live = records.iter().filter(|r| !dead(r));
+        let mut owners: BTreeMap<(IpAddr, String), Vec<String>> = BTreeMap::new();
+        for record in live {
+            for net in &record.addresses {
+                let key = (net.addr(), record.network.clone());
+                owners.entry(key).or_default().push(record.owner_name());
+            }
+        }
+        let several = owners.into_iter().filter(|(_, pods)| pods.len() > 1);
+        several.map(|((ip, network), pods)| (ip, network, pods)).collect::<Vec<_>>()
+    };
+    let mut found = look();
+    if !found.is_empty() {
+        std::thread::sleep(SECOND_LOOK);
+        let again = look();
+        found.retain(|one| again.contains(one));
+    }
+    found
 }
 
 /// No other plugin gives out addresses of it.

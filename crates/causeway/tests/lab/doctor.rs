@@ -204,6 +204,13 @@ const FAULTS: &[(&[&str], &str, &str, &str)] = &[
         "",
     ),
     (
+        &["address-twice"],
+        "10.244.1.2 of network pod-network",
+        "copy /var/lib/causeway
+         sed -i 's|10.244.1.3/|10.244.1.2/|' /var/lib/causeway/attachments/*.json",
+        "",
+    ),
+    (
         &["cannot-look"],
         "what the kernel can do",
         "exec setpriv --bounding-set -sys_admin $DOCTOR --json",
@@ -228,6 +235,7 @@ const FAULTS: &[(&[&str], &str, &str, &str)] = &[
 fn doctor_names_faults_that_are_put_before_it() {
     with(dual(2, Attach::Routed, Road::Vxlan), |world| {
         world.pod("a", "node-1");
+        world.pod("b", "node-1");
         world.whole();
         silent(world);
         for (expected, place, fault, options) in FAULTS {

@@ -126,6 +126,20 @@ fn plugin(facts: &Facts, plugin: &PluginFile) -> Option<Finding> {
     Some(finding)
 }
 
+/// Addresses that two pods have.
+pub(super) fn addresses(facts: &Facts) -> Vec<Finding> {
+    let finding = |(ip, network, pods): &(std::net::IpAddr, String, Vec<String>)| {
+        Finding::new("address-twice", Severity::Error, format!("address {ip} of network {network}"))
+            .says(
+                format!("{} have the same address {ip}", super::some(pods)),
+                "packets for it reach one of them, and the other none",
+            )
+            .fix(["# delete these pods, so that they are made anew with addresses of their own"
+                .to_owned()])
+    };
+    facts.cni.shared.iter().map(finding).collect()
+}
+
 /// Leases that nobody needs, or nobody can read.
 pub(super) fn leases(facts: &Facts) -> Vec<Finding> {
     let finding = |lease: &crate::facts::BadLease| {
@@ -248,6 +262,16 @@ mod tests {
         assert_eq!(with(PluginFile { path: None, ..good.clone() }), ["plugin-missing"]);
         assert_eq!(with(PluginFile { executable: false, ..good.clone() }), ["plugin-missing"]);
         assert_eq!(with(PluginFile { ours: false, ..good }), ["plugin-foreign"]);
+    }
+
+    #[test]
+    fn one_address_for_two() {
+        let mut facts = served();
+        let pods = vec!["default/a".to_owned(), "default/b".to_owned()];
+        facts.cni.shared = vec![("10.244.1.2".parse().unwrap(), "n".into(), pods)];
+        let found = crate::judge(&facts);
+        assert_eq!(found[0].what, "default/a, default/b have the same address 10.244.1.2");
+        assert_eq!((found[0].id, found[0].severity), ("address-twice", Severity::Error));
     }
 
     #[test]

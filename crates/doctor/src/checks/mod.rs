@@ -32,6 +32,7 @@ pub const ALL: &[Check] = &[
     agent::reports,
     agent::list,
     agent::plugins,
+    agent::addresses,
     agent::leases,
     agent::records,
     leftovers::of_others,
