@@ -39,6 +39,12 @@ fn doctor_opens_closed_nodes() {
                 Err(world.on("node-2", "nft list ruleset"))
             }
         });
+        // Neighbours find it, by both families.
+        world.on("node-1", "ip neigh flush dev eth0; ip -6 neigh flush dev eth0");
+        for family in Families::Dual.list() {
+            let node = world.spec.node_addr("node-2", *family).addr();
+            assert!(world.reaches(&world.node_ns("node-1"), node, 56), "{family}");
+        }
         // Nobody but nodes has a way into the tunnel.
         let rules = world.on("node-2", "nft list chain inet filter input");
         let vxlan: Vec<&str> = rules.lines().filter(|l| l.contains("udp dport 8472")).collect();
