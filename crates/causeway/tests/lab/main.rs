@@ -19,4 +19,5 @@ mod repair;
 mod restarts;
 mod script;
 mod streams;
+mod strict;
 mod world;

@@ -48,8 +48,8 @@ fn name(family: Family) -> &'static str {
     }
 }
 
-/// Strict reverse path filtering on a tunnel: what a node itself sends to a pod of another one
-/// arrives there with an address that is reached by the underlay.
+/// Strict reverse path filtering on a tunnel drops what comes from pods that are reached by another
+/// road. It does no harm while all nodes see their roads alike.
 pub(super) fn rp_filter(facts: &Facts) -> Vec<Finding> {
     let path = |dev: &str| format!("net/ipv4/conf/{dev}/rp_filter");
     let tunnels = facts.interfaces.iter().filter(|i| i.name == names::VXLAN_DEV);
@@ -59,11 +59,11 @@ pub(super) fn rp_filter(facts: &Facts) -> Vec<Finding> {
         values.into_iter().flatten().max() == Some(1)
     });
     let finding = |dev: &str| {
-        Finding::new("rp-filter-strict", Severity::Warning, at(&path(dev)))
+        Finding::new("rp-filter-strict", Severity::Note, at(&path(dev)))
             .says(
                 format!("reverse path filtering is strict on {dev}"),
-                "packets that another node itself sends to pods here (probes, NodePorts) carry an \
-                 address of the underlay, and are dropped",
+                "while two nodes take different roads to each other, as when the road is changed node \
+                 by node, what comes by the tunnel is dropped",
             )
             .fix(set(&path(dev), 2))
     };
