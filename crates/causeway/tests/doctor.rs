@@ -53,6 +53,7 @@ fn a_bare_machine() {
         assert!(text.contains(words), "{words}: {text}");
     }
     assert_eq!(doctor(&["--nonsense"]).0, 2);
+    assert!(doctor(&["--help"]).1.contains("Exit code: 0 nothing wrong"));
     let (code, file) = doctor(&["--print", "networkd"]);
     assert!(code == 0 && file.contains("Unmanaged=yes"), "{file}");
 }

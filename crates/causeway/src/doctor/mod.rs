@@ -38,10 +38,14 @@ impl DropIn {
     }
 }
 
-/// Looks at this node, changes nothing there, and needs neither agent nor API.
-///
-/// Exit code: 0 nothing wrong, or notes alone; 1 warnings; 2 errors; 3 it could not do its work.
+/// What the help ends with.
+const CODES: &str = "It looks at this node, changes nothing there, and needs neither agent nor API.
+
+Exit code: 0 nothing wrong, or notes alone; 1 warnings; 2 errors; 3 it could not do its work.";
+
+/// What to say, and how.
 #[derive(Debug, clap::Args)]
+#[command(after_help = CODES)]
 pub(crate) struct Args {
     /// The findings as JSON.
     #[arg(long)]
