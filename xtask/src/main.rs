@@ -11,8 +11,14 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 /// Crates that decide and do nothing.
-const PURE: &[&str] =
-    &["causeway-types", "causeway-ipam", "causeway-model", "causeway-desired", "causeway-plan"];
+const PURE: &[&str] = &[
+    "causeway-types",
+    "causeway-ipam",
+    "causeway-model",
+    "causeway-desired",
+    "causeway-plan",
+    "causeway-doctor",
+];
 /// What a pure crate may not reach, by the beginning of the name.
 const DOES_THINGS: &[&str] =
     &["tokio", "libc", "rustix", "nix", "netlink", "kube", "k8s-openapi", "socket2", "mio"];

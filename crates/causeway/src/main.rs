@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod agent;
 mod cni;
+mod doctor;
 mod ipam;
 mod lab;
 mod node;
@@ -32,6 +33,8 @@ enum Command {
     /// The addresses that this node has given out.
     #[command(subcommand)]
     Ipam(ipam::Command),
+    /// Says what is wrong with this node and what to do.
+    Doctor(doctor::Args),
     /// A whole cluster on this machine, made of network namespaces.
     #[command(subcommand)]
     Lab(lab::Command),
@@ -60,6 +63,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Node(command) => node::run(&command)?,
         Command::Cni(command) => cni::run(&command)?,
         Command::Ipam(command) => ipam::run(&command)?,
+        Command::Doctor(args) => return Ok(doctor::run(&args)),
         Command::Lab(command) => return lab::run(command),
         Command::Version => words::say(&format!("causeway {}\n", env!("CARGO_PKG_VERSION")))?,
     }

@@ -11,6 +11,7 @@ pub mod conntrack;
 pub mod device;
 mod devices;
 pub mod error;
+pub mod features;
 #[cfg(test)]
 mod fuzz;
 pub mod handle;

@@ -83,6 +83,19 @@ impl NetNs {
         Self::open(OWN)
     }
 
+    /// Makes a namespace without a name; it goes with the last handle of it.
+    ///
+    /// # Errors
+    /// Without CAP_SYS_ADMIN, and when the system has no room for another.
+    pub fn unnamed() -> Result<Self, Error> {
+        let make = || {
+            unshare(UnshareFlags::NEWNET).map_err(|e| Error::netns(Path::new(OWN), "leave", e))?;
+            Self::current()
+        };
+        std::thread::scope(|scope| scope.spawn(make).join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
     /// The path by which it was opened.
     pub fn path(&self) -> &Path {
         &self.path

@@ -23,9 +23,11 @@ const INVERT: u32 = 2;
 mod fra {
     pub(super) const SRC: u16 = 2;
     pub(super) const PRIORITY: u16 = 6;
+    pub(super) const FWMARK: u16 = 10;
     pub(super) const SUPPRESS_IFGROUP: u16 = 13;
     pub(super) const SUPPRESS_PREFIXLEN: u16 = 14;
     pub(super) const TABLE: u16 = 15;
+    pub(super) const FWMASK: u16 = 16;
     pub(super) const PROTOCOL: u16 = 21;
 }
 
@@ -44,13 +46,15 @@ pub struct Rule {
     pub protocol: u8,
     /// It asks for nothing else: no destination, no interface, no mark.
     pub plain: bool,
+    /// The mark that it asks for, and the bits of it that it looks at, where it asks for one.
+    pub mark: Option<(u32, u32)>,
 }
 
 impl Rule {
     /// `from ADDRESS lookup TABLE`, where the kernel puts it: before all others but the first.
     pub fn from_address(ip: IpAddr, table: u32, protocol: u8) -> Self {
         let (family, from) = (Family::of(ip), Some(IpNet::from(ip)));
-        Self { family, priority: 0, table, from, protocol, plain: true }
+        Self { family, priority: 0, table, from, protocol, plain: true, mark: None }
     }
 }
 
@@ -166,10 +170,14 @@ pub(crate) fn decode(reply: Reply<'_>) -> Option<Rule> {
         table: u32::from(table),
         from: None,
         protocol: 0,
+        mark: None,
         plain: dst_len == 0 && tos == 0 && read::number_at(header, 8)? & INVERT == 0,
     };
+    let (mut mark, mut mask) = (0, None);
     for (kind, value) in attributes(&reply.body[HEADER..]) {
         match kind {
+            fra::FWMARK => (mark, rule.plain) = (read::number(value)?, false),
+            fra::FWMASK => (mask, rule.plain) = (Some(read::number(value)?), false),
             fra::SRC => rule.from = Some(IpNet::new(read::ip(value)?, src_len).ok()?.trunc()),
             fra::TABLE => rule.table = read::number(value)?,
             fra::PRIORITY => rule.priority = read::number(value)?,
@@ -179,6 +187,7 @@ pub(crate) fn decode(reply: Reply<'_>) -> Option<Rule> {
             _ => rule.plain = false,
         }
     }
+    rule.mark = mask.map(|mask| (mark, mask));
     if action != TO_TABLE {
         rule.table = 0;
     }

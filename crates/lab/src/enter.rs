@@ -18,8 +18,10 @@ use crate::spec::Dirs;
 /// When a namespace cannot be entered, a directory cannot be mounted, or the command not run.
 pub fn exec(lab: &str, node: &str, command: &[OsString]) -> Result<std::convert::Infallible> {
     let [program, args @ ..] = command else { bail!("no command to run in {node}") };
-    enter(&Dirs::of(lab), node)?;
-    let error = Command::new(program).args(args).exec();
+    let dirs = Dirs::of(lab);
+    enter(&dirs, node)?;
+    // Where the node's container runtime looks for plugins.
+    let error = Command::new(program).args(args).env("CNI_PATH", dirs.bin()).exec();
     Err(error).with_context(|| format!("run {}", Path::new(program).display()))
 }
 

@@ -21,7 +21,7 @@ use crate::names::Derived;
 use crate::paths::Paths;
 use crate::record::{self, Attachments, LeaseRecords};
 use crate::space::Space;
-use crate::store::LeaseDir;
+use crate::store::{LeaseDir, Loaded};
 
 /// What is known of a lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +98,25 @@ impl Network {
         let leases = self.leases();
         let Some(dir) = LeaseDir::open_existing(&leases.dir)? else { return Ok(Vec::new()) };
         let loaded = leases.load_repaired(&dir)?;
+        self.judge(&leases, dir, loaded)
+    }
+
+    /// All leases of the network, without a change of anything: damaged leases stay as they are,
+    /// and nobody is kept waiting, so that what changes meanwhile may be judged wrongly.
+    ///
+    /// # Errors
+    /// As [`Network::look`].
+    pub fn peek(&self) -> Result<Vec<Held>, CniError> {
+        let leases = self.leases();
+        if !leases.dir.is_dir() {
+            return Ok(Vec::new());
+        }
+        let dir = LeaseDir::unlocked(&leases.dir);
+        let loaded = dir.load()?;
+        self.judge(&leases, dir, loaded)
+    }
+
+    fn judge(&self, leases: &Leases, dir: LeaseDir, loaded: Loaded) -> Result<Vec<Held>, CniError> {
         let busy = |ip: &IpAddr| dir.is_in_flight(*ip);
         let in_flight: BTreeSet<IpAddr> =
             loaded.state.leases().map(|(ip, _)| ip).filter(busy).collect();
@@ -108,7 +127,7 @@ impl Network {
             let path = leases.dir.join(ip.to_string());
             // Gone meanwhile.
             let Some(generation) = generation(&path) else { continue };
-            let mut held = witness.judge(self, &leases, ip, owner.clone(), generation)?;
+            let mut held = witness.judge(self, leases, ip, owner.clone(), generation)?;
             if in_flight.contains(&ip) {
                 held.verdict = Verdict::Live;
             }
@@ -133,14 +152,17 @@ impl Network {
         Ok(all)
     }
 
-    /// Attachment records that speak of interfaces that are gone for good.
-    fn gone(&self) -> Result<Vec<AttachmentRecord>, CniError> {
+    /// Attachment records that speak of interfaces that are gone for good, and why that is so.
+    ///
+    /// # Errors
+    /// Code 5 when the disk, code 999 when the kernel cannot be read.
+    pub fn gone(&self) -> Result<Vec<(AttachmentRecord, String)>, CniError> {
         let mut witness = Witness::call(self)?;
         let records = std::mem::take(&mut witness.records);
         let mut gone = Vec::new();
         for record in records.into_values() {
-            if witness.end_of(&record)?.is_some() {
-                gone.push(record);
+            if let Some(why) = witness.end_of(&record)? {
+                gone.push((record, why));
             }
         }
         Ok(gone)
@@ -280,9 +302,9 @@ impl Collector {
     }
 
     /// Records whose leases are gone already.
-    fn records(&mut self, gone: Vec<AttachmentRecord>, done: &mut Collected) {
+    fn records(&mut self, gone: Vec<(AttachmentRecord, String)>, done: &mut Collected) {
         let before = std::mem::take(&mut self.attachments);
-        for record in gone {
+        for (record, _) in gone {
             let owner = Owner::new(&record.container_id, record.ifname.as_str());
             if before.contains(&owner)
                 && let Err(e) = self.detach(&record, true)

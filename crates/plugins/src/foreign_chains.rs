@@ -5,7 +5,8 @@
 //! Where there is nothing of the kind it costs one question to the kernel.
 
 use causeway_cni_spec::CniError;
-use causeway_kernel::nft::foreign::{Change, ForeignRule, Layer, Place};
+use causeway_kernel::nft::foreign::{Change, ForeignRule};
+use causeway_model::nft::foreign::{Layer, Place};
 use causeway_types::Family;
 use sha2::{Digest, Sha512};
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use causeway_cni_spec::CniError;
 use causeway_kernel::OpError;
 use causeway_kernel::nft::ElementId;
-use causeway_kernel::nft::foreign::{Layer, Place};
+use causeway_model::nft::foreign::{Layer, Place};
 use causeway_model::nft::{Element, KeyPart, NftFamily, NftTable, Set};
 use causeway_plan::{NftOp, Op, TableId, table_ops};
 use causeway_types::names;

@@ -186,6 +186,33 @@ impl Attachments {
     }
 }
 
+impl Attachments {
+    /// Files that should hold a record and cannot be understood.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub fn unreadable(&self) -> Result<Vec<PathBuf>, CniError> {
+        let mut all = Vec::new();
+        for name in files::names(&self.dir)? {
+            if name.ends_with(".json") && !name.starts_with('.') {
+                let path = self.dir.join(&name);
+                // Gone meanwhile is fine.
+                let Some(content) = files::read_state(&path)? else { continue };
+                let found: Option<AttachmentRecord> = serde_json::from_slice(&content).ok();
+                if found.is_none_or(|record| !is_named(&record, &name)) {
+                    all.push(path);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The path of the record of an attachment.
+    pub fn file(&self, record: &AttachmentRecord) -> PathBuf {
+        self.path(&record.container_id, record.ifname.as_str())
+    }
+}
+
 /// The lease records of one network.
 #[derive(Clone, Debug)]
 pub struct LeaseRecords {

@@ -139,6 +139,11 @@ impl LeaseDir {
         }
     }
 
+    /// The directory without its lock, only to look: what it holds may change meanwhile.
+    pub(crate) fn unlocked(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), _locks: [None, None] }
+    }
+
     /// `None` when the directory was replaced while it was waited for. What only takes leases back
     /// goes on where the lock file cannot be made, or something else is in its place.
     fn lock(dir: &Path, new_leases: bool) -> Result<Option<Self>, CniError> {

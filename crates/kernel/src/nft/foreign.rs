@@ -2,14 +2,20 @@
 //!
 //! Nothing here changes more than what it is told by name, handle or comment.
 
+mod rule;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use causeway_model::nft::expr::Expr;
+use causeway_model::nft::foreign::{Dropping, Layer, Place};
 use causeway_model::nft::{Field, KeyPart, NftFamily, Rule, Stmt, Verdict, lower};
-use causeway_types::Family;
+use causeway_types::{Family, names};
 
-use super::exprs::{self, attribute, read_all};
-use super::wire::{Body, be32, comment, comment_of, msg, text};
+pub use rule::ForeignRule;
+
+use super::exprs::{self, attribute};
+use super::wire::{Body, be32, comment, msg, text};
 use super::{Failure, Nft, TRIES};
 use crate::sock::{CREATE, Reply, Request};
 use crate::{Error, Refusal};
@@ -19,87 +25,10 @@ const FORWARD: u32 = 2;
 /// `NF_DROP` as the policy of a chain.
 const DROP: u32 = 0;
 
-/// The family of a foreign table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Layer {
-    /// IPv4 and IPv6.
-    Inet,
-    /// IPv4 alone: also the tables of iptables.
-    Ip,
-    /// IPv6 alone: also the tables of ip6tables.
-    Ip6,
-}
-
-impl Layer {
-    /// The tables of iptables for a family.
-    pub fn of(family: Family) -> Self {
-        match family {
-            Family::V4 => Layer::Ip,
-            Family::V6 => Layer::Ip6,
-        }
-    }
-
-    /// As `nft` writes it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Layer::Inet => "inet",
-            Layer::Ip => "ip",
-            Layer::Ip6 => "ip6",
-        }
-    }
-
-    /// True when packets of a family come by.
-    pub fn sees(self, family: Family) -> bool {
-        self == Layer::Inet || self == Layer::of(family)
-    }
-
-    /// `NFPROTO_*`.
-    fn number(self) -> u8 {
-        match self {
-            Layer::Inet => 1,
-            Layer::Ip => 2,
-            Layer::Ip6 => 10,
-        }
-    }
-}
-
-/// A chain by its place.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// Family of the table.
-    pub layer: Layer,
-    /// Table.
-    pub table: String,
-    /// Chain.
-    pub chain: String,
-}
-
-impl Place {
-    /// A chain.
-    pub fn new(layer: Layer, table: &str, chain: &str) -> Self {
-        Self { layer, table: table.to_owned(), chain: chain.to_owned() }
-    }
-
-    fn body(&self, chain_attribute: u16) -> Body {
-        let mut body = Body::new(self.layer.number());
-        body.text(1, &self.table).text(chain_attribute, &self.chain);
-        body
-    }
-}
-
-/// A rule of a foreign chain, as far as it matters here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ForeignRule {
-    /// Number by which it is deleted.
-    pub handle: u64,
-    /// Comment in its user data (iptables may keep another in a match of its own).
-    pub comment: Option<String>,
-    /// Chains that it leads to.
-    pub leads_to: Vec<String>,
-    /// It may let a packet pass, by itself or by where it leads to.
-    pub may_accept: bool,
-    /// Addresses that it compares with.
-    pub addresses: Vec<IpAddr>,
+fn body_of(place: &Place, chain_attribute: u16) -> Body {
+    let mut body = Body::new(place.layer.number());
+    body.text(1, &place.table).text(chain_attribute, &place.chain);
+    body
 }
 
 /// What to change.
@@ -147,7 +76,7 @@ fn accept(place: &Place, ip: IpAddr, source: bool) -> Vec<Expr> {
 fn messages(change: &Change) -> Vec<Request> {
     match change {
         Change::AcceptFirst { place, ip, source, comment: words } => {
-            let mut body = place.body(2);
+            let mut body = body_of(place, 2);
             body.nest(4, |list| {
                 for expr in accept(place, *ip, *source) {
                     exprs::put(list, &expr);
@@ -157,64 +86,112 @@ fn messages(change: &Change) -> Vec<Request> {
             vec![Request::new(msg::NEWRULE, CREATE, body.done())]
         }
         Change::DeleteRule { place, handle } => {
-            let mut body = place.body(2);
+            let mut body = body_of(place, 2);
             body.put(3, &handle.to_be_bytes());
             vec![Request::new(msg::DELRULE, 0, body.done())]
         }
         Change::DeleteChain { place } => vec![
-            Request::new(msg::DELRULE, 0, place.body(2).done()),
-            Request::new(msg::DELCHAIN, 0, place.body(3).done()),
+            Request::new(msg::DELRULE, 0, body_of(place, 2).done()),
+            Request::new(msg::DELCHAIN, 0, body_of(place, 3).done()),
         ],
     }
 }
 
-fn rule(reply: &Reply<'_>) -> Option<ForeignRule> {
-    let body = reply.body.get(4..)?;
-    let exprs = read_all(attribute(body, 4).unwrap_or_default());
-    let ip = |data: &[u8]| -> Option<IpAddr> {
-        let v4 = <[u8; 4]>::try_from(data).ok().map(IpAddr::from);
-        v4.or_else(|| <[u8; 16]>::try_from(data).ok().map(IpAddr::from))
+/// True when the old iptables has a table `filter` for a family in the calling thread's namespace.
+/// Nothing tells what is in it but its own program.
+pub fn has_legacy_filter(family: Family) -> bool {
+    let file = match family {
+        Family::V4 => "ip_tables_names",
+        Family::V6 => "ip6_tables_names",
     };
-    let addresses = exprs.iter().filter_map(|e| match e {
-        Expr::Cmp { ne: false, data, .. } => ip(data),
-        _ => None,
-    });
-    let leads_to = exprs.iter().filter_map(|e| match e {
-        Expr::Immediate(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain.clone()),
-        _ => None,
-    });
-    let may_accept = exprs.iter().any(|e| match e {
-        Expr::Immediate(verdict) => !matches!(verdict, Verdict::Drop | Verdict::Return),
-        Expr::Lookup { verdict, .. } => *verdict,
-        // A target of iptables may be anything; a verdict that cannot be read as well.
-        Expr::Unknown(name) => matches!(name.as_str(), "target" | "queue" | "immediate"),
-        _ => false,
-    });
-    Some(ForeignRule {
-        handle: u64::from_be_bytes(*attribute(body, 3)?.first_chunk()?),
-        comment: attribute(body, 7).and_then(comment_of),
-        leads_to: leads_to.collect(),
-        may_accept,
-        addresses: addresses.collect(),
-    })
+    // Not there without the kernel's old iptables.
+    let names = std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+    names.is_ok_and(|names| names.lines().any(|name| name == "filter"))
 }
 
 impl Nft {
-    /// The base chains of all tables that see forwarded packets and drop those that no rule of
-    /// theirs decided.
+    /// The chains of others through which packets of some families are forwarded, and which drop
+    /// those that no rule of theirs decided. What they accept is left to [`Nft::follow`].
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub fn dropping_forward_chains(&mut self) -> Result<Vec<Place>, Error> {
+    pub fn dropping(&mut self, families: &[Family]) -> Result<Vec<Dropping>, Error> {
+        let mut places = self.dropping_forward_chains()?;
+        places.retain(|p| !matches!(p.table.as_str(), names::NFT_AGENT | names::NFT_PLUGINS));
+        if !places.contains(&Place::firewalld()) {
+            places.extend(self.existing_chains(vec![Place::firewalld()])?);
+        }
+        places.retain(|p| families.iter().any(|f| p.layer.sees(*f)));
         let mut all = Vec::new();
-        for layer in [Layer::Inet, Layer::Ip, Layer::Ip6] {
+        for place in places {
+            let rules = self.rules_of(&place)?;
+            let accepts = rules.iter().any(|rule| rule.may_accept);
+            all.push(Dropping {
+                all: !accepts && place != Place::firewalld(),
+                leads_to: rules.iter().flat_map(|rule| rule.leads_to.clone()).collect(),
+                accepted: Vec::new(),
+                dockers_alone: false,
+                named: Vec::new(),
+                place,
+            });
+        }
+        Ok(all)
+    }
+
+    /// Finds out what a chain accepts, itself or where it leads to. Costs a dump of each chain on
+    /// the way: not for an ADD.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn follow(&mut self, from: &mut Dropping) -> Result<(), Error> {
+        let place = &from.place;
+        from.accepted.clear();
+        from.named.clear();
+        from.dockers_alone = true;
+        // By name: whether every packet comes there.
+        let mut known = BTreeMap::from([(place.chain.clone(), true)]);
+        let mut next = vec![(place.chain.clone(), true)];
+        while let Some((chain, always)) = next.pop() {
+            for rule in self.rules_of(&Place::new(place.layer, &place.table, &chain))? {
+                from.dockers_alone &= !rule.itself || rule.is_dockers();
+                from.named.extend(rule.nets);
+                let there = always && rule.always;
+                if always {
+                    from.accepted.extend(rule.accepts);
+                }
+                for target in rule.leads_to {
+                    if known.get(&target).is_none_or(|before| there && !before) {
+                        known.insert(target.clone(), there);
+                        next.push((target, there));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All chains of all tables of these families, also those of iptables.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn chains(&mut self) -> Result<Vec<Place>, Error> {
+        self.chains_where(|_| true)
+    }
+
+    fn dropping_forward_chains(&mut self) -> Result<Vec<Place>, Error> {
+        self.chains_where(|body| {
+            let hook = attribute(body, 4).and_then(|hook| attribute(hook, 1));
+            let forward = hook.and_then(be32) == Some(FORWARD);
+            forward && attribute(body, 5).and_then(be32) == Some(DROP)
+        })
+    }
+
+    fn chains_where(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Result<Vec<Place>, Error> {
+        let mut all = Vec::new();
+        for layer in Layer::ALL {
             let ask = Request::new(msg::GETCHAIN, 0, Body::new(layer.number()).done());
             let read = |reply: Reply<'_>| {
-                let body = reply.body.get(4..)?;
-                let hook = attribute(body, 4)?;
-                let forward = attribute(hook, 1).and_then(be32) == Some(FORWARD);
-                let drops = attribute(body, 5).and_then(be32) == Some(DROP);
-                (forward && drops).then_some(())?;
+                let body = reply.body.get(4..).filter(|body| wanted(body))?;
                 let (table, chain) = (text(attribute(body, 1)?), text(attribute(body, 3)?));
                 Some(Place { layer, table, chain })
             };
@@ -228,7 +205,7 @@ impl Nft {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn existing_chains(&mut self, places: Vec<Place>) -> Result<Vec<Place>, Error> {
-        let ask = |place: &Place| Request::new(msg::GETCHAIN, 0, place.body(3).done());
+        let ask = |place: &Place| Request::new(msg::GETCHAIN, 0, body_of(place, 3).done());
         let requests = places.iter().map(ask).collect();
         let found = self.sock.get_all("look up nftables chains", requests, |_| Some(()))?;
         let pairs = places.into_iter().zip(found);
@@ -240,14 +217,14 @@ impl Nft {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn rules_of(&mut self, place: &Place) -> Result<Vec<ForeignRule>, Error> {
-        let ask = Request::new(msg::GETRULE, 0, place.body(2).done());
+        let ask = Request::new(msg::GETRULE, 0, body_of(place, 2).done());
         let read = |reply: Reply<'_>| {
             // Older kernels answer with the rules of more than was asked for.
             let body = reply.body.get(4..)?;
             let at = |kind| attribute(body, kind).map(text);
             let same = at(1).as_deref() == Some(place.table.as_str())
                 && at(2).as_deref() == Some(place.chain.as_str());
-            if same { rule(&reply) } else { None }
+            if same { ForeignRule::read(place.layer, &reply) } else { None }
         };
         match self.sock.dump("list nftables rules", ask, read) {
             Err(Error::Refused { refusal, .. }) if refusal.is_gone() => Ok(Vec::new()),

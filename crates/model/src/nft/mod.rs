@@ -10,6 +10,7 @@
 mod chain;
 pub mod expr;
 mod field;
+pub mod foreign;
 mod lower;
 mod raise;
 mod set;

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 
 use causeway_cni_spec::{CniError, CniResult, Version};
 use causeway_kernel::sysctl;
+use causeway_model::nft::foreign::Dropping;
 use causeway_model::nft::{Chain, KeyPart};
 use causeway_model::{Desired, LinkKind, Object, Owner};
 use causeway_types::{Cidr, Family, IfName};
@@ -27,7 +28,6 @@ use crate::owned;
 use crate::rollback::Rollback;
 use crate::space::{self, Failed, Space};
 use conf::FirewallConf;
-use foreign::Dropping;
 use note::{ADMIN, Forward, Inserted};
 
 /// Type `firewall`.
@@ -66,7 +66,7 @@ impl Plugin for FirewallPlugin {
         let owner = Owner::Pod(call.env.container_id.clone());
         desired.add(owner, "the container's packets".to_owned(), Object::Table(note.table()));
         attachment::verify(&mut node, &desired)?;
-        let dropping = Dropping::find(&mut node, &families(&note.addresses))?;
+        let dropping = foreign::find(&mut node, &families(&note.addresses))?;
         if !conf.insert {
             return judge(&note.addresses, &subnets(result), &dropping);
         }
@@ -91,7 +91,7 @@ impl Plugin for FirewallPlugin {
         if forwarding.map_err(unavailable)?.is_some_and(|value| value != "0") {
             families.push(Family::V6);
         }
-        let dropping = Dropping::find(&mut node, &families).map_err(unavailable)?;
+        let dropping = foreign::find(&mut node, &families).map_err(unavailable)?;
         if conf.insert {
             return Ok(());
         }
@@ -168,7 +168,7 @@ fn open(
         return Ok(());
     }
     let families = families(&note.addresses);
-    let dropping = Dropping::find(&mut node, &families)?;
+    let dropping = foreign::find(&mut node, &families)?;
     warn(&foreign::legacy(&families));
     if conf.insert {
         note.inserted = dropping.iter().map(|chain| foreign::inserted(&chain.place)).collect();

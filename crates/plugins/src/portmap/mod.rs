@@ -9,8 +9,8 @@ mod note;
 
 use causeway_cni_spec::{CniError, CniResult};
 use causeway_kernel::conntrack::{Conntrack, Flow};
-use causeway_kernel::nft::foreign::{Layer, Place};
 use causeway_kernel::{Without, sysctl};
+use causeway_model::nft::foreign::{Layer, Place};
 use causeway_model::{Desired, Object, Owner, Sysctl};
 use causeway_plan::Op;
 use causeway_types::{Family, IfName};
