@@ -41,13 +41,34 @@ pub(crate) fn verb(op: &Op) -> &'static str {
     }
 }
 
+/// `IPV4_DEVCONF_ARP_NOTIFY` (`linux/ip.h`).
+const ARP_NOTIFY: u16 = 22;
+
+/// A kernel parameter that rtnetlink sets: the interface, the number, the value. The way by its file
+/// below `/proc/sys` leads past those of the same name in all other namespaces, of which a node has as
+/// many as pods. Only one that has no effect but to be set.
+fn ipv4_conf(object: &Object) -> Option<(IfName, u16, u32)> {
+    let Object::Sysctl(sysctl) = object else { return None };
+    let (dev, name) = sysctl.path.strip_prefix("net/ipv4/conf/")?.split_once('/')?;
+    if name != "arp_notify" || matches!(dev, "all" | "default") {
+        return None;
+    }
+    Some((IfName::new(dev).ok()?, ARP_NOTIFY, sysctl.value.parse().ok()?))
+}
+
+/// True for an operation on a kernel parameter that goes by rtnetlink.
+pub(crate) fn is_ipv4_conf(op: &Op) -> bool {
+    let (Op::Create(object) | Op::Change { to: object, .. }) = op else { return false };
+    ipv4_conf(object).is_some()
+}
+
 /// Carries out a run of rtnetlink operations, and answers with one outcome for each.
 pub(crate) fn rtnl(socket: &mut Socket, devices: &mut Devices, ops: &[Op]) -> Vec<Outcome> {
     let fail_all = |e: &Error| {
         ops.iter().map(|op| Err(OpError::other(op.key(), verb(op), e))).collect::<Vec<_>>()
     };
     let (names, makes) = mentioned(ops);
-    if let Err(e) = devices.learn(socket, &names, makes) {
+    if let Err(e) = devices.learn(socket, &names.iter().collect::<Vec<_>>(), makes) {
         return fail_all(&e);
     }
     let encoded: Vec<Result<Encoded, Error>> = ops.iter().map(|op| encode(op, devices)).collect();
@@ -112,13 +133,13 @@ fn near_peer(link: &Link) -> Option<&IfName> {
 }
 
 /// The interfaces that operations refer to without making them first, and how many they make.
-fn mentioned(ops: &[Op]) -> (Vec<&IfName>, usize) {
+fn mentioned(ops: &[Op]) -> (Vec<IfName>, usize) {
     let mut names = Vec::new();
     let mut made: Vec<&IfName> = Vec::new();
     for op in ops {
-        let mut refer = |name| {
+        let mut refer = |name: &IfName| {
             if !made.contains(&name) {
-                names.push(name);
+                names.push(name.clone());
             }
         };
         match op {
@@ -129,6 +150,7 @@ fn mentioned(ops: &[Op]) -> (Vec<&IfName>, usize) {
             }
             Op::Create(object) | Op::Change { to: object, .. } => {
                 referred(object).for_each(&mut refer);
+                ipv4_conf(object).iter().for_each(|(dev, ..)| refer(dev));
             }
             Op::Remove(Object::Link(_)) => {}
             Op::Remove(object) => referred(object).for_each(&mut refer),
@@ -200,6 +222,9 @@ enum Step {
 }
 
 fn single(object: &Object, devices: &Devices, step: Step) -> Result<Encoded, Error> {
+    if let Some((dev, parameter, value)) = ipv4_conf(object) {
+        return Ok(vec![link::set_ipv4_conf(devices.index(&dev)?, parameter, value)].into());
+    }
     let request = match object {
         Object::Addr(a) => {
             let index = devices.index(&a.dev)?;

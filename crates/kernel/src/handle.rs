@@ -433,6 +433,7 @@ enum Class {
 
 fn class(op: &Op) -> Class {
     match op.key() {
+        Key::Sysctl(_) if apply::is_ipv4_conf(op) => Class::Rtnl,
         Key::Sysctl(_) => Class::Sysctl,
         Key::Table { .. } => Class::Nft,
         _ => Class::Rtnl,

@@ -165,21 +165,21 @@ fn decode(reply: Reply<'_>, index: u32) -> Option<Vec<PortVlan>> {
     Some(vlans.collect())
 }
 
-fn header(family: i32, index: u32) -> Vec<u8> {
+pub(crate) fn header(family: i32, index: u32) -> Vec<u8> {
     let mut body = vec![0; HEADER];
     body[0] = family as u8;
     body[4..8].copy_from_slice(&index.to_ne_bytes());
     body
 }
 
-fn put(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(crate) fn put(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     out.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
     out.extend_from_slice(&kind.to_ne_bytes());
     out.extend_from_slice(value);
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
-fn nest(out: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+pub(crate) fn nest(out: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
     let mut inner = Vec::new();
     fill(&mut inner);
     put(out, kind | NESTED, &inner);

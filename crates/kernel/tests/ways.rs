@@ -151,3 +151,41 @@ fn kernel_parameters_belong_to_the_namespace() {
     create(&mut there, &[Object::Link(bridge("cw-br")), dev, addr("cw-br", "10.0.0.1/24")]);
     netns::delete_named(file).unwrap();
 }
+
+/// Some go by rtnetlink, with what comes before and after them.
+#[test]
+fn parameters_of_an_interface_by_name_or_by_message() {
+    let mut h = with_pair();
+    let path = |dev: &str| format!("net/ipv4/conf/{dev}/arp_notify");
+    let set = |dev: &str, value: &str| {
+        Object::Sysctl(Sysctl { path: path(dev), value: value.to_owned() })
+    };
+    let scope = Scope {
+        sysctls: ["cw-a", "cw-b", "cw-c", "all", "default"].map(path).to_vec(),
+        ..Scope::default()
+    };
+    create(&mut h, &[set("cw-a", "1"), addr("cw-b", "192.168.9.2/24"), set("all", "1")]);
+    // With the link that it is of.
+    create(
+        &mut h,
+        &[
+            Object::Link(veth("cw-c", "cw-d")),
+            Object::Link(second_end("cw-d")),
+            set("cw-c", "1"),
+            addr("cw-c", "192.168.10.1/24"),
+        ],
+    );
+    for (dev, value) in
+        [("cw-a", "1"), ("cw-b", "0"), ("cw-c", "1"), ("all", "1"), ("default", "0")]
+    {
+        let wanted = set(dev, value);
+        assert_eq!(h.observe(&scope).unwrap().get(&wanted.key()), Some(&wanted), "{dev}");
+    }
+    let back = Op::Change { from: set("cw-a", "1"), to: set("cw-a", "0") };
+    apply(&mut h, &[back]);
+    let off = set("cw-a", "0");
+    assert_eq!(h.observe(&scope).unwrap().get(&off.key()), Some(&off));
+    let err = h.apply(&[Op::Create(set("cw-none", "1"))]).remove(0).unwrap_err();
+    assert!(err.to_string().contains("cw-none"), "{err}");
+    assert!(err.is_gone());
+}

@@ -49,7 +49,7 @@ impl Leases {
     pub fn stale(&self, valid: &BTreeSet<Owner>, sets: usize) -> Result<Stale, CniError> {
         let Some(dir) = LeaseDir::open_existing(&self.dir)? else { return Ok(Stale::default()) };
         let mut loaded = self.load_repaired(&dir)?;
-        dir.sweep(&loaded, valid)?;
+        dir.sweep(&loaded)?;
         for (ip, found) in loaded.state.stale(valid) {
             if let Some(owner) = valid.iter().find(|owner| is_torn_from(&found, owner)) {
                 let _ = dir.write_one(ip, owner);
@@ -114,6 +114,6 @@ impl Leases {
         }
         self.remove(&dir, ip, seen)?;
         let last = loaded.state.leases_of(seen) == [ip];
-        if last && loaded.is_begun(seen) { dir.end(seen) } else { Ok(()) }
+        if last && loaded.may_hold(seen) { dir.unmark(seen) } else { Ok(()) }
     }
 }

@@ -17,8 +17,8 @@ use crate::store::{InFlight, LeaseDir, Loaded};
 pub enum Look {
     /// By what all the leases say.
     Closely,
-    /// The kernel knows nothing of the attachment: it has leases only if an ADD or DEL of it has not
-    /// come to its end, which a mark tells. The cost does not grow with the leases of others.
+    /// The kernel knows nothing of the attachment: what it holds all the same, a mark tells. The cost
+    /// hardly grows with the leases of others.
     ForMarks,
 }
 
@@ -51,10 +51,10 @@ impl Leases {
         let dir = LeaseDir::open(&self.dir)?;
         let mut loaded = match look {
             // Who holds what is asked for belongs into the answer.
-            Look::ForMarks if requested.is_empty() => dir.load_names()?,
+            Look::ForMarks if requested.is_empty() => dir.load_names(owner)?,
             _ => taken(dir.load()?),
         };
-        if !loaded.read && loaded.is_begun(owner) {
+        if !loaded.read && loaded.may_hold(owner) {
             loaded = taken(dir.load()?);
         }
         let leases = loop {
@@ -84,7 +84,7 @@ impl Leases {
                 let _ = self.records.remove(ip);
                 let _ = dir.remove(ip);
             }
-            let _ = dir.end(owner);
+            let _ = dir.unmark(owner);
         })?;
         Ok((leases, in_flight))
     }
@@ -174,12 +174,12 @@ impl Leases {
         }
     }
 
-    /// Notes that an attachment is about to be removed: should that not come to its end, the next ADD
-    /// of it looks for what it holds. `other_mac`: those of its addresses for which neighbours may
+    /// Notes that an attachment, be it made by others, is about to be removed: should that not come to
+    /// its end, the next ADD of it looks for what it holds. `other_mac`: those of its addresses for which neighbours may
     /// remember another MAC than the address's own. A disk that takes no note must not keep it.
     pub fn begin_release(&self, owner: &Owner, other_mac: &[IpAddr]) {
         if let Ok(Some(dir)) = LeaseDir::open_existing(&self.dir) {
-            let _ = dir.begin(owner);
+            let _ = dir.mark(owner);
             other_mac.iter().for_each(|ip| drop(dir.note_other_mac(*ip)));
         }
     }
@@ -203,7 +203,7 @@ impl Leases {
                 self.remove(&dir, *ip, owner)?;
             }
         }
-        dir.end(owner)
+        dir.unmark(owner)
     }
 
     /// Gives back all addresses of an attachment. What is gone is fine. Of the addresses that
@@ -219,7 +219,10 @@ impl Leases {
         // And those that others' records speak of: the lease goes, what protects the others stays.
         let leased = loaded.state.leases_of(owner).into_iter().filter(|ip| !own.contains(ip));
         own.iter().copied().chain(leased).try_for_each(|ip| self.remove(&dir, ip, owner))?;
-        if loaded.is_begun(owner) { dir.end(owner) } else { Ok(()) }
+        if loaded.may_hold(owner) {
+            dir.unmark(owner)?;
+        }
+        dir.sweep(&loaded)
     }
 
     /// The addresses that [`Leases::release`] gives back, but for those that records say are
@@ -514,17 +517,15 @@ mod tests {
     fn what_is_not_looked_at_is_not_given_out_and_not_given_back() {
         let tmp = tempfile::tempdir().unwrap();
         let l = leases(tmp.path(), None);
-        let (first, mut in_flight) = l.allocate(&sets(), &owner("a"), &[], Look::ForMarks).unwrap();
+        let (first, _) = l.allocate(&sets(), &owner("a"), &[], Look::ForMarks).unwrap();
         let ip = first[0].address.addr();
         // One that died: the next looks closely.
         let twice = l.allocate(&sets(), &owner("a"), &[], Look::ForMarks).unwrap_err();
         assert!(twice.msg.contains("duplicate allocation"), "{twice}");
-        in_flight.ended();
         let full = l.allocate(&sets(), &owner("b"), &[], Look::ForMarks).unwrap_err();
         assert!(full.msg.contains(&ip.to_string()) || full.code == 999, "{full}");
         // An ADD that got nothing, or another address, gives back that alone.
         l.give_back(&owner("b"), &[ip]).unwrap();
-        l.give_back(&owner("a"), &[]).unwrap();
         assert_eq!(l.held(&owner("a")).unwrap(), [ip]);
         // What lies there from before the boot is free, once it is looked at.
         let file = l.dir.join(ip.to_string());
@@ -540,15 +541,16 @@ mod tests {
     fn a_removal_that_began_is_looked_for() {
         let tmp = tempfile::tempdir().unwrap();
         let l = leases(tmp.path(), None);
-        let (_, mut in_flight) = l.allocate(&sets(), &owner("a"), &[], Look::Closely).unwrap();
-        in_flight.ended();
+        l.allocate(&sets(), &owner("a"), &[], Look::Closely).unwrap();
+        // As if others had made it.
+        std::fs::remove_file(l.dir.join(".holds-a-eth0")).unwrap();
         l.begin_release(&owner("a"), &[]);
         let twice = l.allocate(&sets(), &owner("a"), &[], Look::ForMarks).unwrap_err();
         assert!(twice.msg.contains("duplicate allocation"), "{twice}");
         l.release(&owner("a"), &[]).unwrap();
         assert!(
             std::fs::read_dir(&l.dir).unwrap().all(|entry| {
-                !entry.unwrap().file_name().to_string_lossy().starts_with(".begun-")
+                !entry.unwrap().file_name().to_string_lossy().starts_with(".holds-")
             })
         );
     }

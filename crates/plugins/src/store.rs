@@ -12,9 +12,10 @@
 //!
 //! An ADD keeps its leases locked (`flock`) until it ends: no GC takes them for left over.
 //!
-//! `.begun-CONTAINER-IFNAME` stands for an ADD or a DEL of that attachment that has not come to its
-//! end. Where there is none, and the kernel has no trace of the attachment either, it holds no lease,
-//! and nobody needs to read them all to know that.
+//! `.holds-CONTAINER-IFNAME` stands for an attachment that has leases, or may have: it is made before
+//! the first and goes after the last. Where there is none, nobody needs to read all leases to know
+//! that the attachment has none. The reference makes no such marks, so that what it gave is known by
+//! its trace in the kernel.
 //!
 //! `.other-mac-ADDRESS` stands for an address whose last pod had another MAC than the address's own:
 //! neighbours may remember it.
@@ -37,7 +38,7 @@ use crate::files::{self, Planned, about_to_change, io_error, is_absent};
 
 const LOCK: &str = "lock";
 const LAST: &str = "last_reserved_ip.";
-const BEGUN: &str = ".begun-";
+const HOLDS: &str = ".holds-";
 const OTHER_MAC: &str = ".other-mac-";
 
 /// The leases of one network, locked.
@@ -53,7 +54,6 @@ pub struct LeaseDir {
 #[derive(Debug, Default)]
 pub struct InFlight {
     _files: Vec<File>,
-    begun: Option<PathBuf>,
     other_mac: Vec<PathBuf>,
 }
 
@@ -63,16 +63,16 @@ impl InFlight {
         !self.other_mac.is_empty()
     }
 
-    /// The attachment is whole: it does not need to be looked for any more. The leases stay locked
-    /// until the process ends, because the runtime learns of the attachment at the very end.
+    /// The attachment is whole, and its neighbours know it. The leases stay locked until the process
+    /// ends, because the runtime learns of the attachment at the very end.
     pub fn until_exit(mut self) {
         self.ended();
         std::mem::forget(self);
     }
 
-    /// The attachment is whole. A mark that stays has the next ADD of it look more closely, no more.
-    pub(crate) fn ended(&mut self) {
-        for path in self.begun.take().into_iter().chain(self.other_mac.drain(..)) {
+    /// Nobody remembers another MAC. A note that stays has the next pod announced too, no more.
+    fn ended(&mut self) {
+        for path in self.other_mac.drain(..) {
             let _ = files::remove(&path);
         }
     }
@@ -87,8 +87,9 @@ pub struct Loaded {
     pub torn: BTreeSet<IpAddr>,
     /// The same from before the last boot: free, once the file is removed.
     pub old: BTreeSet<IpAddr>,
-    /// Names of marks: ADDs and DELs that have not come to their end.
-    pub(crate) begun: BTreeSet<String>,
+    /// Names of marks: attachments that may hold leases. Where files were not read, only that of the
+    /// attachment in question.
+    pub(crate) holders: BTreeSet<String>,
     /// Addresses whose last pods had another MAC than the address's own.
     pub(crate) other_mac: BTreeSet<IpAddr>,
     /// Files were read; otherwise leases are known by their names, all as nobody's.
@@ -96,16 +97,16 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// An ADD or a DEL of the attachment has not come to its end.
-    pub(crate) fn is_begun(&self, owner: &Owner) -> bool {
-        self.begun.contains(&begun(owner))
+    /// The attachment has a mark.
+    pub(crate) fn may_hold(&self, owner: &Owner) -> bool {
+        self.holders.contains(&mark(owner))
     }
 }
 
 /// The name of an attachment's mark.
-fn begun(owner: &Owner) -> String {
+fn mark(owner: &Owner) -> String {
     let file = AttachmentRecord::file_name(&owner.container_id, &owner.ifname);
-    format!("{BEGUN}{}", file.trim_end_matches(".json"))
+    format!("{HOLDS}{}", file.trim_end_matches(".json"))
 }
 
 impl LeaseDir {
@@ -173,23 +174,26 @@ impl LeaseDir {
     /// # Errors
     /// Code 5.
     pub fn load(&self) -> Result<Loaded, CniError> {
-        self.look(true)
+        self.look(None)
     }
 
     /// The same without a look at what the leases say, which takes as long as there are leases.
     ///
     /// # Errors
     /// Code 5.
-    pub(crate) fn load_names(&self) -> Result<Loaded, CniError> {
-        self.look(false)
+    pub(crate) fn load_names(&self, owner: &Owner) -> Result<Loaded, CniError> {
+        self.look(Some(mark(owner)))
     }
 
-    fn look(&self, read: bool) -> Result<Loaded, CniError> {
+    fn look(&self, only: Option<String>) -> Result<Loaded, CniError> {
+        let read = only.is_none();
         let mut loaded = Loaded { read, ..Loaded::default() };
         let dir = files::Dir::open(&self.dir)?;
         for name in files::names(&self.dir)? {
-            if name.starts_with(BEGUN) {
-                loaded.begun.insert(name);
+            if name.starts_with(HOLDS) {
+                if only.as_ref().is_none_or(|only| name == *only) {
+                    loaded.holders.insert(name);
+                }
             } else if let Some(ip) = name.strip_prefix(OTHER_MAC) {
                 loaded.other_mac.extend(address_of(ip));
             } else if let Some(ip) = address_of(&name) {
@@ -216,12 +220,13 @@ impl LeaseDir {
         Ok(loaded)
     }
 
-    /// Notes that something of an attachment begins. Locked, so that GC leaves it alone.
+    /// Marks an attachment that is about to get leases, or to give them back. Locked, so that others
+    /// leave the mark alone.
     ///
     /// # Errors
     /// Code 5.
-    pub(crate) fn begin(&self, owner: &Owner) -> Result<InFlight, CniError> {
-        let path = self.dir.join(begun(owner));
+    pub(crate) fn mark(&self, owner: &Owner) -> Result<InFlight, CniError> {
+        let path = self.dir.join(mark(owner));
         let open = || {
             about_to_change()?;
             files::open_plain(&path, OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW)
@@ -234,8 +239,10 @@ impl LeaseDir {
             other => other,
         };
         let file = file.map_err(|e| io_error("cannot make", &path, &e))?;
-        file.lock().map_err(|e| io_error("cannot lock", &path, &e))?;
-        Ok(InFlight { _files: vec![file], begun: Some(path), other_mac: Vec::new() })
+        // Locked by another call of the same attachment it is safe too. Not waited for: that one may
+        // need the lock of the directory, which is held here.
+        let _ = file.try_lock();
+        Ok(InFlight { _files: vec![file], other_mac: Vec::new() })
     }
 
     /// Notes that neighbours may remember another MAC for an address than its own.
@@ -255,26 +262,25 @@ impl LeaseDir {
         self.dir.join(format!("{OTHER_MAC}{ip}"))
     }
 
-    /// Forgets that something of an attachment began.
+    /// Removes the mark of an attachment that holds nothing any more.
     ///
     /// # Errors
     /// Code 5.
-    pub(crate) fn end(&self, owner: &Owner) -> Result<(), CniError> {
-        files::remove(&self.dir.join(begun(owner)))
+    pub(crate) fn unmark(&self, owner: &Owner) -> Result<(), CniError> {
+        files::remove(&self.dir.join(mark(owner)))
     }
 
-    /// Removes the marks of attachments that are not valid any more and hold nothing, but for those
-    /// of calls that have not ended.
+    /// Removes the marks of attachments that hold nothing: another plugin gave their leases back. Not
+    /// those of calls that have not ended.
     ///
     /// # Errors
     /// Code 5.
-    pub(crate) fn sweep(&self, loaded: &Loaded, valid: &BTreeSet<Owner>) -> Result<(), CniError> {
-        if loaded.begun.is_empty() {
+    pub(crate) fn sweep(&self, loaded: &Loaded) -> Result<(), CniError> {
+        if loaded.holders.is_empty() {
             return Ok(());
         }
-        let holders = loaded.state.leases().map(|(_, owner)| owner);
-        let needed: BTreeSet<String> = holders.chain(valid).map(begun).collect();
-        for path in loaded.begun.difference(&needed).map(|name| self.dir.join(name)) {
+        let needed: BTreeSet<String> = loaded.state.leases().map(|(_, o)| mark(o)).collect();
+        for path in loaded.holders.difference(&needed).map(|name| self.dir.join(name)) {
             if !is_locked(&path) {
                 files::remove(&path)?;
             }
@@ -292,7 +298,7 @@ impl LeaseDir {
         owner: &Owner,
         loaded: &Loaded,
     ) -> Result<InFlight, CniError> {
-        let mut in_flight = self.begin(owner)?;
+        let mut in_flight = self.mark(owner)?;
         for lease in leases {
             let ip = lease.address.addr();
             if loaded.other_mac.contains(&ip) {
@@ -330,8 +336,8 @@ impl LeaseDir {
     /// The files that new leases of so many sets need, in order to ask whether there is room.
     pub(crate) fn files(dir: &Path, sets: usize) -> Vec<Planned> {
         let lease = |set| [(format!("new.{set}"), true), (format!("{LAST}{set}"), true)];
-        let begun = (format!("{BEGUN}new"), false);
-        let names = (0..sets).flat_map(lease).chain([begun, (LOCK.to_owned(), false)]);
+        let mark = (format!("{HOLDS}new"), false);
+        let names = (0..sets).flat_map(lease).chain([mark, (LOCK.to_owned(), false)]);
         names.map(|(name, filled)| (dir.join(name), filled)).collect()
     }
 

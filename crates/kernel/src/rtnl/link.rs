@@ -15,6 +15,7 @@ use super::read::{self, Names};
 use super::request;
 use crate::netns::NetNs;
 use crate::sock::{CREATE, EXCL, Reply, Request, attributes};
+use crate::vlan::{header, nest, put};
 
 /// `struct ifinfomsg`.
 const HEADER: usize = 16;
@@ -169,6 +170,21 @@ fn set(index: u32, attributes: Vec<LinkAttribute>, up: Option<bool>) -> Request 
         message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
     }
     request(&RouteNetlinkMessage::NewLink(message), 0)
+}
+
+/// `IFLA_INET_CONF` (`linux/if_link.h`).
+const IFLA_INET_CONF: u16 = 1;
+
+/// The request that sets a parameter of IPv4 of a link (`IPV4_DEVCONF_*` of `linux/ip.h`), as its file
+/// below `/proc/sys/net/ipv4/conf` would.
+pub(crate) fn set_ipv4_conf(index: u32, parameter: u16, value: u32) -> Request {
+    let mut body = header(libc::AF_UNSPEC, index);
+    nest(&mut body, libc::IFLA_AF_SPEC, |spec| {
+        nest(spec, libc::AF_INET as u16, |inet| {
+            nest(inet, IFLA_INET_CONF, |conf| put(conf, parameter, &value.to_ne_bytes()));
+        });
+    });
+    Request::new(libc::RTM_NEWLINK, 0, body)
 }
 
 /// The request that makes a link take in every frame.

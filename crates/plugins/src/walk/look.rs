@@ -133,10 +133,13 @@ impl Model {
             let goes_with = self.disk.contains_key(&ip) || self.orphans.contains(&ip);
             assert!(goes_with, "the record of {ip} has no lease");
         }
+        let holders: Vec<String> =
+            self.live.keys().map(|o| format!(".holds-{}-{}", o.container_id, o.ifname)).collect();
         for entry in fs::read_dir(self.lease_dir()).into_iter().flatten() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             let known = name.parse::<IpAddr>().is_ok()
                 || name == "lock"
+                || holders.contains(&name)
                 || name == ".new"
                 || name.starts_with("last_reserved_ip.");
             assert!(known, "{name} lies about");

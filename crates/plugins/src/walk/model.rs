@@ -272,7 +272,7 @@ impl Model {
         let held = self.held_by(owner);
         match end {
             None => drop(self.dead.insert(owner.clone(), pod)),
-            Some(Ok((given, mut in_flight))) => {
+            Some(Ok((given, in_flight))) => {
                 let ips: BTreeSet<IpAddr> = given.iter().map(|l| l.address.addr()).collect();
                 assert_eq!(ips, held, "what was answered is what was written");
                 for (usable, lease) in self.usable.iter().zip(&given) {
@@ -288,9 +288,6 @@ impl Model {
                 }
                 // Killed later, before the pod is attached.
                 let lives = !self.rng.one_in(20);
-                if lives {
-                    in_flight.ended();
-                }
                 if lives && self.rng.one_in(8) {
                     self.flying.insert(owner.clone(), in_flight);
                 }
@@ -456,7 +453,7 @@ impl Model {
         for (ip, owner) in leases.stale(&valid, self.sets.len()).unwrap().leases {
             leases.release_if(ip, &owner).unwrap();
         }
-        // The marks of those that held something then go with the next one.
+        // The marks of those whose leases the reference gave back.
         leases.stale(&valid, self.sets.len()).unwrap();
         self.look(None, |_| true);
         let living: usize = self.live.values().map(|p| p.ips.len()).sum();
