@@ -6,7 +6,8 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use causeway_kernel::netns::{self, NetNs};
@@ -22,6 +23,10 @@ const SOME: usize = 50;
 const AT_ONCE: usize = 8;
 /// Pods that they attach.
 const MANY: usize = 80;
+
+/// Between two calls: the kernel works on for some milliseconds on what the one before asked for, which
+/// is not to be the next one's time.
+const PAUSE: Duration = Duration::from_millis(15);
 
 /// Somebody whose ADD and DEL are timed.
 struct Contender {
@@ -84,6 +89,7 @@ fn one_by_one(all: &[Contender], pods: usize) -> Result<Vec<Series>> {
     for (step, op) in ["ADD", "DEL"].iter().enumerate() {
         for pod in 0..pods {
             for (c, contender) in all.iter().enumerate() {
+                thread::sleep(PAUSE);
                 let (time, result) =
                     contender.call(op, pod, &namespaces[c][pod], &results[c][pod])?;
                 series[2 * c + step].samples.push(time);
@@ -137,7 +143,7 @@ fn at_once(all: &[Contender]) -> Result<Vec<Series>> {
                 .collect::<Result<_>>()?;
             let pod = |at: usize| 1000 * (round + 1) + at;
             let start = Instant::now();
-            std::thread::scope(|scope| -> Result<()> {
+            thread::scope(|scope| -> Result<()> {
                 let runtimes: Vec<_> = (0..AT_ONCE)
                     .map(|first| {
                         let namespaces = &namespaces;

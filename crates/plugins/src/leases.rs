@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use causeway_cni_spec::CniError;
-use causeway_ipam::{AllocError, Lease, Owner, RangeSet};
+use causeway_ipam::{AllocError, Lease, Owner, RangeSet, State};
 use causeway_types::state::LeaseRecord;
 
 use crate::files::{Planned, is_absent};
@@ -51,19 +51,16 @@ impl Leases {
         let dir = LeaseDir::open(&self.dir)?;
         let mut loaded = match look {
             // Who holds what is asked for belongs into the answer.
-            Look::ForMarks if requested.is_empty() => dir.load_names(owner)?,
+            Look::ForMarks if requested.is_empty() && !dir.may_hold(owner) => {
+                dir.load_last(sets.len())?
+            }
             _ => taken(dir.load()?),
         };
-        if !loaded.read && loaded.may_hold(owner) {
+        if !loaded.read && !find_free(&dir, &mut loaded.state, sets, owner) {
             loaded = taken(dir.load()?);
         }
         let leases = loop {
             let mut chosen = loaded.state.allocate(sets, owner, requested);
-            if !loaded.read && used_up(&chosen) {
-                // Not all that has a name is taken.
-                loaded = taken(dir.load()?);
-                continue;
-            }
             if used_up(&chosen) && self.reclaim(&dir, &mut loaded)? > 0 {
                 chosen = loaded.state.allocate(sets, owner, requested);
             }
@@ -71,9 +68,12 @@ impl Leases {
             if !self.restore(&dir, &mut loaded, &addresses(&leases), owner)? {
                 break leases;
             }
+            if !loaded.read {
+                loaded = taken(dir.load()?);
+            }
         };
         // The lease first: whoever releases an attachment's leases finds its records by them.
-        let written = dir.write(&leases, owner, &loaded).and_then(|in_flight| {
+        let written = dir.write(&leases, owner).and_then(|in_flight| {
             self.write_records(&leases)?;
             Ok(in_flight)
         });
@@ -331,6 +331,24 @@ pub(crate) fn is_torn_from(found: &Owner, owner: &Owner) -> bool {
 /// back and out again, and it leaves our records of before.
 pub(crate) fn may_be_damaged(found: &Owner, owner: &Owner) -> bool {
     found.ifname.is_empty() || is_torn_from(found, owner)
+}
+
+/// So many addresses are looked for by their names before all are read.
+const PROBES: usize = 64;
+
+/// Notes the leases of addresses that come next until those that come next, of every set, have none:
+/// nobody needs to know of the others. False when that takes too long, or none is free.
+fn find_free(dir: &LeaseDir, state: &mut State, sets: &[RangeSet], owner: &Owner) -> bool {
+    for _ in 0..PROBES {
+        let Ok(next) = state.clone().allocate(sets, owner, &[]) else { return false };
+        let taken: Vec<IpAddr> =
+            addresses(&next).into_iter().filter(|ip| dir.is_there(*ip)).collect();
+        if taken.is_empty() {
+            return true;
+        }
+        taken.into_iter().for_each(|ip| drop(state.insert(ip, Owner::unknown())));
+    }
+    false
 }
 
 /// What nobody can read may be in use: it is not given out.

@@ -87,12 +87,9 @@ pub struct Loaded {
     pub torn: BTreeSet<IpAddr>,
     /// The same from before the last boot: free, once the file is removed.
     pub old: BTreeSet<IpAddr>,
-    /// Names of marks: attachments that may hold leases. Where files were not read, only that of the
-    /// attachment in question.
+    /// Names of marks: attachments that may hold leases.
     pub(crate) holders: BTreeSet<String>,
-    /// Addresses whose last pods had another MAC than the address's own.
-    pub(crate) other_mac: BTreeSet<IpAddr>,
-    /// Files were read; otherwise leases are known by their names, all as nobody's.
+    /// All leases were read.
     pub(crate) read: bool,
 }
 
@@ -174,33 +171,12 @@ impl LeaseDir {
     /// # Errors
     /// Code 5.
     pub fn load(&self) -> Result<Loaded, CniError> {
-        self.look(None)
-    }
-
-    /// The same without a look at what the leases say, which takes as long as there are leases.
-    ///
-    /// # Errors
-    /// Code 5.
-    pub(crate) fn load_names(&self, owner: &Owner) -> Result<Loaded, CniError> {
-        self.look(Some(mark(owner)))
-    }
-
-    fn look(&self, only: Option<String>) -> Result<Loaded, CniError> {
-        let read = only.is_none();
-        let mut loaded = Loaded { read, ..Loaded::default() };
+        let mut loaded = Loaded { read: true, ..Loaded::default() };
         let dir = files::Dir::open(&self.dir)?;
         for name in files::names(&self.dir)? {
             if name.starts_with(HOLDS) {
-                if only.as_ref().is_none_or(|only| name == *only) {
-                    loaded.holders.insert(name);
-                }
-            } else if let Some(ip) = name.strip_prefix(OTHER_MAC) {
-                loaded.other_mac.extend(address_of(ip));
+                loaded.holders.insert(name);
             } else if let Some(ip) = address_of(&name) {
-                if !read {
-                    loaded.state.insert(ip, Owner::unknown());
-                    continue;
-                }
                 let Some(content) = dir.read_state(&name)? else { continue };
                 match owner_in(&content) {
                     Some(owner) => drop(loaded.state.insert(ip, owner)),
@@ -211,13 +187,39 @@ impl LeaseDir {
                 }
             } else if let Some(index) = name.strip_prefix(LAST).and_then(|n| n.parse().ok()) {
                 let content = dir.read_state(&name)?.unwrap_or_default();
-                let text = String::from_utf8_lossy(&content);
-                if let Ok(ip) = text.trim().parse() {
-                    loaded.state.set_last(index, ip);
-                }
+                set_last(&mut loaded, index, &content);
             }
         }
         Ok(loaded)
+    }
+
+    /// The addresses that were given out last, and no leases: those are looked for one by one
+    /// ([`LeaseDir::is_there`]), so that it does not matter how many there are.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn load_last(&self, sets: usize) -> Result<Loaded, CniError> {
+        let mut loaded = Loaded::default();
+        for set in 0..sets {
+            let content = files::read_state(&self.dir.join(format!("{LAST}{set}")))?;
+            set_last(&mut loaded, set, &content.unwrap_or_default());
+        }
+        Ok(loaded)
+    }
+
+    /// Something has the name of the address's lease.
+    pub(crate) fn is_there(&self, ip: IpAddr) -> bool {
+        self.path(ip).symlink_metadata().is_ok()
+    }
+
+    /// The attachment has a mark.
+    pub(crate) fn may_hold(&self, owner: &Owner) -> bool {
+        self.dir.join(mark(owner)).symlink_metadata().is_ok()
+    }
+
+    /// Neighbours may remember another MAC for an address than its own.
+    pub(crate) fn had_other_mac(&self, ip: IpAddr) -> bool {
+        self.other_mac(ip).symlink_metadata().is_ok()
     }
 
     /// Marks an attachment that is about to get leases, or to give them back. Locked, so that others
@@ -292,16 +294,11 @@ impl LeaseDir {
     ///
     /// # Errors
     /// Code 5.
-    pub fn write(
-        &self,
-        leases: &[Lease],
-        owner: &Owner,
-        loaded: &Loaded,
-    ) -> Result<InFlight, CniError> {
+    pub fn write(&self, leases: &[Lease], owner: &Owner) -> Result<InFlight, CniError> {
         let mut in_flight = self.mark(owner)?;
         for lease in leases {
             let ip = lease.address.addr();
-            if loaded.other_mac.contains(&ip) {
+            if self.had_other_mac(ip) {
                 in_flight.other_mac.push(self.other_mac(ip));
             }
             in_flight._files.push(self.write_one(ip, owner)?);
@@ -392,6 +389,12 @@ fn is_locked(path: &Path) -> bool {
     open.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
+fn set_last(loaded: &mut Loaded, set: usize, content: &[u8]) {
+    if let Ok(ip) = String::from_utf8_lossy(content).trim().parse() {
+        loaded.state.set_last(set, ip);
+    }
+}
+
 /// Only its descriptor is needed: where it is there already, a read-only file system will do.
 fn open_lock(path: &Path) -> io::Result<File> {
     about_to_change()?;
@@ -460,7 +463,7 @@ mod tests {
     fn add(dir: &LeaseDir, owner: &Owner) -> Vec<String> {
         let mut loaded = dir.load().unwrap();
         let leases = loaded.state.allocate(&sets(), owner, &[]).unwrap();
-        dir.write(&leases, owner, &loaded).unwrap();
+        dir.write(&leases, owner).unwrap();
         leases.iter().map(|l| l.address.to_string()).collect()
     }
 
