@@ -32,6 +32,8 @@ pub(crate) struct Wiring<'a> {
     pub vlans: Option<&'a BTreeSet<PortVlan>>,
     /// The node, when a record is to be kept and the agent to be told.
     pub served: Option<&'a Served>,
+    /// The pair is there already: all but what goes with addresses is done.
+    pub paired: bool,
     /// Neighbours are told whose the addresses are now. On a served network nobody remembers.
     pub announce: bool,
 }
@@ -150,16 +152,20 @@ pub(crate) fn wire(
     }
     // Opened first: a path that is no namespace must fail before anything is made.
     let mut pod = Space::pod(&record.netns)?;
-    refuse_taken_name(&mut pod, record)?;
+    if !wiring.paired {
+        refuse_taken_name(&mut pod, record)?;
+    }
     let host = wiring.host.clone();
     let addresses = addresses_of(record);
     rollback.on_failure(move || remove(&mut Space::node()?, &host, &addresses));
-    node.make(&wiring.host, &Observed::default()).map_err(|e| node.error(&e))?;
+    let there = if wiring.paired { links(&wiring.host) } else { Observed::default() };
+    node.make(&wiring.host, &there).map_err(|e| node.error(&e))?;
     if let Some(vlans) = wiring.vlans {
         // Before the pod's end is up: no frame of it meets another VLAN.
         node.set_vlans(&record.host_ifname, vlans)?;
     }
-    pod.make(&wiring.pod, &born(&wiring.pod)).map_err(|e| pod.error(&e))?;
+    let born = if wiring.paired { links(&wiring.pod) } else { born(&wiring.pod) };
+    pod.make(&wiring.pod, &born).map_err(|e| pod.error(&e))?;
     if is_up(&wiring.pod) {
         node.wait_running(&record.host_ifname)?;
         if let Some(bridge) = &record.bridge {
@@ -199,6 +205,11 @@ fn refuse_taken_name(pod: &mut Space, record: &AttachmentRecord) -> Result<(), C
 
 fn is_up(pod: &Desired) -> bool {
     pod.iter().any(|(_, entry)| matches!(&entry.object, Object::Link(link) if link.up))
+}
+
+fn links(desired: &Desired) -> Observed {
+    let objects = desired.iter().map(|(_, entry)| entry.object.clone());
+    objects.filter(|object| matches!(object, Object::Link(_))).collect()
 }
 
 /// The pod's end as it is born with the veth pair: everything but up.

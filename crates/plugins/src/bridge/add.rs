@@ -38,6 +38,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     let netns = call.netns()?;
     let mut ends = Derived::of(call)?;
     let mac = call.mac()?;
+    ends.mac = mac.unwrap_or(ends.mac);
     let served = Served::if_served(call)?;
     if served.is_some() {
         conf.refuse_served()?;
@@ -47,19 +48,25 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     if let Some(served) = &served {
         attachment::clear_unfinished(call, served, &ipam, &mut node)?;
     }
+    // It may need the interface, in order to ask a server for an address (dhcp).
+    let early = matches!(ipam, Ipam::Foreign(_)) && served.is_none();
+    if early {
+        pair(call, &conf, &mut node, &ends, rollback)?;
+    }
     let clear = || del::del(call, &Way::of(&conf));
     let (given, in_flight) =
         attachment::addresses(call, &ipam, &mut node, &ends, &clear, rollback)?;
-    match mac {
-        Some(mac) => ends.mac = mac,
-        None => ends.follow(given.ips.iter().map(|ip| ip.address.addr())),
+    if mac.is_none() && !early {
+        ends.follow(given.ips.iter().map(|ip| ip.address.addr()));
     }
     let result = objects::complete(&conf, given);
     if let Some(served) = &served {
         served.refuse_others_networks(call, result.ips.iter().map(|ip| ip.address))?;
     }
     let record = record(call, &conf, ends, netns, served.as_ref(), &result);
-    attachment::refuse_existing(&mut node, &record)?;
+    if !early {
+        attachment::refuse_existing(&mut node, &record)?;
+    }
 
     let bridge = ensure_bridge(&mut node, call, &conf, served.as_ref(), &record, &result)?;
     let announce = match &ipam {
@@ -74,6 +81,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         pod: objects::pod(conf.inside(), &record, bridge.mac, served.is_some(), &result.routes)?,
         vlans: conf.vlans.as_ref().map(|v| &v.port),
         served: served.as_ref(),
+        paired: early,
         announce,
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
@@ -89,6 +97,31 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         result.interfaces.push(Interface { name, mac, ..Interface::default() });
     }
     Ok(result)
+}
+
+/// Makes the pair and the bridge without addresses, and waits until packets pass.
+fn pair(
+    call: &Call,
+    conf: &BridgeConf,
+    node: &mut Space,
+    ends: &Derived,
+    rollback: &mut Rollback,
+) -> Result<(), CniError> {
+    let none = CniResult::default();
+    let mut record = record(call, conf, ends.clone(), call.netns()?, None, &none);
+    // Whose masquerade it would be, its addresses tell.
+    record.masquerade_except = None;
+    attachment::refuse_existing(node, &record)?;
+    let bridge = ensure_bridge(node, call, conf, None, &record, &none)?;
+    let wiring = Wiring {
+        host: objects::host(conf, &record, false),
+        pod: objects::pod(conf.inside(), &record, bridge.mac, false, &[])?,
+        vlans: conf.vlans.as_ref().map(|v| &v.port),
+        served: None,
+        paired: false,
+        announce: false,
+    };
+    attachment::wire(call, node, &record, &wiring, rollback)
 }
 
 /// Nobody on the bridge remembers the pod's addresses with another MAC: it is the address's own, and

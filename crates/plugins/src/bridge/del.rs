@@ -76,6 +76,12 @@ pub(crate) fn del(call: &Call, way: &Way) -> Result<(), CniError> {
         return Ok(());
     }
     let named = addresses_of(&record);
+    if let (Ipam::Foreign(_), false) = (&ipam, kept.record) {
+        // It may need the interface, to tell a server (dhcp). What it refuses does not keep the rest.
+        let given_back = ipam.del(call, &named);
+        detach(&call.paths, &mut node, &record, kept, || Ok(()))?;
+        return given_back;
+    }
     detach(&call.paths, &mut node, &record, kept, || ipam.del(call, &named))
 }
 

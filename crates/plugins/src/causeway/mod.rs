@@ -140,6 +140,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         vlans: None,
         pod: pod_objects(&record, mac),
         served: Some(&served),
+        paired: false,
         announce: false,
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;

@@ -96,6 +96,7 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         pod: objects::pod(&record, served.is_some(), &result)?,
         vlans: None,
         served: served.as_ref(),
+        paired: false,
         announce: true,
     };
     attachment::wire(call, &mut node, &record, &wiring, rollback)?;
