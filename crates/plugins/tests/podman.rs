@@ -126,7 +126,7 @@ impl Podman {
         self.ok(&format!("network rm {NETWORK}"));
         assert_eq!(sh("ip -o link show type bridge"), "");
         let records = sh("find /var/lib/causeway /var/lib/cni -type f ! -name lock \
-             ! -name '.new' ! -name 'last_reserved_ip.*'");
+             ! -name '.new' ! -name 'last_reserved_ip.*' ! -name '.other-mac-*'");
         assert_eq!(records, "");
     }
 }

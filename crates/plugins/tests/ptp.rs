@@ -300,6 +300,8 @@ fn each_takes_down_and_checks_what_the_other_made() {
         run("CHECK", other, &known);
         run("DEL", other, &known);
         assert!(!in_pod(pod, "ip link").contains("eth0"), "made by {maker}");
+        // The mark of an attachment that the reference took down goes with our next DEL or GC.
+        run("DEL", BIN_DIR, &known);
         assert_eq!(node.residue(), "", "made by {maker}");
     }
 }
