@@ -33,10 +33,10 @@ pub(crate) fn hand_over(
     record: &AttachmentRecord,
     leases: Option<&Path>,
 ) -> bool {
-    // Without an interface there is nothing to wait for.
     if !notify::is_there(&paths.agent_socket) {
         return false;
     }
+    // Without an interface there is nothing to wait for.
     let Ok(Some(index)) = node.index(&record.host_ifname) else { return false };
     let leaving = Some(Leaving { lease_dir: leases.map(Path::to_owned) });
     let record = AttachmentRecord { pending: true, leaving, ..record.clone() };

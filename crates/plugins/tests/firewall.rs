@@ -4,6 +4,7 @@ mod common;
 
 use std::path::Path;
 
+use common::chained::network;
 use common::outside::node;
 use common::trace::Held;
 use common::traffic::{serve, tcp};
@@ -12,21 +13,6 @@ use common::{Node, pings, sh, try_sh};
 use serde_json::{Value, json};
 
 const REFERENCE: &str = "/usr/lib/cni";
-
-/// The network `netN` on bridge `cniN` with addresses 10.N.0.0/24 and fdN::/64.
-fn bridge(n: u8) -> Value {
-    json!({
-        "cniVersion": "1.0.0", "name": format!("net{n}"), "type": "bridge",
-        "bridge": format!("cni{n}"), "isGateway": true,
-        "ipam": {
-            "type": "host-local",
-            "ranges": [
-                [{"subnet": format!("10.{n}.0.0/24")}], [{"subnet": format!("fd{n}::/64")}]
-            ],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
-        }
-    })
-}
 
 fn firewall(n: u8, extra: &Value) -> Value {
     let mut conf = json!({"cniVersion": "1.0.0", "name": format!("net{n}"), "type": "firewall"});
@@ -43,7 +29,7 @@ fn chained(conf: &Value, result: &Value) -> Value {
 /// A pod on a bridge, without its firewall.
 fn plug(node: &Node, pod: &str, n: u8) -> Value {
     node.pod(pod);
-    let result = node.add(pod, &bridge(n));
+    let result = node.add(pod, &network("bridge", n, false));
     while !sh(&format!("ip -6 addr show dev cni{n} tentative")).is_empty() {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }

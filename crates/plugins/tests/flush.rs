@@ -3,26 +3,12 @@
 
 mod common;
 
+use common::chained::network;
 use common::outside::{EXT, NODE, at, node};
 use common::traffic::{ask, serve, socket, tcp, udp};
 use common::ways::check;
 use common::{Node, sh, until};
 use serde_json::{Value, json};
-
-/// A network's main plugin: `bridge` or `ptp`, with the subnets 10.N.0.0/24 and fdN::/64.
-fn main_plugin(kind: &str, n: u8) -> Value {
-    json!({
-        "cniVersion": "1.0.0", "name": format!("net{n}"), "type": kind, "ipMasq": true,
-        "bridge": format!("cni{n}"), "isGateway": true,
-        "ipam": {
-            "type": "host-local",
-            "ranges": [
-                [{"subnet": format!("10.{n}.0.0/24")}], [{"subnet": format!("fd{n}::/64")}]
-            ],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
-        }
-    })
-}
 
 /// Everything that a pod of these tests is attached with, the main plugin first.
 #[derive(Clone)]
@@ -46,7 +32,7 @@ impl Pod {
         let mappings = json!({"portMappings": [mapping("tcp"), mapping("udp")]});
         let portmap = chained(json!({"type": "portmap", "runtimeConfig": mappings}));
         let firewall = chained(json!({"type": "firewall"}));
-        let list = vec![main_plugin(kind, n), portmap, firewall];
+        let list = vec![network(kind, n, true), portmap, firewall];
         Self { name, port, list, result: Value::Null }
     }
 

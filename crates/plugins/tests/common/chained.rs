@@ -14,6 +14,22 @@ pub fn pod(node: &Node, name: &str, families: Families) -> Value {
     node.add(name, &conf(Mode::Classic, families))
 }
 
+/// The network `netN` of a plugin that makes interfaces, on bridge `cniN` where it has one, with the
+/// subnets 10.N.0.0/24 and fdN::/64.
+pub fn network(kind: &str, n: u8, masquerade: bool) -> Value {
+    json!({
+        "cniVersion": "1.0.0", "name": format!("net{n}"), "type": kind, "ipMasq": masquerade,
+        "bridge": format!("cni{n}"), "isGateway": true,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [
+                [{"subnet": format!("10.{n}.0.0/24")}], [{"subnet": format!("fd{n}::/64")}]
+            ],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+        }
+    })
+}
+
 /// The configuration of a chained plugin: its keys, after a result.
 pub fn after(plugin: &str, keys: &Value, result: &Value) -> Value {
     let mut conf = json!({

@@ -4,6 +4,7 @@
 
 pub mod chained;
 pub mod outside;
+pub mod ports;
 pub mod programs;
 pub mod reference;
 pub mod served;

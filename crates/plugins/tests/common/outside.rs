@@ -11,6 +11,14 @@ pub const EXT: [&str; 2] = ["192.168.7.2", "fd07::2"];
 /// A node with the namespace `ext`, which knows the way to pods.
 pub fn node() -> Node {
     let node = Node::new();
+    uplink(&node);
+    in_pod("ext", "ip route add default via 192.168.7.1");
+    in_pod("ext", "ip -6 route add default via fd07::1");
+    node
+}
+
+/// Joins a node with `lo` and, on a network of its own, the namespace `ext`.
+pub fn uplink(node: &Node) {
     node.pod("ext");
     sh("ip link set lo up");
     // With it the bridge would ask the forward hook for packets within it.
@@ -25,9 +33,6 @@ pub fn node() -> Node {
     for ip in NODE {
         in_pod("ext", &format!("ping -c1 -W3 -n {ip}"));
     }
-    in_pod("ext", "ip route add default via 192.168.7.1");
-    in_pod("ext", "ip -6 route add default via fd07::1");
-    node
 }
 
 /// Address and port.
