@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,9 +25,23 @@ const AT_ONCE: usize = 8;
 /// Pods that they attach.
 const MANY: usize = 80;
 
-/// Between two calls: the kernel works on for some milliseconds on what the one before asked for, which
-/// is not to be the next one's time.
+/// Between two calls, at the least: the kernel works on for some milliseconds on what the one before
+/// asked for, which is not to be the next one's time.
 const PAUSE: Duration = Duration::from_millis(15);
+/// The longest tick of a kernel (HZ=100).
+const TICK: Duration = Duration::from_millis(10);
+
+/// Waits before a call, each time until another moment between two ticks. The kernel's grace periods
+/// begin and end with ticks, and so does a call that waits for one: after a pause of a fixed length all
+/// calls of a contender would begin at the same moment, and differences of a millisecond would show as
+/// none or as a whole tick.
+pub(crate) fn pause(at_least: Duration) {
+    /// The golden ratio's fraction: the multiples of it are spread evenly, however many there are.
+    const STEP: f64 = 0.618_033_988_749_895;
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let call = f64::from(CALLS.fetch_add(1, Ordering::Relaxed));
+    thread::sleep(at_least + TICK.mul_f64((call * STEP).fract()));
+}
 
 /// Somebody whose ADD and DEL are timed.
 struct Contender {
@@ -88,8 +103,10 @@ fn one_by_one(all: &[Contender], pods: usize) -> Result<Vec<Series>> {
     let mut results = vec![vec![Value::Null; pods]; all.len()];
     for (step, op) in ["ADD", "DEL"].iter().enumerate() {
         for pod in 0..pods {
-            for (c, contender) in all.iter().enumerate() {
-                thread::sleep(PAUSE);
+            // Nobody always comes after the same other.
+            for c in (0..all.len()).map(|turn| (turn + pod) % all.len()) {
+                let contender = &all[c];
+                pause(PAUSE);
                 let (time, result) =
                     contender.call(op, pod, &namespaces[c][pod], &results[c][pod])?;
                 series[2 * c + step].samples.push(time);

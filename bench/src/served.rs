@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::Args;
-use crate::cni::{make_ns, measured};
+use crate::cni::{make_ns, measured, pause};
 use crate::report::Series;
 
 /// Between two removals: a node that loses a pod loses the next one a moment later, and the agent is
@@ -126,11 +126,11 @@ pub(crate) fn process(words: &[String]) -> Result<()> {
         made.push((netns, other, conf));
     }
     for (pod, (netns, _, conf)) in made.iter().enumerate() {
-        thread::sleep(PAUSE);
+        pause(PAUSE);
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["floor", "del", &format!("cwf{pod}")]);
         floor.push(measured(command, "")?.0);
-        thread::sleep(PAUSE);
+        pause(PAUSE);
         del.push(call("DEL", pod, netns, conf)?.0);
         let inside = ["-n", &format!("cwb{pod}"), "link", "show", "eth0"];
         if Command::new("ip").args(inside).output()?.status.success() {

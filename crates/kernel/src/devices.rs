@@ -24,9 +24,16 @@ const CHOSEN: std::ops::Range<u32> = 1 << 20..1 << 24;
 pub(crate) struct Devices {
     by_name: HashMap<IfName, Option<u32>>,
     fresh: Vec<u32>,
+    /// Those that are there, to be looked up without a lock.
+    there: Vec<IfName>,
 }
 
 impl Devices {
+    /// Nothing is known yet but that these interfaces are there.
+    pub(crate) fn expecting(there: Vec<IfName>) -> Self {
+        Self { there, ..Self::default() }
+    }
+
     /// Asks for the names that are not known yet, and for `make` free indexes.
     pub(crate) fn learn(
         &mut self,
@@ -38,25 +45,23 @@ impl Devices {
             names.iter().copied().filter(|n| !self.by_name.contains_key(*n)).collect();
         unknown.sort_unstable();
         unknown.dedup();
-        let candidates = candidates(make.saturating_sub(self.fresh.len()));
-        if unknown.is_empty() && candidates.is_empty() {
-            return Ok(());
+        for name in unknown.iter().filter(|name| self.there.contains(name)) {
+            if let Some(index) = socket.index_of(name) {
+                self.by_name.insert((*name).clone(), Some(index));
+            }
         }
-        let requests = unknown
-            .iter()
-            .map(|n| link::get_by_name(n))
-            .chain(candidates.iter().map(|c| link::get_by_index(*c)))
-            .collect();
-        let mut answers = socket.get_all("look up interfaces", requests, link::decode)?.into_iter();
-        for name in unknown {
-            let seen = answers.next().flatten();
-            self.by_name.insert(name.clone(), seen.map(|s| s.index));
+        unknown.retain(|name| !self.by_name.contains_key(*name));
+        if !unknown.is_empty() {
+            let requests = unknown.iter().map(|n| link::get_by_name(n)).collect();
+            let answers = socket.get_all("look up interfaces", requests, link::decode)?;
+            for (name, seen) in unknown.into_iter().zip(answers) {
+                self.by_name.insert(name.clone(), seen.map(|s| s.index));
+            }
         }
-        // An index that is taken already is not ours to use.
-        let free = candidates.into_iter().zip(answers).filter(|(_, taken)| taken.is_none());
-        self.fresh.extend(free.map(|(index, _)| index));
-        if self.fresh.len() < make {
-            return self.learn(socket, &[], make);
+        while self.fresh.len() < make {
+            let drawn = candidates(make - self.fresh.len());
+            // An index that is taken already is not ours to use.
+            self.fresh.extend(drawn.into_iter().filter(|index| !socket.is_index_taken(*index)));
         }
         Ok(())
     }

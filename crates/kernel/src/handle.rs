@@ -93,6 +93,8 @@ pub struct Handle {
     ns: NetNs,
     pub(crate) route: Socket,
     nft: Option<Nft>,
+    /// Interfaces that are there, as the caller says; see [`Handle::expect`].
+    there: Vec<IfName>,
 }
 
 impl Handle {
@@ -101,7 +103,8 @@ impl Handle {
     /// # Errors
     /// When the system refuses the socket.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { ns: NetNs::current()?, route: Socket::open(Bus::Route)?, nft: None })
+        let (ns, route) = (NetNs::current()?, Socket::open(Bus::Route)?);
+        Ok(Self { ns, route, nft: None, there: Vec::new() })
     }
 
     /// Opens another namespace.
@@ -109,7 +112,8 @@ impl Handle {
     /// # Errors
     /// As [`Handle::open`], and when the namespace cannot be entered.
     pub fn open_in(ns: &NetNs) -> Result<Self, Error> {
-        Ok(Self { ns: ns.try_clone()?, route: Socket::open_in(Bus::Route, ns)?, nft: None })
+        let route = Socket::open_in(Bus::Route, ns)?;
+        Ok(Self { ns: ns.try_clone()?, route, nft: None, there: Vec::new() })
     }
 
     /// The namespace.
@@ -129,11 +133,25 @@ impl Handle {
         Ok(self.nft.insert(nft))
     }
 
+    /// From now on this interface is looked up by a way that takes no lock (`SIOCGIFINDEX` and
+    /// `SIOCGIFFLAGS` of netdevice(7)), where rtnetlink waits for all that changes interfaces of
+    /// whatever namespace. For a handle of a short life, and an interface that is there: for one that
+    /// is not, the kernel looks for a module first, which takes milliseconds.
+    pub fn expect(&mut self, name: &IfName) {
+        if !self.there.contains(name) {
+            self.there.push(name.clone());
+        }
+    }
+
     /// The index of an interface; `None` when there is none of this name.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn link_index(&mut self, name: &IfName) -> Result<Option<u32>, Error> {
+        if let Some(index) = self.there.contains(name).then(|| self.route.index_of(name)).flatten()
+        {
+            return Ok(Some(index));
+        }
         let seen = self.route.get("look up an interface", link::get_by_name(name), link::decode)?;
         Ok(seen.map(|s| s.index))
     }
@@ -147,6 +165,9 @@ impl Handle {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn link_running(&mut self, name: &IfName) -> Result<Option<bool>, Error> {
+        if self.there.contains(name) && self.route.is_running(name) {
+            return Ok(Some(true));
+        }
         let seen = self.route.get("look up an interface", link::get_by_name(name), link::decode)?;
         Ok(seen.map(|s| s.running))
     }
@@ -314,7 +335,7 @@ impl Handle {
     /// came into being when the other end was made. Removing what is gone succeeds. Making a
     /// neighbour or forwarding entry takes the place of a learned one.
     pub fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
-        let mut devices = Devices::default();
+        let mut devices = Devices::expecting(self.there.clone());
         let mut outcomes = Vec::with_capacity(ops.len());
         for run in ops.chunk_by(|a, b| class(a) == class(b)) {
             match class(&run[0]) {

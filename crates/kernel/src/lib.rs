@@ -15,6 +15,7 @@ pub mod features;
 #[cfg(test)]
 mod fuzz;
 pub mod handle;
+mod ifreq;
 pub mod monitor;
 pub mod netns;
 pub mod nft;

@@ -2,9 +2,11 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use causeway_kernel::{Handle, netns};
 use causeway_model::{LinkKind, Object, PortFlags};
-use causeway_types::Mtu;
+use causeway_types::{IfName, Mtu};
 use common::*;
 
 #[test]
@@ -179,4 +181,38 @@ fn a_handle_may_move_between_threads_and_stays_with_its_namespace() {
         h.link_index(&name("cw-br")).unwrap()
     });
     assert!(elsewhere.join().unwrap().is_some());
+}
+
+/// The kernel is a moment late with it.
+fn until(h: &mut Handle, dev: &IfName, running: bool) {
+    let start = Instant::now();
+    while h.link_running(dev).unwrap() != Some(running) {
+        assert!(start.elapsed() < Duration::from_secs(5), "{dev}: running is not {running}");
+    }
+}
+
+#[test]
+fn an_expected_interface_is_the_one_that_is_there() {
+    let mut h = start();
+    let (a, b) = (name("cw-a"), name("exactly15bytes_"));
+    for step in 0..3 {
+        let pair = Object::Link(veth(a.as_str(), b.as_str()));
+        create(&mut h, &[pair, Object::Link(second_end(b.as_str()))]);
+        let asked = [&a, &b].map(|n| h.link_index(n).unwrap().unwrap());
+        h.expect(&a);
+        h.expect(&b);
+        // Made anew, it has another index under the same name.
+        assert_eq!([&a, &b].map(|n| h.link_index(n).unwrap().unwrap()), asked, "{step}");
+        until(&mut h, &a, true);
+        until(&mut h, &b, true);
+        create(&mut h, &[addr(b.as_str(), "10.1.0.2/24")]);
+        assert_there(&mut h, &addr(b.as_str(), "10.1.0.2/24"));
+        run(&format!("ip link set {b} down"));
+        until(&mut h, &a, false);
+        run(&format!("ip link del {a}"));
+        assert_eq!(h.link_index(&a).unwrap(), None);
+        assert_eq!(h.link_running(&b).unwrap(), None);
+        let refused = h.apply(&[causeway_plan::Op::Create(addr(a.as_str(), "10.1.0.2/24"))]);
+        assert!(refused[0].as_ref().unwrap_err().is_gone());
+    }
 }

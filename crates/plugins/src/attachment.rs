@@ -125,7 +125,9 @@ fn is_abandoned(call: &Call, node: &mut Space, ends: &Derived) -> Result<bool, C
 /// # Errors
 /// Code 999.
 pub(crate) fn refuse_existing(node: &mut Space, record: &AttachmentRecord) -> Result<(), CniError> {
-    if node.link(&record.host_ifname)?.is_none() {
+    // Nobody made it since its addresses were asked for: no two calls are for one container at a time
+    // (CNI 1.1, "Lifecycle & Ordering").
+    if !node.has_link(&record.host_ifname)? {
         return Ok(());
     }
     Err(CniError::internal(format!(
@@ -160,6 +162,8 @@ pub(crate) fn wire(
     rollback.on_failure(move || remove(&mut Space::node()?, &host, &addresses));
     let there = if wiring.paired { links(&wiring.host) } else { Observed::default() };
     node.make(&wiring.host, &there).map_err(|e| node.error(&e))?;
+    node.expect(&record.host_ifname);
+    pod.expect(&record.ifname);
     if let Some(vlans) = wiring.vlans {
         // Before the pod's end is up: no frame of it meets another VLAN.
         node.set_vlans(&record.host_ifname, vlans)?;

@@ -58,6 +58,8 @@ pub(crate) struct Space {
     place: String,
     /// A chain was missing that attachments share.
     lacked: bool,
+    /// Interfaces that were looked for in vain, and not made here since.
+    absent: Vec<IfName>,
 }
 
 impl Space {
@@ -67,7 +69,7 @@ impl Space {
     /// Code 999 when there is no way to talk to the kernel.
     pub(crate) fn node() -> Result<Self, CniError> {
         let handle = Handle::open().map_err(|e| CniError::internal(e.to_string()))?;
-        Ok(Self { handle, place: "on the node".to_owned(), lacked: false })
+        Ok(Self { handle, place: "on the node".to_owned(), lacked: false, absent: Vec::new() })
     }
 
     /// A pod's namespace.
@@ -98,7 +100,8 @@ impl Space {
 
     fn inside(netns: NetNs, path: &str) -> Result<Self, CniError> {
         let handle = Handle::open_in(&netns).map_err(|e| CniError::internal(e.to_string()))?;
-        Ok(Self { handle, place: format!("in the pod's namespace {path}"), lacked: false })
+        let place = format!("in the pod's namespace {path}");
+        Ok(Self { handle, place, lacked: false, absent: Vec::new() })
     }
 
     /// Asks the kernel for something, or to do something, in this namespace.
@@ -120,6 +123,7 @@ impl Space {
         if ops.is_empty() {
             return Ok(());
         }
+        self.absent.clear();
         self.handle.apply(ops).into_iter().collect()
     }
 
@@ -220,7 +224,25 @@ impl Space {
     /// Code 999 when the kernel does not say.
     pub(crate) fn link(&mut self, name: &IfName) -> Result<Option<Link>, CniError> {
         let found = self.handle.link(name).map_err(|e| self.unreadable(&e))?;
+        match found {
+            Some(_) => self.handle.expect(name),
+            None => self.absent.push(name.clone()),
+        }
         Ok(found.map(|(_, link)| link))
+    }
+
+    /// Whether an interface is there, without asking again where it was not a moment ago.
+    ///
+    /// # Errors
+    /// Code 999 when the kernel does not say.
+    pub(crate) fn has_link(&mut self, name: &IfName) -> Result<bool, CniError> {
+        Ok(!self.absent.contains(name) && self.link(name)?.is_some())
+    }
+
+    /// Notes that an interface is there, which saves waiting for the kernel's lock when it is looked
+    /// up.
+    pub(crate) fn expect(&mut self, name: &IfName) {
+        self.handle.expect(name);
     }
 
     /// The index of an interface.

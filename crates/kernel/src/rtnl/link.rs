@@ -101,11 +101,15 @@ pub(crate) fn create(link: &Link, place: &Surroundings<'_>) -> Vec<Request> {
     if mtu_later && link.mtu.is_some() {
         requests.push(set(place.index, mtu(link).into_iter().collect(), None));
     }
-    requests.extend(link.port.map(|flags| set_port(place.index, flags)));
-    if link.up {
-        requests.push(set(place.index, Vec::new(), Some(true)));
-    }
+    requests.extend(finish(place.index, link.port, link.up));
     requests
+}
+
+/// The request that sets the flags of a port and then sets it up: the kernel does it in this order
+/// (`rtnl_changelink` in `net/core/rtnetlink.c`). One request instead of two waits for its lock once.
+fn finish(index: u32, port: Option<PortFlags>, up: bool) -> Option<Request> {
+    let attributes: Vec<LinkAttribute> = port.map(port_info).into_iter().collect();
+    (up || !attributes.is_empty()).then(|| set(index, attributes, up.then_some(true)))
 }
 
 /// The requests that give a link what it lacks. `None` fields of `to` are left as they are.
@@ -137,10 +141,7 @@ pub(crate) fn change(
     if !attributes.is_empty() {
         requests.push(set(index, attributes, None));
     }
-    requests.extend(to.port.filter(|_| port).map(|flags| set_port(index, flags)));
-    if to.up && was_up != Some(true) {
-        requests.push(set(index, Vec::new(), Some(true)));
-    }
+    requests.extend(finish(index, to.port.filter(|_| port), to.up && was_up != Some(true)));
     requests
 }
 
@@ -195,7 +196,7 @@ pub(crate) fn promiscuous(index: u32) -> Request {
     request(&RouteNetlinkMessage::NewLink(message), 0)
 }
 
-fn set_port(index: u32, flags: PortFlags) -> Request {
+fn port_info(flags: PortFlags) -> LinkAttribute {
     let data = vec![
         InfoBridgePort::Isolated(flags.isolated),
         InfoBridgePort::HairpinMode(flags.hairpin),
@@ -204,11 +205,10 @@ fn set_port(index: u32, flags: PortFlags) -> Request {
         InfoBridgePort::MulticastFlood(flags.flood),
         InfoBridgePort::BroadcastFlood(flags.flood),
     ];
-    let info = LinkAttribute::LinkInfo(vec![
+    LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
         LinkInfo::PortData(InfoPortData::BridgePort(data)),
-    ]);
-    set(index, vec![info], None)
+    ])
 }
 
 fn mtu(link: &Link) -> Option<LinkAttribute> {
