@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use causeway_cluster::{Health, Snapshot};
+use causeway_cluster::{Announcement, Health, Snapshot};
 use causeway_desired::input::{Config, PluginType};
 use causeway_plugins::collect::{Collector, Network};
 use causeway_types::NodeName;
@@ -23,6 +23,7 @@ use crate::port::{Port, Stale};
 use crate::reconcile::{Answer, Core};
 use crate::report::Report;
 use crate::status::{CollectReport, PlanReport, Status};
+use crate::voice::Voice;
 
 /// How long events are gathered before a round, unless somebody waits for it.
 const GATHER: Duration = Duration::from_millis(10);
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// Counts the times that the node lost an address of its own.
     moved: watch::Sender<u64>,
+    /// What the node says of itself in the API.
+    said: watch::Sender<Announcement>,
     health: Health,
 }
 
@@ -58,6 +61,7 @@ impl Shared {
             alive: AtomicBool::new(true),
             metrics: Arc::default(),
             moved: watch::Sender::new(0),
+            said: watch::Sender::default(),
             health,
         }
     }
@@ -73,6 +77,11 @@ impl Shared {
     /// Changes each time that the node loses an address of its own: connections from it are dead.
     pub(crate) fn moved(&self) -> watch::Receiver<u64> {
         self.moved.subscribe()
+    }
+
+    /// What the node says of itself in the API.
+    pub(crate) fn said(&self) -> watch::Receiver<Announcement> {
+        self.said.subscribe()
     }
 
     /// Pods can be attached.
@@ -148,8 +157,20 @@ impl Engine {
                 let _ = started.send(Ok(()));
                 let waiting = Vec::new();
                 let paths = paths.of_plugins();
-                Loop { core, collector, inbox, snapshots, dirs, shared, waiting, leavers, paths }
-                    .run();
+                let voice = Voice::default();
+                let l = Loop {
+                    core,
+                    collector,
+                    inbox,
+                    snapshots,
+                    dirs,
+                    shared,
+                    waiting,
+                    leavers,
+                    paths,
+                    voice,
+                };
+                l.run();
             }
         };
         let spawn = std::thread::Builder::new().name("reconcile".into()).spawn(job);
@@ -237,6 +258,7 @@ struct Loop<P> {
     waiting: Vec<Waiting>,
     leavers: Leavers,
     paths: causeway_plugins::Paths,
+    voice: Voice,
 }
 
 /// A plugin that waits for its answer.
@@ -273,6 +295,7 @@ impl<P: Port> Loop<P> {
             } else {
                 gather = GATHER;
             }
+            self.announce(now);
             self.answer_plugins();
             if now >= collect_at {
                 collect_at = now + COLLECT;
@@ -318,6 +341,16 @@ impl<P: Port> Loop<P> {
         }
         *lock(&self.shared.report) = Arc::new(self.core.report());
         *lock(&self.shared.busy_since) = None;
+    }
+
+    fn announce(&mut self, now: Instant) {
+        let report = Arc::clone(&lock(&self.shared.report));
+        let news = self.voice.say(&report, now);
+        self.shared.said.send_if_modified(|said| {
+            let differs = *said != news;
+            *said = news;
+            differs
+        });
     }
 
     /// Needs nothing from the cluster: a lease is judged by what the node itself shows.
@@ -379,7 +412,8 @@ impl<P: Port> Loop<P> {
     /// Sleeps until something happens or is due. Events of the kernel, of directories and of the
     /// cluster come in bursts and are gathered for a moment; a question is not kept waiting.
     fn wait(&mut self, audit_at: Instant, gather: Duration) -> Vec<Command> {
-        let until = [self.core.next_wake(), self.waiting.iter().map(|w| w.until).min()];
+        let voice = self.voice.next_wake(Instant::now());
+        let until = [self.core.next_wake(), voice, self.waiting.iter().map(|w| w.until).min()];
         let until = until.into_iter().flatten().fold(audit_at, Instant::min);
         let asked = {
             let changes = self.core.port.changes_fd();

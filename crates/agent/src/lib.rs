@@ -32,6 +32,7 @@ mod retry;
 mod run;
 mod server;
 pub mod status;
+mod voice;
 mod wishes;
 
 pub use engine::Engine;

@@ -27,6 +27,8 @@ pub(crate) enum ViewFrom {
 pub(crate) struct Report {
     pub(crate) node: String,
     pub(crate) ready: bool,
+    /// What the node's pods get, for people.
+    pub(crate) network: String,
     pub(crate) problems: Vec<Problem>,
     pub(crate) view_from: ViewFrom,
     pub(crate) synced: bool,
@@ -57,6 +59,7 @@ impl Report {
         if self.view_from != ViewFrom::Api {
             problems.push(no_api(&health.nodes()));
         }
+        problems.extend(health.unsaid().map(|why| unsaid(&why)));
         problems.sort();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -124,6 +127,15 @@ fn no_api(nodes: &FeedHealth) -> Problem {
         None => "no answer yet".to_owned(),
     };
     let message = format!("the Kubernetes API has not told its Nodes: {why}");
+    Problem { owner: "node".to_owned(), message }
+}
+
+fn unsaid(why: &str) -> Problem {
+    let message = format!(
+        "cannot write the condition NetworkUnavailable, the taint or Events of this node to the \
+         Kubernetes API: {why}; the agent needs patch of nodes and nodes/status, and create, get and \
+         patch of events"
+    );
     Problem { owner: "node".to_owned(), message }
 }
 

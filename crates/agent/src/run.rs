@@ -66,7 +66,7 @@ async fn serve(options: &Options, settings: &Settings, me: NodeName) -> anyhow::
         host: settings.k8s_service_host.clone(),
         port: settings.k8s_service_port,
     };
-    let cluster = Cluster::watch(connection, me.clone());
+    let mut cluster = Cluster::watch(connection, me.clone());
     let snapshots = cluster.snapshots.clone();
     let mut engine = Engine::start(
         me.clone(),
@@ -75,6 +75,7 @@ async fn serve(options: &Options, settings: &Settings, me: NodeName) -> anyhow::
         snapshots,
         cluster.health.clone(),
     )?;
+    cluster.announce(engine.shared.said());
     let mut moved = engine.shared.moved();
     let app = App {
         inbox: engine.inbox.clone(),

@@ -8,6 +8,7 @@ use causeway_types::{Cidr, NodeName, PodRef};
 use serde_json::Value;
 
 use crate::objects::{NodeObject, PodObject};
+use crate::own::{self, Condition, OwnNode};
 
 /// The key and content of a Node. `None` for a name that no Node can have.
 pub(crate) fn node(object: &NodeObject) -> Option<(NodeName, NodeInfo)> {
@@ -16,6 +17,28 @@ pub(crate) fn node(object: &NodeObject) -> Option<(NodeName, NodeInfo)> {
     info.addresses = addresses(&object.status.addresses, &mut info.problems);
     info.pod_cidrs = pod_cidrs(object, &mut info.problems);
     Some((name, info))
+}
+
+/// What this node's own object says of its network.
+pub(crate) fn own(object: &NodeObject) -> OwnNode {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let text = |entry: &Value, key: &str| {
+        entry.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let condition = list(&object.status.conditions)
+        .iter()
+        .find(|c| c.get("type").and_then(Value::as_str) == Some(own::CONDITION))
+        .map(|c| Condition {
+            status: text(c, "status"),
+            reason: text(c, "reason"),
+            message: text(c, "message"),
+        });
+    let ours = |t: &Value| t.get("key").and_then(Value::as_str) == Some(own::TAINT);
+    OwnNode {
+        resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
+        condition,
+        taint: list(&object.spec.taints).iter().position(ours),
+    }
 }
 
 /// Addresses of type InternalIP in their order.

@@ -13,8 +13,8 @@ use std::time::Duration;
 use causeway_desired::input::{ClusterView, NodeInfo, PodInfo};
 use causeway_types::NodeName;
 use futures::StreamExt;
-use kube::Api;
 use kube::runtime::watcher::{self, Event};
+use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
@@ -23,6 +23,7 @@ use crate::connect::Connection;
 use crate::convert;
 use crate::health::{Health, Which};
 use crate::objects::{NodeObject, PodObject};
+use crate::own::OwnNode;
 use crate::snapshot::Snapshot;
 
 /// `timeoutSeconds` of each watch. The server ends it then, and a connection that died without a
@@ -40,22 +41,37 @@ const RECONNECT_AFTER: u32 = 3;
 /// be read (a missing permission) does not disturb the other.
 pub(crate) async fn run(
     connection: Connection,
-    me: NodeName,
+    own: Own,
     sender: watch::Sender<Snapshot>,
     health: Health,
     again: watch::Receiver<u64>,
 ) {
-    let of_me = format!("spec.nodeName={me}");
+    let of_me = format!("spec.nodeName={}", own.me);
+    let all = Scope { selector: None, own: Some(&own) };
+    let mine = Scope { selector: Some(&of_me), own: None };
     tokio::join!(
-        keep::<Nodes>(&connection, None, &sender, &health, again.clone()),
-        keep::<Pods>(&connection, Some(&of_me), &sender, &health, again),
+        keep::<Nodes>(&connection, all, &sender, &health, again.clone()),
+        keep::<Pods>(&connection, mine, &sender, &health, again),
     );
+}
+
+/// Where this node's own object goes, with what nobody else needs of it.
+pub(crate) struct Own {
+    pub(crate) me: NodeName,
+    pub(crate) sender: watch::Sender<Option<OwnNode>>,
+}
+
+/// What a feed asks for, and what it keeps beside the view.
+#[derive(Clone, Copy, Default)]
+struct Scope<'a> {
+    selector: Option<&'a str>,
+    own: Option<&'a Own>,
 }
 
 /// Connects, follows one kind, and connects again when that ends.
 async fn keep<K: Kind>(
     connection: &Connection,
-    selector: Option<&str>,
+    scope: Scope<'_>,
     sender: &watch::Sender<Snapshot>,
     health: &Health,
     mut again: watch::Receiver<u64>,
@@ -66,7 +82,7 @@ async fn keep<K: Kind>(
         match connection.client().await {
             Ok(client) => {
                 tokio::select! {
-                    () = feed::<K>(Api::all(client), selector, sender, health, &mut backoff) => {}
+                    () = feed::<K>(Api::all(client), scope, sender, health, &mut backoff) => {}
                     Ok(()) = again.changed() => {
                         tracing::info!(feed = ?K::WHICH, "connecting to the Kubernetes API anew");
                         backoff.reset();
@@ -97,6 +113,10 @@ trait Kind {
     fn map(view: &ClusterView) -> &BTreeMap<Self::Key, Self::Info>;
     fn map_mut(view: &mut ClusterView) -> &mut BTreeMap<Self::Key, Self::Info>;
     fn synced(snapshot: &mut Snapshot) -> &mut bool;
+    /// What is kept of an object beside the view, where it is this node's own.
+    fn own(_: &Self::Object) -> Option<OwnNode> {
+        None
+    }
 }
 
 struct Nodes;
@@ -118,6 +138,9 @@ impl Kind for Nodes {
     }
     fn synced(snapshot: &mut Snapshot) -> &mut bool {
         &mut snapshot.nodes_synced
+    }
+    fn own(object: &NodeObject) -> Option<OwnNode> {
+        Some(convert::own(object))
     }
 }
 
@@ -154,7 +177,7 @@ enum Next {
 /// Follows one kind until the connection should be made anew.
 async fn feed<K: Kind>(
     api: Api<K::Object>,
-    selector: Option<&str>,
+    scope: Scope<'_>,
     sender: &watch::Sender<Snapshot>,
     health: &Health,
     backoff: &mut Backoff,
@@ -162,8 +185,8 @@ async fn feed<K: Kind>(
     let mut streaming = true;
     let mut failures = 0;
     'streams: loop {
-        let mut stream = Box::pin(watcher::watcher(api.clone(), config(selector, streaming)));
-        let mut mirror = Mirror::<K>::default();
+        let mut stream = Box::pin(watcher::watcher(api.clone(), config(scope.selector, streaming)));
+        let mut mirror = Mirror::<K> { fresh: None, listed: false, own: scope.own };
         loop {
             let silence = if mirror.complete() { Duration::MAX } else { LIST_SILENCE };
             let error = match tokio::time::timeout(silence, stream.next()).await {
@@ -266,25 +289,38 @@ fn pause(error: &watcher::Error, backoff: &mut Backoff) -> Duration {
 }
 
 /// Turns events into changes of the snapshot.
-struct Mirror<K: Kind> {
+struct Mirror<'a, K: Kind> {
     /// The list in progress. The old view stays until it is complete.
     fresh: Option<BTreeMap<K::Key, K::Info>>,
     listed: bool,
+    own: Option<&'a Own>,
 }
 
-impl<K: Kind> Default for Mirror<K> {
-    fn default() -> Self {
-        Self { fresh: None, listed: false }
+impl<K: Kind> Mirror<'_, K> {
+    fn take_own(&self, object: &K::Object, there: bool) {
+        let Some(own) = self.own else { return };
+        if object.meta().name.as_deref() != Some(own.me.as_str()) {
+            return;
+        }
+        let found = K::own(object).filter(|_| there);
+        own.sender.send_if_modified(|kept| {
+            let differs = *kept != found;
+            *kept = found;
+            differs
+        });
     }
-}
 
-impl<K: Kind> Mirror<K> {
     /// True when no list is in progress.
     fn complete(&self) -> bool {
         self.listed && self.fresh.is_none()
     }
 
     fn take(&mut self, event: Event<K::Object>, sender: &watch::Sender<Snapshot>) {
+        match &event {
+            Event::Apply(object) | Event::InitApply(object) => self.take_own(object, true),
+            Event::Delete(object) => self.take_own(object, false),
+            Event::Init | Event::InitDone => {}
+        }
         match event {
             Event::Init => self.fresh = Some(BTreeMap::new()),
             Event::InitApply(object) => {

@@ -1,4 +1,4 @@
-//! How the watches fare, for status and metrics.
+//! How the watches fare, and what is written, for status and metrics.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -11,6 +11,7 @@ pub struct Health(Arc<Mutex<Inner>>);
 struct Inner {
     nodes: FeedHealth,
     pods: FeedHealth,
+    unsaid: Option<String>,
 }
 
 /// The state of one feed.
@@ -40,6 +41,15 @@ impl Health {
     /// The feed of this node's Pods.
     pub fn pods(&self) -> FeedHealth {
         self.lock().pods.clone()
+    }
+
+    /// Why this node cannot say in the API how its network is; `None` while it can.
+    pub fn unsaid(&self) -> Option<String> {
+        self.lock().unsaid.clone()
+    }
+
+    pub(crate) fn set_unsaid(&self, why: Option<String>) {
+        self.lock().unsaid = why;
     }
 
     pub(crate) fn contact(&self, which: Which) {

@@ -13,10 +13,12 @@ mod convert;
 mod feed;
 mod health;
 mod objects;
+mod own;
 mod snapshot;
 
 pub use connect::{ConnectError, Connection};
 pub use health::{FeedHealth, Health};
+pub use own::{Announcement, NetworkState};
 pub use snapshot::Snapshot;
 
 use causeway_types::NodeName;
@@ -28,8 +30,11 @@ pub struct Cluster {
     pub snapshots: watch::Receiver<Snapshot>,
     /// How the watches fare.
     pub health: Health,
-    task: tokio::task::JoinHandle<()>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
     again: watch::Sender<u64>,
+    connection: Connection,
+    me: NodeName,
+    own: watch::Receiver<Option<own::OwnNode>>,
 }
 
 impl Cluster {
@@ -41,8 +46,19 @@ impl Cluster {
         let (sender, snapshots) = watch::channel(Snapshot::default());
         let health = Health::default();
         let (again, asked) = watch::channel(0);
-        let task = tokio::spawn(feed::run(connection, me, sender, health.clone(), asked));
-        Self { snapshots, health, task, again }
+        let (found, own) = watch::channel(None);
+        let scope = feed::Own { me: me.clone(), sender: found };
+        let feeds = feed::run(connection.clone(), scope, sender, health.clone(), asked);
+        let tasks = vec![tokio::spawn(feeds)];
+        Self { snapshots, health, tasks, again, connection, me, own }
+    }
+
+    /// Writes to this node's object what `said` holds, and keeps it there; see [`Announcement`]. An API
+    /// that cannot be reached, or refuses, is waited out with a growing pause.
+    pub fn announce(&mut self, said: watch::Receiver<Announcement>) {
+        let (connection, me, own) = (self.connection.clone(), self.me.clone(), self.own.clone());
+        let keeper = own::keep(connection, me, own, said, self.health.clone());
+        self.tasks.push(tokio::spawn(keeper));
     }
 
     /// Connects anew and lists again. For when an address of this node is gone: a watch from it
@@ -54,6 +70,6 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }

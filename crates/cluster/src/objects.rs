@@ -29,6 +29,8 @@ pub(crate) struct NodeSpec {
     pub(crate) pod_cidr: Value,
     #[serde(default, rename = "podCIDRs")]
     pub(crate) pod_cidrs: Value,
+    #[serde(default)]
+    pub(crate) taints: Value,
 }
 
 /// Of a Node's status.
@@ -36,6 +38,8 @@ pub(crate) struct NodeSpec {
 pub(crate) struct NodeStatus {
     #[serde(default)]
     pub(crate) addresses: Value,
+    #[serde(default)]
+    pub(crate) conditions: Value,
 }
 
 /// A Pod, cut down.

@@ -93,6 +93,7 @@ impl<P: Port> Core<P> {
         Report {
             node: self.me.to_string(),
             ready: self.ready,
+            network: self.network(),
             problems,
             view_from: from,
             synced: self.synced(),
@@ -109,6 +110,12 @@ impl<P: Port> Core<P> {
             fulfilled_by_others: plan.fulfilled_by_others.iter().cloned().collect(),
             strangers: self.strangers(),
         }
+    }
+
+    fn network(&self) -> String {
+        let cidrs = self.node_file.iter().flat_map(|file| &file.pod_cidrs);
+        let cidrs: Vec<String> = cidrs.map(ToString::to_string).collect();
+        format!("pods get addresses of {}", cidrs.join(", "))
     }
 
     /// Objects with our mark that are neither wanted nor recorded.

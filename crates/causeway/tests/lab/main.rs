@@ -1,6 +1,7 @@
 //! Whole labs on the real kernel: nodes, agents, plugins and pods as in production. Each test lives
 //! in namespaces of its own and looks for residue at its end.
 
+mod announce;
 mod away;
 mod closed;
 mod cluster;

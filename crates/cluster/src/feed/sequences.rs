@@ -196,14 +196,20 @@ async fn listen(
     let follow_nodes = async {
         let mut backoff = Backoff::default();
         loop {
-            feed::<Nodes>(Api::all(node_client.clone()), None, &sender, &health, &mut backoff)
-                .await;
+            feed::<Nodes>(
+                Api::all(node_client.clone()),
+                Scope::default(),
+                &sender,
+                &health,
+                &mut backoff,
+            )
+            .await;
         }
     };
     let follow_pods = async {
         let mut backoff = Backoff::default();
         loop {
-            let of_me = Some("spec.nodeName=node-1");
+            let of_me = Scope { selector: Some("spec.nodeName=node-1"), own: None };
             feed::<Pods>(Api::all(pod_client.clone()), of_me, &sender, &health, &mut backoff).await;
         }
     };

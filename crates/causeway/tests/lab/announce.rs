@@ -1,0 +1,125 @@
+//! What a node says of itself in the API: its condition, its taint, Events for people.
+
+use std::time::Duration;
+
+use causeway_lab::Road;
+use causeway_types::state::Attach;
+use serde_json::{Value, json};
+
+use crate::world::{PATIENCE, World, dual, eventually, with};
+
+const NODE: &str = "/api/v1/nodes/node-1";
+/// A problem must last before it is told.
+const TOLD: Duration = Duration::from_secs(30);
+
+fn condition(world: &World) -> Value {
+    let node = world.client.get(NODE).unwrap();
+    let all = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    all.into_iter().find(|c| c["type"] == "NetworkUnavailable").unwrap_or_default()
+}
+
+/// Changes the node as somebody else would, over and over until nobody came between.
+fn change(world: &World, path: &str, change: impl Fn(&mut Value)) {
+    eventually("the node is changed", PATIENCE, || {
+        let mut node = world.client.get(NODE).unwrap();
+        change(&mut node);
+        world.client.put(path, &node).map(drop).map_err(|e| format!("{e:#}"))
+    });
+}
+
+fn up(world: &World) {
+    eventually("the condition says that the network is there", PATIENCE, || {
+        let found = condition(world);
+        let cidr = world.pod_cidr("node-1", causeway_types::Family::V6).to_string();
+        let told = found["message"].as_str().is_some_and(|m| m.contains(&cidr));
+        match found["status"] == "False" && found["reason"] == "CausewayIsUp" && told {
+            true => Ok(()),
+            false => Err(found.to_string()),
+        }
+    });
+}
+
+fn events(world: &World) -> Vec<Value> {
+    let field = "fieldSelector=involvedObject.name%3Dnode-1";
+    let list = world.client.get(&format!("/api/v1/namespaces/default/events?{field}")).unwrap();
+    list["items"].as_array().cloned().unwrap_or_default()
+}
+
+/// The only Event of the node has come so many times.
+fn told(world: &World, times: u64) {
+    eventually("the problem is an Event", TOLD, || {
+        let events = events(world);
+        let [event] = &events[..] else { return Err(format!("{events:?}")) };
+        let text = event["message"].as_str().unwrap_or_default();
+        assert!(text.contains("InternalIP"), "{text}");
+        assert_eq!(event["type"], "Warning");
+        match event["count"] == json!(times) {
+            true => Ok(()),
+            false => Err(event.to_string()),
+        }
+    });
+}
+
+#[test]
+fn the_node_says_how_its_network_is() {
+    with(dual(2, Attach::Routed, Road::Vxlan), |world| {
+        up(world);
+        let since = condition(world)["lastTransitionTime"].clone();
+        assert!(since.is_string());
+
+        // Somebody else's opinion, as of a cloud's route controller.
+        change(world, &format!("{NODE}/status"), |node| {
+            let all = node["status"]["conditions"].as_array_mut().unwrap();
+            all.retain(|c| c["type"] != "NetworkUnavailable");
+            all.push(
+                json!({"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}),
+            );
+        });
+        up(world);
+        let kinds = world.client.get(NODE).unwrap()["status"]["conditions"].clone();
+        assert!(kinds.to_string().contains("KubeletReady"), "{kinds}");
+
+        // The taint goes, that of others stays in its place.
+        change(world, NODE, |node| {
+            let taint = |key: &str| json!({"key": key, "effect": "NoSchedule"});
+            node["spec"]["taints"] =
+                json!([taint("a"), taint("causeway.dev/not-ready"), taint("b")]);
+        });
+        eventually("the taint is gone", PATIENCE, || {
+            let taints = world.client.get(NODE).unwrap()["spec"]["taints"].clone();
+            let keys: Vec<&str> =
+                taints.as_array().unwrap().iter().filter_map(|t| t["key"].as_str()).collect();
+            if keys == ["a", "b"] { Ok(()) } else { Err(taints.to_string()) }
+        });
+        assert!(events(world).is_empty(), "{:?}", events(world));
+
+        // A problem becomes one Event, which is counted up when the problem comes again.
+        let addresses = world.client.get(NODE).unwrap()["status"]["addresses"].clone();
+        for times in [1, 2] {
+            change(world, &format!("{NODE}/status"), |n| n["status"]["addresses"] = json!([]));
+            told(world, times);
+            change(world, &format!("{NODE}/status"), |n| {
+                n["status"]["addresses"] = addresses.clone()
+            });
+            eventually("the problem is gone", PATIENCE, || match world.status("node-1") {
+                Ok(status) if status.problems.is_empty() => Ok(()),
+                other => Err(format!("{other:?}")),
+            });
+        }
+    });
+}
+
+/// An agent that is killed, and one that starts, is no reason to send pods elsewhere.
+#[test]
+fn a_restart_does_not_change_the_condition() {
+    with(dual(1, Attach::Bridge, Road::Vxlan), |world| {
+        up(world);
+        let before = condition(world);
+        for order in ["kill", "restart", "stop", "start"] {
+            world.agent("node-1", order);
+        }
+        world.whole();
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(condition(world), before);
+    });
+}
