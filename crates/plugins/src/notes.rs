@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use causeway_cni_spec::CniError;
 use causeway_kernel::NetNs;
+use causeway_types::names;
 use causeway_types::state::AttachmentRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -65,19 +66,8 @@ impl Whose {
 
     /// The mark of its elements in nftables, shown there as their comment.
     pub(crate) fn tag(&self) -> String {
-        tag(&self.container_id, &self.ifname)
+        names::element_mark(&self.container_id, &self.ifname)
     }
-}
-
-/// The mark of an attachment's elements: container and interface, cut where nft could not show
-/// it.
-pub(crate) fn tag(container_id: &str, ifname: &str) -> String {
-    let whole = format!("{container_id} {ifname}");
-    if whole.len() <= 110 {
-        return whole;
-    }
-    let hash = causeway_types::names::host_veth(container_id, ifname);
-    format!("{} {hash}", container_id.chars().take(80).collect::<String>())
 }
 
 /// The notes of one type.

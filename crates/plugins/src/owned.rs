@@ -14,9 +14,6 @@ use causeway_types::names;
 
 use crate::space::{Failed, Space};
 
-/// How often elements are looked at again when others change them meanwhile.
-const TRIES: u32 = 5;
-
 /// Our table.
 pub(crate) fn table_id() -> TableId {
     TableId { family: NftFamily::Inet, name: names::NFT_PLUGINS.to_owned() }
@@ -52,19 +49,23 @@ fn frame(set: &Set) -> Set {
     Set { elements: BTreeMap::new(), ..set.clone() }
 }
 
+/// Where the elements of a wish are, in order.
+pub(crate) fn ids(table: &NftTable) -> Vec<ElementId> {
+    let each = table.sets.iter().flat_map(|(name, set)| {
+        let id =
+            |key: &Vec<KeyPart>| ElementId { set: name.clone(), of: frame(set), key: key.clone() };
+        set.elements.keys().map(id)
+    });
+    each.collect()
+}
+
 /// Looks the elements of a wish up, one by one.
 ///
 /// # Errors
 /// Code 999 when the kernel does not say.
 pub(crate) fn look(node: &mut Space, table: &NftTable) -> Result<Vec<Pair>, CniError> {
-    let mut ids = Vec::new();
-    let mut wants = Vec::new();
-    for (name, set) in &table.sets {
-        for (key, element) in &set.elements {
-            ids.push(ElementId { set: name.clone(), of: frame(set), key: key.clone() });
-            wants.push(element.clone());
-        }
-    }
+    let ids = ids(table);
+    let wants = table.sets.values().flat_map(|set| set.elements.values().cloned());
     let found = node.kernel(|handle| handle.nft()?.elements(&table_id(), &ids))?;
     let each = ids.into_iter().zip(wants).zip(found);
     Ok(each.map(|((id, want), have)| Pair { id, want, have }).collect())
@@ -196,8 +197,8 @@ fn build(table: &NftTable, keep: &[&str]) -> Vec<NftOp> {
     ops
 }
 
-/// Takes the elements of a wish away that carry a mark; those of others stay. Answers whether there
-/// were any.
+/// Takes the elements of a wish away that carry a mark; those of others stay, also where they come
+/// this very moment. Answers whether there were any.
 ///
 /// # Errors
 /// Code 999 when the kernel refuses.
@@ -210,23 +211,12 @@ fn take_known(
     table: &NftTable,
     is_its: &dyn Fn(&[KeyPart], &Element) -> bool,
 ) -> Result<bool, CniError> {
-    let mut found = false;
-    for attempt in 1.. {
-        let pairs = look(node, table)?;
-        let there = pairs.iter().filter_map(|p| Some((&p.id, p.have.clone()?)));
-        let own = there.filter(|(id, have)| is_its(&id.key, have));
-        let ops = grouped(own, |set, of, elements| NftOp::DelElements { set, of, elements });
-        if ops.is_empty() {
-            break;
-        }
-        found = true;
-        match node.apply(&[Op::Nft { table: table_id(), ops }]) {
-            // Somebody else took one of them.
-            Err(e) if e.is_gone() && attempt < TRIES => {}
-            other => return other.map(|()| true).map_err(|e| node.error(&Failed::Op(e))),
-        }
-    }
-    Ok(found)
+    let ids = ids(table);
+    let own = |id: &ElementId, element: &Element| is_its(&id.key, element);
+    let removed = node.handle().nft().map(|nft| nft.remove_elements(&table_id(), &ids, own));
+    let found =
+        removed.map_err(|e| node.unreadable(&e))?.map_err(|e| node.error(&Failed::Op(e)))?;
+    Ok(ids.iter().zip(found).any(|(id, have)| have.is_some_and(|have| own(id, &have))))
 }
 
 /// As [`take`], where it is not known which elements an attachment has: all sets are read.

@@ -17,13 +17,13 @@ use causeway_kernel::sysctl;
 use causeway_model::nft::foreign::Dropping;
 use causeway_model::nft::{Chain, KeyPart};
 use causeway_model::{Desired, LinkKind, Object, Owner};
-use causeway_types::{Cidr, Family, IfName};
+use causeway_types::{Cidr, Family, IfName, names};
 
 use crate::Plugin;
 use crate::attachment;
 use crate::call::Call;
 use crate::foreign_chains;
-use crate::notes::{Notes, Whose, tag};
+use crate::notes::{Notes, Whose};
 use crate::owned;
 use crate::rollback::Rollback;
 use crate::space::{self, Failed, Space};
@@ -51,7 +51,7 @@ impl Plugin for FirewallPlugin {
             return close(&notes(call), &note);
         }
         let mut node = Space::node()?;
-        owned::take_all(&mut node, &note::sets(), &tag(id, ifname))?;
+        owned::take_all(&mut node, &note::sets(), &names::element_mark(id, ifname))?;
         let addresses = call.conf.prev_result.as_ref().map(addresses).unwrap_or_default();
         foreign_chains::remove_forward(&mut node, &addresses)?;
         notes(call).remove(id, ifname)

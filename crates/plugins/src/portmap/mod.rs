@@ -13,14 +13,14 @@ use causeway_kernel::{Without, sysctl};
 use causeway_model::nft::foreign::{Layer, Place};
 use causeway_model::{Desired, Object, Owner, Sysctl};
 use causeway_plan::Op;
-use causeway_types::{Family, IfName};
+use causeway_types::{Family, IfName, names};
 use rustix::io::Errno;
 
 use crate::Plugin;
 use crate::attachment;
 use crate::call::Call;
 use crate::foreign_chains;
-use crate::notes::{Note, Notes, Whose, tag};
+use crate::notes::{Note, Notes, Whose};
 use crate::owned::{self, Pair, Put};
 use crate::rollback::Rollback;
 use crate::space::{Failed, Space};
@@ -55,7 +55,7 @@ impl Plugin for PortmapPlugin {
         }
         let mut node = Space::node()?;
         if call.conf.runtime_config.port_mappings.iter().any(|m| m.host_port != 0) {
-            owned::take_all(&mut node, &note::sets(), &tag(id, ifname))?;
+            owned::take_all(&mut node, &note::sets(), &names::element_mark(id, ifname))?;
         }
         foreign_chains::remove_ports(&mut node, &call.conf.name, id)?;
         notes(call).remove(id, ifname)
