@@ -51,6 +51,12 @@ impl Plugin for PortmapPlugin {
     fn del(&self, call: &Call) -> Result<(), CniError> {
         let (id, ifname) = (&call.env.container_id, &call.env.ifname);
         if let Some(note) = notes(call).read::<Ports>(id, ifname)? {
+            let mut node = Space::node()?;
+            if ended_later(call, &mut node)? {
+                let take = |node: &mut Space| owned::take(node, &note.table(), &note.whose.tag());
+                let found = take(&mut node)?;
+                return notes(call).ended(&note.whose, found, || take(&mut node).map(drop));
+            }
             return unmap(&notes(call), &note);
         }
         let mut node = Space::node()?;
@@ -220,6 +226,19 @@ fn refuse_taken(notes: &Notes, note: &Ports, pairs: &[Pair]) -> Result<(), CniEr
     Ok(())
 }
 
+/// The plugin that made the pod's interface is one of ours, and will be called in a moment: it ends all
+/// connections of the pod's addresses. To look for those of its ports takes the kernel milliseconds
+/// where its table is large, be it empty.
+fn ended_later(call: &Call, node: &mut Space) -> Result<bool, CniError> {
+    let (id, ifname) = (&call.env.container_id, &call.env.ifname);
+    let end = names::host_veth(id, ifname);
+    let named = call.conf.prev_result.iter().flat_map(|result| &result.interfaces);
+    if !named.into_iter().any(|i| i.sandbox.is_empty() && i.name == end.as_str()) {
+        return Ok(false);
+    }
+    Ok(node.link(&end)?.is_some())
+}
+
 /// Takes the ports away: the elements that carry the attachment's mark, then what connection
 /// tracking knows of them, then the note.
 fn unmap(notes: &Notes, note: &Ports) -> Result<(), CniError> {
@@ -280,6 +299,9 @@ fn forget(
                 Some(tracked) => tracked,
                 None => tracked.insert(Conntrack::open_in(handle.netns())?),
             };
+            if tracked.count()? == 0 {
+                return Ok(0);
+            }
             tracked.delete_to_ports(family, conf::UDP, &numbers, |flow| {
                 // What goes through the node to the same port of others is not ours to end.
                 let ip = flow.to.ip();
