@@ -252,6 +252,8 @@ impl<P: Port> Loop<P> {
         let mut collect_at = Instant::now();
         let mut gather = GATHER;
         let mut commands = Vec::from([Command::Cluster]);
+        // Nobody listened before.
+        let mut lost_table = true;
         loop {
             if commands.iter().any(|c| matches!(c, Command::Stop)) {
                 return;
@@ -274,6 +276,9 @@ impl<P: Port> Loop<P> {
                 gather = GATHER;
             }
             self.answer_plugins();
+            if std::mem::take(&mut lost_table) | self.core.port.take_lost_table() {
+                self.restore();
+            }
             if now >= collect_at {
                 collect_at = now + COLLECT;
                 self.collect();
@@ -341,6 +346,17 @@ impl<P: Port> Loop<P> {
             tracing::warn!("leases: {failure}; looked at again in {COLLECT:?}");
         }
         report
+    }
+
+    /// Brings back what plugins put into their own table for pods that live: somebody flushed all
+    /// rules. Guards are among the objects of the loop.
+    fn restore(&self) {
+        match causeway_plugins::restore::flushed(&self.paths) {
+            Ok(failed) => {
+                failed.iter().for_each(|what| tracing::warn!("not brought back: {what}"));
+            }
+            Err(error) => tracing::warn!("rules of the plugins cannot be brought back: {error}"),
+        }
     }
 
     fn answer_plugins(&mut self) {

@@ -38,6 +38,7 @@ mod paths;
 mod portmap;
 mod ptp;
 pub mod record;
+pub mod restore;
 pub mod rollback;
 mod sbr;
 mod space;

@@ -18,7 +18,7 @@ use crate::files;
 use crate::host_local::valid_owners;
 use crate::paths::Paths;
 use crate::record;
-use crate::space::{Space, warn};
+use crate::space::Space;
 
 /// No file takes so long to be written.
 const ABANDONED: Duration = Duration::from_secs(60);
@@ -156,23 +156,25 @@ impl Notes {
 
     /// Brings back what the other living attachments had in the kernel, after somebody took it all:
     /// `make` puts it there, `undo` takes it away again where DEL went by meanwhile, as its own last
-    /// look does ([`Notes::ended`]). What fails is said on standard error: it is not the matter of the
-    /// attachment that is being made.
+    /// look does ([`Notes::ended`]). Answers what failed.
     pub(crate) fn bring_back<N: Note>(
         &self,
         node: &mut Space,
-        own: &Whose,
+        boot_id: &str,
+        but: Option<&Whose>,
         make: impl Fn(&mut Space, &N) -> Result<(), CniError>,
         undo: impl Fn(&mut Space, &N) -> Result<(), CniError>,
-    ) {
+    ) -> Vec<String> {
+        let mut failed = Vec::new();
         let all = self.all::<N>().unwrap_or_else(|e| {
-            warn(&format!("what other containers had is not brought back: {e}"));
+            failed.push(format!("what other containers had: {e}"));
             Vec::new()
         });
         for note in all {
             let whose = note.whose();
             let (id, ifname) = (&whose.container_id, &whose.ifname);
-            if (id, ifname) == (&own.container_id, &own.ifname) || whose.is_over(&own.boot_id) {
+            let is_but = but.is_some_and(|b| (id, ifname) == (&b.container_id, &b.ifname));
+            if is_but || whose.is_over(boot_id) {
                 continue;
             }
             let done = make(node, &note).and_then(|()| match self.read::<N>(id, ifname)? {
@@ -180,9 +182,10 @@ impl Notes {
                 None => undo(node, &note),
             });
             if let Err(e) = done {
-                warn(&format!("what container {id} ({ifname}) had is not brought back: {e}"));
+                failed.push(format!("what container {id} ({ifname}) had: {e}"));
             }
         }
+        failed
     }
 
     /// Erases the note of an attachment of which `take` has taken all away. Where it found nothing it

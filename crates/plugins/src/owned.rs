@@ -39,6 +39,11 @@ impl Pair {
         self.want.comment.as_deref()
     }
 
+    /// The one that is there is the wanted one.
+    pub(crate) fn is_as_wanted(&self) -> bool {
+        self.have.as_ref() == Some(&self.want) && self.holder() == self.comment()
+    }
+
     /// The comment of the one that is there.
     pub(crate) fn holder(&self) -> Option<&str> {
         self.have.as_ref()?.comment.as_deref()
@@ -135,7 +140,7 @@ pub(crate) fn put_whole(
 }
 
 /// None of a table's base chains is there. When the kernel does not say, they may be.
-fn is_lost(node: &mut Space, table: &NftTable) -> bool {
+pub(crate) fn is_lost(node: &mut Space, table: &NftTable) -> bool {
     let based = table.chains.iter().filter(|(_, chain)| chain.base.is_some());
     let places = based.map(|(name, _)| Place::new(Layer::Inet, &table_id().name, name)).collect();
     node.kernel(|handle| handle.nft()?.existing_chains(places)).is_ok_and(|there| there.is_empty())
@@ -164,8 +169,7 @@ pub(crate) fn put_anew(
 
 /// What takes stale elements away, and what adds those that are wanted.
 fn changes(pairs: &[Pair]) -> (Vec<NftOp>, Vec<NftOp>) {
-    let as_wanted = |p: &Pair| p.have.as_ref() == Some(&p.want) && p.holder() == p.comment();
-    let others = pairs.iter().filter(|p| !as_wanted(p));
+    let others = pairs.iter().filter(|p| !p.is_as_wanted());
     let taken = others.filter_map(|p| Some((&p.id, p.have.clone()?)));
     let stale = grouped(taken, |set, of, elements| NftOp::DelElements { set, of, elements });
     let wanted = pairs.iter().map(|p| (&p.id, p.want.clone()));

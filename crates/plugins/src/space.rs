@@ -43,6 +43,12 @@ pub(crate) fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "warning: {text}");
 }
 
+/// Says what was not brought back after somebody flushed it: it is not the matter of the attachment
+/// that is being made.
+pub(crate) fn warn_not_back(failed: &[String]) {
+    failed.iter().for_each(|what| warn(&format!("not brought back: {what}")));
+}
+
 /// Interfaces alone.
 const NOTHING: Scope = Scope {
     addrs: false,

@@ -24,7 +24,8 @@ use crate::attachment;
 use crate::call::Call;
 use crate::foreign_chains;
 use crate::notes::{Notes, Whose};
-use crate::owned;
+use crate::owned::{self, Pair};
+use crate::paths::Paths;
 use crate::rollback::Rollback;
 use crate::space::{self, Failed, Space};
 use conf::FirewallConf;
@@ -33,8 +34,11 @@ use note::{ADMIN, Forward, Inserted};
 /// Type `firewall`.
 pub(crate) struct FirewallPlugin;
 
+/// Where its notes are.
+const NOTES: &str = "firewall";
+
 fn notes(call: &Call) -> Notes {
-    Notes::at(&call.paths, "firewall")
+    Notes::at(&call.paths, NOTES)
 }
 
 impl Plugin for FirewallPlugin {
@@ -189,7 +193,9 @@ fn open(
     let lost = put(&mut node, &note)?;
     let bare = foreign::insert(&mut node, &note)?;
     if lost || bare {
-        bring_back(&mut node, &notes, &note.whose, &dropping);
+        let own = &note.whose;
+        let failed = bring_back(&mut node, &notes, &own.boot_id, Some(own), &dropping);
+        space::warn_not_back(&failed);
     }
     Ok(())
 }
@@ -236,17 +242,35 @@ fn put(node: &mut Space, note: &Forward) -> Result<bool, CniError> {
     done.map_err(|e| node.error(&Failed::Op(e)))
 }
 
-/// Brings back what other attachments had in our table and, of those chains of others that drop now,
-/// in those where it was.
-fn bring_back(node: &mut Space, notes: &Notes, own: &Whose, dropping: &[Dropping]) {
+/// Puts all attachments' packets back where somebody took them, and answers what could not be.
+pub(crate) fn restore(paths: &Paths, node: &mut Space, boot_id: &str) -> Vec<String> {
+    match foreign::find(node, &Family::BOTH) {
+        Ok(dropping) => bring_back(node, &Notes::at(paths, NOTES), boot_id, None, &dropping),
+        Err(e) => vec![format!("packets of containers: {e}")],
+    }
+}
+
+/// Brings back what attachments had in our table and, of those chains of others that drop now, in those
+/// where it was.
+fn bring_back(
+    node: &mut Space,
+    notes: &Notes,
+    boot_id: &str,
+    but: Option<&Whose>,
+    dropping: &[Dropping],
+) -> Vec<String> {
     let there: Vec<Inserted> = dropping.iter().map(|c| foreign::inserted(&c.place)).collect();
     let make = |node: &mut Space, note: &Forward| {
-        put(node, note)?;
+        let table = note.table();
+        let whole = owned::look(node, &table)?.iter().all(Pair::is_as_wanted);
+        if !whole || owned::is_lost(node, &table) {
+            put(node, note)?;
+        }
         let mut there_too = note.clone();
         there_too.inserted.retain(|place| there.contains(place));
         foreign::insert(node, &there_too).map(drop)
     };
-    notes.bring_back(node, own, make, |node, note| remove(node, note).map(drop));
+    notes.bring_back(node, boot_id, but, make, |node, note| remove(node, note).map(drop))
 }
 
 /// Removes bridges that no attachment is on any more.

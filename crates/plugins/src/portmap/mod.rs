@@ -22,16 +22,20 @@ use crate::call::Call;
 use crate::foreign_chains;
 use crate::notes::{Note, Notes, Whose};
 use crate::owned::{self, Pair, Put};
+use crate::paths::Paths;
 use crate::rollback::Rollback;
-use crate::space::{Failed, Space};
+use crate::space::{Failed, Space, warn_not_back};
 use conf::PortmapConf;
 use note::{Port, Ports};
 
 /// Type `portmap`.
 pub(crate) struct PortmapPlugin;
 
+/// Where its notes are.
+const NOTES: &str = "portmap";
+
 fn notes(call: &Call) -> Notes {
-    Notes::at(&call.paths, "portmap")
+    Notes::at(&call.paths, NOTES)
 }
 
 impl Plugin for PortmapPlugin {
@@ -151,7 +155,10 @@ fn map(call: &Call, note: &Ports, rollback: &mut Rollback) -> Result<(), CniErro
     let mut done = owned::put(&mut node, &table, &pairs, &[]);
     if matches!(done, Ok(Put::Lost)) {
         // First the others: their ports stay theirs.
-        notes.bring_back(&mut node, &note.whose, put_back, |node, note| take(node, note).map(drop));
+        let own = &note.whose;
+        let undo = |node: &mut Space, note: &Ports| take(node, note).map(drop);
+        let failed = notes.bring_back(&mut node, &own.boot_id, Some(own), put_back, undo);
+        warn_not_back(&failed);
         pairs = owned::look(&mut node, &table)?;
         refuse_taken(&notes, note, &pairs)?;
         done = owned::put_anew(&mut node, &table, &pairs, &[]).map(|()| Put::Done);
@@ -175,10 +182,19 @@ fn map(call: &Call, note: &Ports, rollback: &mut Rollback) -> Result<(), CniErro
     forget(&mut node, note, |port, flow| flow.answers != port.to)
 }
 
+/// Puts all ports back where somebody took them, and answers what could not be.
+pub(crate) fn restore(paths: &Paths, node: &mut Space, boot_id: &str) -> Vec<String> {
+    let undo = |node: &mut Space, note: &Ports| take(node, note).map(drop);
+    Notes::at(paths, NOTES).bring_back(node, boot_id, None, put_back, undo)
+}
+
 /// Puts the ports of another attachment back where somebody took them.
 fn put_back(node: &mut Space, note: &Ports) -> Result<(), CniError> {
     let table = note.table();
     let pairs = owned::look(node, &table)?;
+    if pairs.iter().all(Pair::is_as_wanted) && !owned::is_lost(node, &table) {
+        return Ok(());
+    }
     let held = |pair: &Pair| pair.holder().is_some_and(|holder| holder != note.whose.tag());
     if let Some(pair) = pairs.iter().find(|pair| held(pair)) {
         let holder = pair.holder().unwrap_or_default();
