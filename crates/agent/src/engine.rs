@@ -9,6 +9,7 @@ use anyhow::Context;
 use causeway_cluster::{Health, Snapshot};
 use causeway_desired::input::{Config, PluginType};
 use causeway_plugins::collect::{Collector, Network};
+use causeway_plugins::leftovers::Leftovers;
 use causeway_types::NodeName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{oneshot, watch};
@@ -148,8 +149,20 @@ impl Engine {
                 let _ = started.send(Ok(()));
                 let waiting = Vec::new();
                 let paths = paths.of_plugins();
-                Loop { core, collector, inbox, snapshots, dirs, shared, waiting, leavers, paths }
-                    .run();
+                let leftovers = Leftovers::new(paths.clone());
+                Loop {
+                    core,
+                    collector,
+                    leftovers,
+                    inbox,
+                    snapshots,
+                    dirs,
+                    shared,
+                    waiting,
+                    leavers,
+                    paths,
+                }
+                .run();
             }
         };
         let spawn = std::thread::Builder::new().name("reconcile".into()).spawn(job);
@@ -230,6 +243,7 @@ fn forward(mut snapshots: watch::Receiver<Snapshot>, inbox: Inbox) -> anyhow::Re
 struct Loop<P> {
     core: Core<P>,
     collector: Collector,
+    leftovers: Leftovers,
     inbox: Inbox,
     snapshots: watch::Receiver<Snapshot>,
     dirs: Dirs,
@@ -338,6 +352,13 @@ impl<P: Port> Loop<P> {
                 report.released = done.released.into_iter().map(line).collect();
             }
             Err(error) => report.failed.push(error.to_string()),
+        }
+        match self.leftovers.observe() {
+            Ok(swept) => {
+                swept.removed.iter().for_each(|what| tracing::info!("removed {what}"));
+                report.failed.extend(swept.failed);
+            }
+            Err(error) => report.failed.push(format!("notes of pods that are gone: {error}")),
         }
         for lease in &report.released {
             tracing::info!("released the lease of {lease}");

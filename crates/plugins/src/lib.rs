@@ -27,6 +27,7 @@ mod install;
 pub mod ipam;
 pub mod leases;
 pub mod leave;
+pub mod leftovers;
 mod loopback;
 mod macvlan;
 mod names;

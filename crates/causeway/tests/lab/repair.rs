@@ -24,7 +24,8 @@ fn repaired(world: &World, view: &str, damage: &str) {
     assert!(!before.trim().is_empty(), "{view} shows nothing");
     world.on("node-1", damage);
     eventually(damage, REPAIR, || {
-        let now = world.on("node-1", view);
+        // Some of it may be gone for a moment.
+        let now = world.try_sh(&world.node_ns("node-1"), view).1;
         if now == before { Ok(()) } else { Err(format!("{view}: {now}instead of\n{before}")) }
     });
 }

@@ -23,6 +23,7 @@ use crate::Plugin;
 use crate::attachment;
 use crate::call::Call;
 use crate::foreign_chains;
+use crate::leftovers::Look;
 use crate::notes::{Notes, Whose};
 use crate::owned::{self, Pair};
 use crate::paths::Paths;
@@ -248,6 +249,16 @@ pub(crate) fn restore(paths: &Paths, node: &mut Space, boot_id: &str) -> Vec<Str
         Ok(dropping) => bring_back(node, &Notes::at(paths, NOTES), boot_id, None, &dropping),
         Err(e) => vec![format!("packets of containers: {e}")],
     }
+}
+
+/// Removes packets of pods that are gone.
+pub(crate) fn sweep(paths: &Paths, look: &mut Look<'_>) -> Result<(), CniError> {
+    let take = |node: &mut Space, note: &Forward| remove(node, note).map(drop);
+    let make = |node: &mut Space, note: &Forward| {
+        put(node, note)?;
+        foreign::insert(node, note).map(drop)
+    };
+    Notes::at(paths, NOTES).sweep_over(look, "packets", take, make)
 }
 
 /// Brings back what attachments had in our table and, of those chains of others that drop now, in those

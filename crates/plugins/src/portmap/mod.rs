@@ -20,6 +20,7 @@ use crate::Plugin;
 use crate::attachment;
 use crate::call::Call;
 use crate::foreign_chains;
+use crate::leftovers::Look;
 use crate::notes::{Note, Notes, Whose};
 use crate::owned::{self, Pair, Put};
 use crate::paths::Paths;
@@ -186,6 +187,12 @@ fn map(call: &Call, note: &Ports, rollback: &mut Rollback) -> Result<(), CniErro
 pub(crate) fn restore(paths: &Paths, node: &mut Space, boot_id: &str) -> Vec<String> {
     let undo = |node: &mut Space, note: &Ports| take(node, note).map(drop);
     Notes::at(paths, NOTES).bring_back(node, boot_id, None, put_back, undo)
+}
+
+/// Removes ports of pods that are gone.
+pub(crate) fn sweep(paths: &Paths, look: &mut Look<'_>) -> Result<(), CniError> {
+    let take = |node: &mut Space, note: &Ports| take(node, note).map(drop);
+    Notes::at(paths, NOTES).sweep_over(look, "ports", take, put_back)
 }
 
 /// Puts the ports of another attachment back where somebody took them.
