@@ -9,6 +9,7 @@ use anyhow::Context;
 use causeway_cluster::{Announcement, Health, Snapshot};
 use causeway_desired::input::{Config, PluginType};
 use causeway_plugins::collect::{Collector, Network};
+use causeway_plugins::leftovers::Leftovers;
 use causeway_types::NodeName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{oneshot, watch};
@@ -157,10 +158,12 @@ impl Engine {
                 let _ = started.send(Ok(()));
                 let waiting = Vec::new();
                 let paths = paths.of_plugins();
+                let leftovers = Leftovers::new(paths.clone());
                 let voice = Voice::default();
-                let l = Loop {
+                Loop {
                     core,
                     collector,
+                    leftovers,
                     inbox,
                     snapshots,
                     dirs,
@@ -169,8 +172,8 @@ impl Engine {
                     leavers,
                     paths,
                     voice,
-                };
-                l.run();
+                }
+                .run();
             }
         };
         let spawn = std::thread::Builder::new().name("reconcile".into()).spawn(job);
@@ -251,6 +254,7 @@ fn forward(mut snapshots: watch::Receiver<Snapshot>, inbox: Inbox) -> anyhow::Re
 struct Loop<P> {
     core: Core<P>,
     collector: Collector,
+    leftovers: Leftovers,
     inbox: Inbox,
     snapshots: watch::Receiver<Snapshot>,
     dirs: Dirs,
@@ -274,6 +278,8 @@ impl<P: Port> Loop<P> {
         let mut collect_at = Instant::now();
         let mut gather = GATHER;
         let mut commands = Vec::from([Command::Cluster]);
+        // Nobody listened before.
+        let mut lost_table = true;
         loop {
             if commands.iter().any(|c| matches!(c, Command::Stop)) {
                 return;
@@ -297,6 +303,9 @@ impl<P: Port> Loop<P> {
             }
             self.announce(now);
             self.answer_plugins();
+            if std::mem::take(&mut lost_table) | self.core.port.take_lost_table() {
+                self.restore();
+            }
             if now >= collect_at {
                 collect_at = now + COLLECT;
                 self.collect();
@@ -367,6 +376,13 @@ impl<P: Port> Loop<P> {
             }
             Err(error) => report.failed.push(error.to_string()),
         }
+        match self.leftovers.observe() {
+            Ok(swept) => {
+                swept.removed.iter().for_each(|what| tracing::info!("removed {what}"));
+                report.failed.extend(swept.failed);
+            }
+            Err(error) => report.failed.push(format!("notes of pods that are gone: {error}")),
+        }
         for lease in &report.released {
             tracing::info!("released the lease of {lease}");
         }
@@ -374,6 +390,17 @@ impl<P: Port> Loop<P> {
             tracing::warn!("leases: {failure}; looked at again in {COLLECT:?}");
         }
         report
+    }
+
+    /// Brings back what plugins put into their own table for pods that live: somebody flushed all
+    /// rules. Guards are among the objects of the loop.
+    fn restore(&self) {
+        match causeway_plugins::restore::flushed(&self.paths) {
+            Ok(failed) => {
+                failed.iter().for_each(|what| tracing::warn!("not brought back: {what}"));
+            }
+            Err(error) => tracing::warn!("rules of the plugins cannot be brought back: {error}"),
+        }
     }
 
     fn answer_plugins(&mut self) {

@@ -19,6 +19,8 @@ pub(crate) struct NetnsPort {
     monitor: Monitor,
     /// Ways that do not count when the underlay is asked for.
     without: Without,
+    /// The plugins' table went.
+    lost_table: bool,
 }
 
 impl NetnsPort {
@@ -34,7 +36,7 @@ impl NetnsPort {
         };
         // First the ear, then the eye: what changes in between is heard.
         let monitor = Monitor::open()?;
-        Ok(Self { handle: Handle::open()?, monitor, without })
+        Ok(Self { handle: Handle::open()?, monitor, without, lost_table: false })
     }
 }
 
@@ -79,12 +81,14 @@ impl Port for NetnsPort {
             Ok(Events::Changed(events)) => {
                 let mut stale = Stale::NONE;
                 for event in &events {
+                    self.lost_table |= is_end_of_plugins_table(event);
                     stale.merge(of(event));
                 }
                 stale
             }
             Ok(Events::Overrun) => {
                 tracing::info!("the kernel's news came too fast: everything is looked at again");
+                self.lost_table = true;
                 Stale::ALL
             }
             Err(error) => {
@@ -94,9 +98,17 @@ impl Port for NetnsPort {
         }
     }
 
+    fn take_lost_table(&mut self) -> bool {
+        std::mem::take(&mut self.lost_table)
+    }
+
     fn changes_fd(&self) -> BorrowedFd<'_> {
         self.monitor.as_fd()
     }
+}
+
+fn is_end_of_plugins_table(event: &Event) -> bool {
+    matches!(event, Event::Table { name, gone: true, .. } if name == names::NFT_PLUGINS)
 }
 
 /// What a change puts in doubt. The kernel does not tell everything: IPv4 routes go without a

@@ -107,6 +107,12 @@ pub(crate) trait Port {
     /// What changed since the last call, by whomever. Never blocks.
     fn changes(&mut self) -> Stale;
 
+    /// Whether [`Port::changes`] told since the last call that the plugins' own table went, or may
+    /// have.
+    fn take_lost_table(&mut self) -> bool {
+        false
+    }
+
     /// Becomes readable when [`Port::changes`] has something to say.
     fn changes_fd(&self) -> BorrowedFd<'_>;
 }

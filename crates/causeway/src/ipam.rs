@@ -11,6 +11,9 @@ use causeway_types::names::{AGENT_SOCKET, NETWORK};
 
 use crate::words::{columns, say, say_json};
 
+/// Longer than a plugin needs from one file to the next.
+const SECOND_LOOK: Duration = Duration::from_millis(200);
+
 /// A network of this node.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Which {
@@ -53,8 +56,20 @@ impl Which {
         Ok(Network { paths, name: self.network.clone(), own })
     }
 
+    /// Looks without a change of anything. What seems left behind does so at two looks in a row:
+    /// nobody is kept waiting, so that one may fall into the middle of a change.
     fn look(&self) -> Result<Vec<Held>> {
-        self.network()?.look().map_err(|e| anyhow!("{e}"))
+        let network = self.network()?;
+        let look = || network.peek().map_err(|e| anyhow!("{e}"));
+        let is_stale = |held: &Held| matches!(held.verdict, Verdict::Stale(_));
+        let held = look()?;
+        if !held.iter().any(is_stale) {
+            return Ok(held);
+        }
+        std::thread::sleep(SECOND_LOOK);
+        let mut again = look()?;
+        again.retain(|h| !is_stale(h) || held.contains(h));
+        Ok(again)
     }
 }
 

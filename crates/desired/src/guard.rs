@@ -137,7 +137,7 @@ pub(crate) fn masquerade(record: &AttachmentRecord, except: &[Cidr]) -> NftTable
         let mut map = Set::vmap(KeyType::Addr(family));
         for ip in addresses {
             let verdict = Some(Verdict::Goto(String::new()));
-            let comment = Some(record.container_id.clone());
+            let comment = Some(names::element_mark(&record.container_id, record.ifname.as_str()));
             map.elements.insert(
                 vec![KeyPart::addr(ip)],
                 Element { verdict, comment, ..Element::default() },

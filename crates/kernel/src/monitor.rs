@@ -24,6 +24,8 @@ const NFTABLES_GROUP: u32 = 7;
 const NFTABLES: u16 = 10;
 /// `NFT_MSG_NEWGEN`: the end of a transaction.
 const NEWGEN: u16 = NFTABLES << 8 | 15;
+/// `NFT_MSG_DELTABLE`.
+const DELTABLE: u16 = NFTABLES << 8 | 2;
 /// `NFPROTO_INET` and `NFPROTO_NETDEV`.
 const INET: u8 = 1;
 const NETDEV: u8 = 5;
@@ -93,6 +95,8 @@ pub enum Event {
         family: NftFamily,
         /// Name.
         name: String,
+        /// The table itself went.
+        gone: bool,
     },
 }
 
@@ -272,5 +276,5 @@ fn table(reply: Reply<'_>) -> Option<Event> {
         _ => return None,
     };
     let name = read::text(attribute(reply.body, 4, 1)?)?.to_owned();
-    Some(Event::Table { family, name })
+    Some(Event::Table { family, name, gone: reply.kind == DELTABLE })
 }

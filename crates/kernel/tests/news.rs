@@ -81,9 +81,11 @@ fn removals_by_others_are_told() {
         &|e| matches!(e, Event::Fdb { index, gone: true, .. } if *index == port),
     );
     told("table", "nft add chain inet cw_test c", &|e| {
-        *e == Event::Table { family: NftFamily::Inet, name: "cw_test".to_owned() }
+        *e == Event::Table { family: NftFamily::Inet, name: "cw_test".to_owned(), gone: false }
     });
-    told("table", "nft delete table inet cw_test", &|e| matches!(e, Event::Table { .. }));
+    told("table", "nft delete table inet cw_test", &|e| {
+        matches!(e, Event::Table { gone: true, .. })
+    });
     told(
         "port",
         "bridge link set dev cw-a isolated on",

@@ -101,8 +101,9 @@ impl Network {
         self.judge(&leases, dir, loaded)
     }
 
-    /// All leases of the network, without a change of anything: damaged leases stay as they are,
-    /// and nobody is kept waiting, so that what changes meanwhile may be judged wrongly.
+    /// All leases of the network, without a change of anything: damaged leases are judged by what
+    /// records tell of them and stay as they are, and nobody is kept waiting, so that what changes
+    /// meanwhile may be judged wrongly.
     ///
     /// # Errors
     /// As [`Network::look`].
@@ -112,7 +113,7 @@ impl Network {
             return Ok(Vec::new());
         }
         let dir = LeaseDir::unlocked(&leases.dir);
-        let loaded = dir.load()?;
+        let loaded = leases.load_told(&dir, |_, _| {})?;
         self.judge(&leases, dir, loaded)
     }
 

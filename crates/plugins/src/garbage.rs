@@ -24,6 +24,19 @@ impl Leases {
     /// # Errors
     /// Code 5.
     pub fn load_repaired(&self, dir: &LeaseDir) -> Result<Loaded, CniError> {
+        // Known is known, also where it cannot be written.
+        self.load_told(dir, |ip, owner| drop(dir.write_one(ip, owner)))
+    }
+
+    /// Reads all leases as they are, or as records tell better of them, which `told` is told of.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn load_told(
+        &self,
+        dir: &LeaseDir,
+        told: impl Fn(IpAddr, &Owner),
+    ) -> Result<Loaded, CniError> {
         let mut loaded = dir.load()?;
         let read = loaded.state.leases().map(|(ip, owner)| (ip, owner.clone()));
         let unread = loaded.torn.iter().chain(&loaded.old).map(|ip| (*ip, Owner::unknown()));
@@ -32,8 +45,7 @@ impl Leases {
             else {
                 continue;
             };
-            // Known is known, also where it cannot be written.
-            let _ = dir.write_one(ip, &owner);
+            told(ip, &owner);
             loaded.torn.remove(&ip);
             loaded.old.remove(&ip);
             loaded.state.insert(ip, owner);

@@ -104,7 +104,7 @@ impl LinkRecords {
     }
 
     /// All records that can be understood.
-    fn list(&self) -> Result<Vec<LinkRecord>, CniError> {
+    pub(crate) fn list(&self) -> Result<Vec<LinkRecord>, CniError> {
         let mut all = Vec::new();
         for name in files::names(&self.dir)? {
             if name.ends_with(".json") && !name.starts_with('.') {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use causeway_cni_spec::CniError;
 use causeway_kernel::NetNs;
+use causeway_types::names;
 use causeway_types::state::AttachmentRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -15,10 +16,13 @@ use serde::{Deserialize, Serialize};
 use crate::call::Call;
 use crate::files;
 use crate::host_local::valid_owners;
+use crate::leftovers::Look;
 use crate::paths::Paths;
 use crate::record;
-use crate::space::{Space, warn};
+use crate::space::Space;
 
+/// How notes out of their places are called.
+const OVER: &str = ".over";
 /// No file takes so long to be written.
 const ABANDONED: Duration = Duration::from_secs(60);
 
@@ -65,19 +69,8 @@ impl Whose {
 
     /// The mark of its elements in nftables, shown there as their comment.
     pub(crate) fn tag(&self) -> String {
-        tag(&self.container_id, &self.ifname)
+        names::element_mark(&self.container_id, &self.ifname)
     }
-}
-
-/// The mark of an attachment's elements: container and interface, cut where nft could not show
-/// it.
-pub(crate) fn tag(container_id: &str, ifname: &str) -> String {
-    let whole = format!("{container_id} {ifname}");
-    if whole.len() <= 110 {
-        return whole;
-    }
-    let hash = causeway_types::names::host_veth(container_id, ifname);
-    format!("{} {hash}", container_id.chars().take(80).collect::<String>())
 }
 
 /// The notes of one type.
@@ -166,23 +159,25 @@ impl Notes {
 
     /// Brings back what the other living attachments had in the kernel, after somebody took it all:
     /// `make` puts it there, `undo` takes it away again where DEL went by meanwhile, as its own last
-    /// look does ([`Notes::ended`]). What fails is said on standard error: it is not the matter of the
-    /// attachment that is being made.
+    /// look does ([`Notes::ended`]). Answers what failed.
     pub(crate) fn bring_back<N: Note>(
         &self,
         node: &mut Space,
-        own: &Whose,
+        boot_id: &str,
+        but: Option<&Whose>,
         make: impl Fn(&mut Space, &N) -> Result<(), CniError>,
         undo: impl Fn(&mut Space, &N) -> Result<(), CniError>,
-    ) {
+    ) -> Vec<String> {
+        let mut failed = Vec::new();
         let all = self.all::<N>().unwrap_or_else(|e| {
-            warn(&format!("what other containers had is not brought back: {e}"));
+            failed.push(format!("what other containers had: {e}"));
             Vec::new()
         });
         for note in all {
             let whose = note.whose();
             let (id, ifname) = (&whose.container_id, &whose.ifname);
-            if (id, ifname) == (&own.container_id, &own.ifname) || whose.is_over(&own.boot_id) {
+            let is_but = but.is_some_and(|b| (id, ifname) == (&b.container_id, &b.ifname));
+            if is_but || whose.is_over(boot_id) {
                 continue;
             }
             let done = make(node, &note).and_then(|()| match self.read::<N>(id, ifname)? {
@@ -190,9 +185,87 @@ impl Notes {
                 None => undo(node, &note),
             });
             if let Err(e) = done {
-                warn(&format!("what container {id} ({ifname}) had is not brought back: {e}"));
+                failed.push(format!("what container {id} ({ifname}) had: {e}"));
             }
         }
+        failed
+    }
+
+    /// Removes notes on attachments that were over at the look before as well, and what they speak of by
+    /// `take`. A container may be started anew under its name at this very moment: its note is written
+    /// before anything is made, so that it is left alone, or found afterwards, and `make` puts there what
+    /// `take` took of it.
+    ///
+    /// # Errors
+    /// Codes 5 and 999 when too little can be read to judge.
+    pub(crate) fn sweep_over<N: Note>(
+        &self,
+        look: &mut Look<'_>,
+        what: &str,
+        take: impl Fn(&mut Space, &N) -> Result<(), CniError>,
+        make: impl Fn(&mut Space, &N) -> Result<(), CniError>,
+    ) -> Result<(), CniError> {
+        let mut due = self.claimed::<N>()?;
+        for note in self.all::<N>()? {
+            let whose = note.whose();
+            let (id, ifname) = (&whose.container_id, &whose.ifname);
+            let over = look.ends.is_over(look.node, (id, ifname), &whose.netns, &whose.boot_id)?;
+            let content = text(&note);
+            if over && look.is_due(content.clone()) && self.claim::<N>(id, ifname, &content)? {
+                due.push(note);
+            }
+        }
+        for note in due {
+            let whose = note.whose();
+            let (id, ifname) = (&whose.container_id, &whose.ifname);
+            let mut outcome = take(look.node, &note);
+            if let (Ok(()), Some(new)) = (&outcome, self.read::<N>(id, ifname)?) {
+                outcome = make(look.node, &new);
+            }
+            // What failed is still out of its place at the next look.
+            let outcome = outcome.and_then(|()| files::remove(&self.aside(id, ifname)));
+            look.done(format!("{what} of container {id} ({ifname})"), outcome);
+        }
+        Ok(())
+    }
+
+    /// Where a note is while what it speaks of is removed.
+    fn aside(&self, id: &str, ifname: &str) -> PathBuf {
+        self.dir.join(format!(".{id}-{ifname}{OVER}"))
+    }
+
+    /// Takes a note out of its place; false where another is there by now, which stays.
+    fn claim<N: Note>(&self, id: &str, ifname: &str, content: &str) -> Result<bool, CniError> {
+        let (path, aside) = (self.path(id, ifname), self.aside(id, ifname));
+        match std::fs::rename(&path, &aside) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => {
+                let place = path.display();
+                return Err(CniError::io(format!("cannot take {place} out of its place: {e}")));
+            }
+            Ok(()) => {}
+        }
+        let taken: Option<N> =
+            files::read_state(&aside)?.and_then(|text| serde_json::from_slice(&text).ok());
+        if taken.is_some_and(|taken| text(&taken) == content) {
+            return Ok(true);
+        }
+        // Unless a newer one is there already.
+        let _ = std::fs::hard_link(&aside, &path);
+        files::remove(&aside)?;
+        Ok(false)
+    }
+
+    /// Notes that somebody took out of their places and did not finish with.
+    fn claimed<N: Note>(&self) -> Result<Vec<N>, CniError> {
+        let mut all = Vec::new();
+        for name in files::names(&self.dir)? {
+            if name.ends_with(OVER) {
+                let content = files::read_state(&self.dir.join(&name))?;
+                all.extend(content.and_then(|c| serde_json::from_slice::<N>(&c).ok()));
+            }
+        }
+        Ok(all)
     }
 
     /// Erases the note of an attachment of which `take` has taken all away. Where it found nothing it
@@ -217,7 +290,7 @@ impl Notes {
     pub(crate) fn all<N: Note>(&self) -> Result<Vec<N>, CniError> {
         let mut all = Vec::new();
         for name in files::names(&self.dir)? {
-            if name.starts_with('.') {
+            if name.starts_with('.') && !name.ends_with(OVER) {
                 self.sweep(&name)?;
             }
             if !name.ends_with(".json") || name.starts_with('.') {
@@ -229,4 +302,8 @@ impl Notes {
         }
         Ok(all)
     }
+}
+
+fn text(note: &impl Note) -> String {
+    serde_json::to_string(note).unwrap_or_default()
 }

@@ -14,9 +14,6 @@ use causeway_types::names;
 
 use crate::space::{Failed, Space};
 
-/// How often elements are looked at again when others change them meanwhile.
-const TRIES: u32 = 5;
-
 /// Our table.
 pub(crate) fn table_id() -> TableId {
     TableId { family: NftFamily::Inet, name: names::NFT_PLUGINS.to_owned() }
@@ -42,6 +39,11 @@ impl Pair {
         self.want.comment.as_deref()
     }
 
+    /// The one that is there is the wanted one.
+    pub(crate) fn is_as_wanted(&self) -> bool {
+        self.have.as_ref() == Some(&self.want) && self.holder() == self.comment()
+    }
+
     /// The comment of the one that is there.
     pub(crate) fn holder(&self) -> Option<&str> {
         self.have.as_ref()?.comment.as_deref()
@@ -52,19 +54,23 @@ fn frame(set: &Set) -> Set {
     Set { elements: BTreeMap::new(), ..set.clone() }
 }
 
+/// Where the elements of a wish are, in order.
+pub(crate) fn ids(table: &NftTable) -> Vec<ElementId> {
+    let each = table.sets.iter().flat_map(|(name, set)| {
+        let id =
+            |key: &Vec<KeyPart>| ElementId { set: name.clone(), of: frame(set), key: key.clone() };
+        set.elements.keys().map(id)
+    });
+    each.collect()
+}
+
 /// Looks the elements of a wish up, one by one.
 ///
 /// # Errors
 /// Code 999 when the kernel does not say.
 pub(crate) fn look(node: &mut Space, table: &NftTable) -> Result<Vec<Pair>, CniError> {
-    let mut ids = Vec::new();
-    let mut wants = Vec::new();
-    for (name, set) in &table.sets {
-        for (key, element) in &set.elements {
-            ids.push(ElementId { set: name.clone(), of: frame(set), key: key.clone() });
-            wants.push(element.clone());
-        }
-    }
+    let ids = ids(table);
+    let wants = table.sets.values().flat_map(|set| set.elements.values().cloned());
     let found = node.kernel(|handle| handle.nft()?.elements(&table_id(), &ids))?;
     let each = ids.into_iter().zip(wants).zip(found);
     Ok(each.map(|((id, want), have)| Pair { id, want, have }).collect())
@@ -134,7 +140,7 @@ pub(crate) fn put_whole(
 }
 
 /// None of a table's base chains is there. When the kernel does not say, they may be.
-fn is_lost(node: &mut Space, table: &NftTable) -> bool {
+pub(crate) fn is_lost(node: &mut Space, table: &NftTable) -> bool {
     let based = table.chains.iter().filter(|(_, chain)| chain.base.is_some());
     let places = based.map(|(name, _)| Place::new(Layer::Inet, &table_id().name, name)).collect();
     node.kernel(|handle| handle.nft()?.existing_chains(places)).is_ok_and(|there| there.is_empty())
@@ -163,8 +169,7 @@ pub(crate) fn put_anew(
 
 /// What takes stale elements away, and what adds those that are wanted.
 fn changes(pairs: &[Pair]) -> (Vec<NftOp>, Vec<NftOp>) {
-    let as_wanted = |p: &Pair| p.have.as_ref() == Some(&p.want) && p.holder() == p.comment();
-    let others = pairs.iter().filter(|p| !as_wanted(p));
+    let others = pairs.iter().filter(|p| !p.is_as_wanted());
     let taken = others.filter_map(|p| Some((&p.id, p.have.clone()?)));
     let stale = grouped(taken, |set, of, elements| NftOp::DelElements { set, of, elements });
     let wanted = pairs.iter().map(|p| (&p.id, p.want.clone()));
@@ -196,8 +201,8 @@ fn build(table: &NftTable, keep: &[&str]) -> Vec<NftOp> {
     ops
 }
 
-/// Takes the elements of a wish away that carry a mark; those of others stay. Answers whether there
-/// were any.
+/// Takes the elements of a wish away that carry a mark; those of others stay, also where they come
+/// this very moment. Answers whether there were any.
 ///
 /// # Errors
 /// Code 999 when the kernel refuses.
@@ -210,23 +215,12 @@ fn take_known(
     table: &NftTable,
     is_its: &dyn Fn(&[KeyPart], &Element) -> bool,
 ) -> Result<bool, CniError> {
-    let mut found = false;
-    for attempt in 1.. {
-        let pairs = look(node, table)?;
-        let there = pairs.iter().filter_map(|p| Some((&p.id, p.have.clone()?)));
-        let own = there.filter(|(id, have)| is_its(&id.key, have));
-        let ops = grouped(own, |set, of, elements| NftOp::DelElements { set, of, elements });
-        if ops.is_empty() {
-            break;
-        }
-        found = true;
-        match node.apply(&[Op::Nft { table: table_id(), ops }]) {
-            // Somebody else took one of them.
-            Err(e) if e.is_gone() && attempt < TRIES => {}
-            other => return other.map(|()| true).map_err(|e| node.error(&Failed::Op(e))),
-        }
-    }
-    Ok(found)
+    let ids = ids(table);
+    let own = |id: &ElementId, element: &Element| is_its(&id.key, element);
+    let removed = node.handle().nft().map(|nft| nft.remove_elements(&table_id(), &ids, own));
+    let found =
+        removed.map_err(|e| node.unreadable(&e))?.map_err(|e| node.error(&Failed::Op(e)))?;
+    Ok(ids.iter().zip(found).any(|(id, have)| have.is_some_and(|have| own(id, &have))))
 }
 
 /// As [`take`], where it is not known which elements an attachment has: all sets are read.

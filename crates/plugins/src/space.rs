@@ -1,5 +1,7 @@
 //! A network namespace during a call: what is there, and operations with errors that speak.
 
+mod marks;
+
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::IpAddr;
@@ -41,6 +43,12 @@ pub(crate) fn warn(text: &str) {
     let _ = writeln!(std::io::stderr(), "warning: {text}");
 }
 
+/// Says what was not brought back after somebody flushed it: it is not the matter of the attachment
+/// that is being made.
+pub(crate) fn warn_not_back(failed: &[String]) {
+    failed.iter().for_each(|what| warn(&format!("not brought back: {what}")));
+}
+
 /// Interfaces alone.
 const NOTHING: Scope = Scope {
     addrs: false,
@@ -60,6 +68,8 @@ pub(crate) struct Space {
     lacked: bool,
     /// Interfaces that were looked for in vain, and not made here since.
     absent: Vec<IfName>,
+    /// Addresses that turned out to be another attachment's by now.
+    passed_on: BTreeSet<IpAddr>,
 }
 
 impl Space {
@@ -69,7 +79,7 @@ impl Space {
     /// Code 999 when there is no way to talk to the kernel.
     pub(crate) fn node() -> Result<Self, CniError> {
         let handle = Handle::open().map_err(|e| CniError::internal(e.to_string()))?;
-        Ok(Self { handle, place: "on the node".to_owned(), lacked: false, absent: Vec::new() })
+        Ok(Self::at(handle, "on the node".to_owned()))
     }
 
     /// A pod's namespace.
@@ -100,8 +110,11 @@ impl Space {
 
     fn inside(netns: NetNs, path: &str) -> Result<Self, CniError> {
         let handle = Handle::open_in(&netns).map_err(|e| CniError::internal(e.to_string()))?;
-        let place = format!("in the pod's namespace {path}");
-        Ok(Self { handle, place, lacked: false, absent: Vec::new() })
+        Ok(Self::at(handle, format!("in the pod's namespace {path}")))
+    }
+
+    fn at(handle: Handle, place: String) -> Self {
+        Self { handle, place, lacked: false, absent: Vec::new(), passed_on: BTreeSet::new() }
     }
 
     /// Asks the kernel for something, or to do something, in this namespace.
@@ -134,6 +147,7 @@ impl Space {
     /// # Errors
     /// What failed first.
     pub(crate) fn make(&mut self, desired: &Desired, observed: &Observed) -> Result<(), Failed> {
+        self.displace(desired)?;
         let observed = &self.with_tables(desired, observed).map_err(Failed::Unread)?;
         let plan = plan(desired, observed, &Ownership::plugin(names::ROUTE_PROTOCOL));
         if let Some(conflict) = plan.conflicts.into_iter().next() {
@@ -181,6 +195,7 @@ impl Space {
             (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for op in withdraw(desired) {
             match &op {
+                Op::Nft { ops, .. } if marks::is_of_elements(ops) => {}
                 Op::Remove(Object::Link(link)) => {
                     quiet.push(Op::Change {
                         from: Object::Link(Link { up: true, ..link.clone() }),
@@ -193,11 +208,13 @@ impl Space {
                 _ => rest.push(op),
             }
         }
-        if early.is_empty() {
+        if early.is_empty() && !marks::has_elements(desired) {
             quiet.clear();
         }
-        let first: Vec<Op> = [quiet, early, links, rest].into_iter().flatten().collect();
-        let mut outcomes = self.handle.apply(&first);
+        let mut outcomes = self.handle.apply(&quiet);
+        outcomes.push(self.give_up(desired));
+        let first: Vec<Op> = [early, links, rest].into_iter().flatten().collect();
+        outcomes.extend(self.handle.apply(&first));
         for op in shared {
             if !self.is_used(desired, &op)? {
                 outcomes.extend(self.handle.apply(&[op]));
@@ -446,15 +463,17 @@ impl Space {
     }
 
     /// Removes the entries of connection tracking of addresses, so that their next holders do not
-    /// inherit them.
+    /// inherit them; those of addresses that have their next holder already are its own.
     ///
     /// # Errors
     /// Code 999 when the kernel refuses.
     pub(crate) fn forget_connections(&mut self, addresses: &[IpAddr]) -> Result<(), CniError> {
+        let addresses: Vec<IpAddr> =
+            addresses.iter().filter(|ip| !self.passed_on.contains(ip)).copied().collect();
         if addresses.is_empty() {
             return Ok(());
         }
-        match self.handle.forget_connections(addresses) {
+        match self.handle.forget_connections(&addresses) {
             // A kernel without connection tracking has nothing to forget.
             Err(causeway_kernel::Error::Refused { refusal, .. }) if refusal.errno == EINVAL => {
                 Ok(())

@@ -320,8 +320,10 @@ fn an_owned_table_is_named() {
     use std::io::Write;
     let node = node();
     let result = plug(&node, "p1", 1);
+    // It keeps a history of what it was told.
     let mut owner = std::process::Command::new("nft")
         .arg("-i")
+        .env("HOME", "/run")
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())

@@ -183,6 +183,43 @@ fn the_next_add_brings_back_what_a_flush_took() {
     assert_eq!(left.lines().filter(|l| !l.contains("up0@")).collect::<Vec<_>>(), [""; 0]);
 }
 
+/// No lease tells of addresses that other IPAM plugins give, nor of checks of MACs: the results that
+/// the runtime keeps do.
+#[test]
+fn the_runtimes_results_tell_of_the_rest() {
+    use causeway_cni_spec::runtime::{Attachment, Cache};
+    let node = begin();
+    let mut conf = network("bridge", 5, true);
+    conf["macspoofchk"] = json!(true);
+    conf["ipam"] = json!({"type": "static", "addresses": [
+        {"address": "10.5.0.2/24", "gateway": "10.5.0.1"}, {"address": "fd05::2/64", "gateway": "fd05::1"}],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]});
+    let netns = node.pod("p1");
+    let result = node.add("p1", &conf);
+    let list = json!({"cniVersion": "1.0.0", "name": "net5", "plugins": [conf]});
+    let keep = |name: &str| {
+        let attachment = Attachment::new(name, netns.as_str(), "eth0");
+        let cache = Cache::new("/var/lib/cni");
+        cache.store("net5", &attachment, list.to_string().as_bytes(), &result).unwrap();
+    };
+    keep("p1");
+    // Of one that is gone the file stays, as after a crash.
+    keep("gone");
+    let is_whole = || check(&node, "p1", &conf, &result).code == 0;
+    let outside = || tcp("p1", &at(EXT[0], 7000)) == format!("ext {}", NODE[0]);
+    assert!(is_whole() && outside());
+    sh("nft flush ruleset");
+    assert!(!is_whole() && !outside());
+    let other = Pod::new("q1", "bridge", 1, 8081).add(&node);
+    other.works();
+    assert!(outside() && is_whole(), "{}", sh("nft list ruleset"));
+    let rules = sh("nft list ruleset");
+    assert!(rules.contains("source MAC is not the pod's") && !rules.contains("\"gone"), "{rules}");
+    node.del("p1", &with(&conf, &result));
+    let rules = sh("nft list ruleset");
+    assert!(!rules.contains("source MAC") && !rules.contains("\"p1"), "{rules}");
+}
+
 /// A port that a flush took is still its pod's.
 #[test]
 fn a_port_stays_its_pods_over_a_flush() {

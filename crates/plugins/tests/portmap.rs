@@ -4,7 +4,7 @@ mod common;
 
 use common::outside::uplink;
 use common::ports::{
-    address, bridge, chained, first, mapping, node, node_result, portmap, start, start_on,
+    address, bridge, chained, first, mapping, node, node_result, portmap, rules, start, start_on,
 };
 use common::traffic::{ask, serve, socket, tcp, udp};
 use common::ways::check;
@@ -172,7 +172,7 @@ fn one_family_alone() {
             }
             assert_eq!(check(&node, "p1", &ports, &result).code, 0);
             node.del("p1", &chained(&ports, &result));
-            assert!(!sh("nft list table inet causeway_cni").contains("p1 eth0"));
+            assert!(!rules().contains("p1 eth0"));
         };
         std::thread::spawn(run).join().unwrap();
     }
@@ -232,7 +232,7 @@ fn many_at_once_for_one_port() {
         pods.iter().zip(&answers).filter(|(_, a)| a.code == 0).map(|(pod, _)| pod).collect();
     // Two may meet in the middle and both give way.
     assert!(winners.len() <= 1, "{winners:?}");
-    let rules = sh("nft list table inet causeway_cni");
+    let rules = rules();
     for (pod, answer) in pods.iter().zip(answers) {
         let wins = answer.code == 0;
         assert_eq!(rules.contains(&format!("\"{pod} eth0\"")), wins, "{pod}: {rules}");
@@ -253,7 +253,7 @@ fn udp_finds_the_new_pod() {
         let client = socket("ext", target);
         // Somebody asked before there was any pod.
         assert_eq!(ask(&client, target), "");
-        let result = start(&node, "p1", &ports);
+        start(&node, "p1", &ports);
         serve("p1", "[::]:53");
         assert!(ask(&client, target).starts_with("p1 "));
         // A connection through the node to the same port of somebody else lives on.
@@ -265,7 +265,8 @@ fn udp_finds_the_new_pod() {
         let through = socket("ext", third);
         assert!(ask(&through, third).starts_with("p3 "));
         let before = tracked(&third.ip().to_string());
-        node.del("p1", &chained(&ports, &result));
+        // Without the result it is not known that another plugin ends the pod's connections.
+        node.del("p1", &ports);
         assert_eq!(ask(&client, target), "");
         // The addresses of the first are not free for the second.
         let second = start(&node, "p2", &ports);
@@ -278,6 +279,44 @@ fn udp_finds_the_new_pod() {
             node.remove_pod(pod);
         }
     }
+}
+
+/// The main plugin ends all connections of the pod's addresses; to look for those of its ports before
+/// that would cost a walk over the kernel's table. Where it does not come to that, portmap looks.
+#[test]
+fn connections_of_ports_end_once() {
+    let node = node();
+    let ports = portmap(json!([mapping(5353, 53, "udp")]));
+    for target in ["192.168.7.1:5353", "[fd07::1]:5353"] {
+        let target: std::net::SocketAddr = target.parse().unwrap();
+        let client = socket("ext", target);
+        let ip = target.ip().to_string();
+        for gone in [false, true] {
+            let result = start(&node, "p1", &ports);
+            serve("p1", "[::]:53");
+            assert!(ask(&client, target).starts_with("p1 "), "{gone}");
+            assert_eq!(of_ports(&ip).len(), 1, "{gone}");
+            if gone {
+                sh("ip -n p1 link del eth0");
+            }
+            node.del("p1", &chained(&ports, &result));
+            assert_eq!(of_ports(&ip).len(), usize::from(!gone), "after DEL of portmap, {gone}");
+            node.del("p1", &chained(&bridge(), &result));
+            assert_eq!(of_ports(&ip), [""; 0], "{gone}");
+            node.remove_pod("p1");
+        }
+    }
+}
+
+/// The tracked connections to port 5353 of an address of the node.
+fn of_ports(ip: &str) -> Vec<String> {
+    let full = match ip.parse().unwrap() {
+        std::net::IpAddr::V4(ip) => ip.to_string(),
+        std::net::IpAddr::V6(ip) => ip.segments().map(|s| format!("{s:04x}")).join(":"),
+    };
+    let table = std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap_or_default();
+    let its = |l: &&str| l.contains(&format!("dst={full} ")) && l.contains(" dport=5353 ");
+    table.lines().filter(its).map(str::to_owned).collect()
 }
 
 /// The tracked connections of UDP to an address: their ports.

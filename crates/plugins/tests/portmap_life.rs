@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::ports::{bridge, chained, first, mapping, node, node_result, portmap, start};
+use common::ports::{bridge, chained, first, mapping, node, node_result, portmap, rules, start};
 use common::trace::Held;
 use common::traffic::{serve, tcp, udp};
 use common::ways::{check, gc};
@@ -28,10 +28,7 @@ fn a_port_that_is_taken_names_its_holder() {
         let (code, message) = node.call("ADD", "p2", &conf).run().err();
         assert_eq!(code, 999, "{message}");
         assert!(message.contains("is held by container p1 (eth0)"), "{message}");
-        assert!(
-            !sh("nft list table inet causeway_cni").contains("p2 eth0"),
-            "left by a failed ADD"
-        );
+        assert!(!rules().contains("p2 eth0"), "left by a failed ADD");
         assert!(!std::path::Path::new("/var/lib/causeway/portmap/p2-eth0.json").exists());
     }
     // The same port of another protocol or address is another one.
@@ -158,7 +155,7 @@ fn what_cannot_be_honoured_is_refused() {
     empty["ips"] = json!([]);
     let (code, message) = node.call("ADD", "p1", &chained(&plain, &empty)).run().err();
     assert!(code == 7 && message.contains("no address"), "{message}");
-    assert!(!sh("nft list ruleset").contains("p1 eth0"));
+    assert!(!rules().contains("p1 eth0"));
 }
 
 #[test]
@@ -204,7 +201,6 @@ fn check_gc_and_status() {
     let mut other = ports.clone();
     other["name"] = json!("net2");
     gc(&node, &other, &[]).ok();
-    let rules = || sh("nft list table inet causeway_cni");
     assert!(rules().contains("p1 eth0") && rules().contains("p2 eth0"));
     gc(&node, &ports, &["p2"]).ok();
     assert!(!rules().contains("p1 eth0") && rules().contains("p2 eth0"), "{}", rules());
@@ -232,7 +228,7 @@ fn killed_at_any_system_call() {
     let result = start(&node, "p1", &ports);
     let conf = chained(&ports, &result);
     let clean = |when: &str| {
-        let rules = sh("nft list table inet causeway_cni");
+        let rules = rules();
         assert!(!rules.contains("p1 eth0"), "left after {when}: {rules}");
         // A file that was being written goes with the next DEL, or with GC when it is old.
         sh("find /var/lib/causeway/portmap -name '.*' -exec touch -d yesterday {} +");
@@ -312,7 +308,7 @@ fn the_number_of_ports_does_not_matter() {
     assert!(tcp("ext", "192.168.7.1:11999").starts_with("p2 "));
     assert!(tcp("ext", "[fd07::1]:10000").starts_with("p2 "));
     node.del("p2", &portmap(Value::Null));
-    assert!(!sh("nft list table inet causeway_cni").contains("p2 eth0"));
+    assert!(!rules().contains("p2 eth0"));
 }
 
 #[test]

@@ -59,6 +59,17 @@ pub fn host_veth(container_id: &str, ifname: &str) -> IfName {
     IfName::new(format!("cw{}", &hex[..11])).expect("13 bytes of letters and digits")
 }
 
+/// The mark of an attachment's elements in nftables, shown there as their comment: container and
+/// interface, cut where nft could not show it.
+pub fn element_mark(container_id: &str, ifname: &str) -> String {
+    let whole = format!("{container_id} {ifname}");
+    if whole.len() <= 110 {
+        return whole;
+    }
+    let hash = host_veth(container_id, ifname);
+    format!("{} {hash}", container_id.chars().take(80).collect::<String>())
+}
+
 /// The device through which all that a container sends goes where its rate is limited: `bwp` and
 /// 12 hex digits of a hash of network and container, the same as the reference plugins name it, so
 /// that each finds the other's. `also` tells several interfaces of a container apart; empty for the

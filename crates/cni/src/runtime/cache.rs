@@ -153,6 +153,16 @@ impl Cache {
     /// # Errors
     /// Code 5 if the directory cannot be read (a missing one counts as empty).
     pub fn list(&self, network: &str) -> Result<Vec<CachedAttachment>, CniError> {
+        let mut found = self.all()?;
+        found.retain(|cached| cached.network == network);
+        Ok(found)
+    }
+
+    /// The same of all networks.
+    ///
+    /// # Errors
+    /// As [`Cache::list`].
+    pub fn all(&self) -> Result<Vec<CachedAttachment>, CniError> {
         let dir = self.results_dir();
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
@@ -163,7 +173,6 @@ impl Cache {
             .filter_map(Result::ok)
             .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
             .filter_map(|entry| read(&entry.path()).ok())
-            .filter(|cached| cached.network == network)
             .collect();
         found.sort_by_key(|cached| cached.attachment.id());
         Ok(found)

@@ -243,7 +243,7 @@ impl Nft {
         for attempt in 1.. {
             let requests: Vec<(Option<usize>, Request)> =
                 changes.iter().flat_map(messages).map(|request| (None, request)).collect();
-            match self.commit(requests) {
+            match self.commit(requests, None) {
                 Ok(()) => break,
                 Err(Failure::Refused { refusal: Refusal { errno: libc::EINTR, .. }, .. })
                     if attempt < TRIES => {}

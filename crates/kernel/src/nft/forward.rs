@@ -107,7 +107,7 @@ impl Nft {
         steps.extend(last.map(|request| vec![request]));
         let mut refused = Refusal::new(libc::EINTR);
         for _ in 0..TRIES {
-            match self.commit_steps(steps.clone()) {
+            match self.commit_steps(steps.clone(), None) {
                 Ok(()) => return Ok(()),
                 // Another writer's transaction came in between.
                 Err(Failure::Refused { refusal, .. }) if refusal.errno == libc::EINTR => {

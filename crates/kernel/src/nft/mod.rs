@@ -62,38 +62,37 @@ impl Nft {
                 // Another writer's transaction came in between (the generation changed).
                 Err(Failure::Refused { refusal, .. })
                     if refusal.errno == libc::EINTR && attempt + 1 < TRIES => {}
-                Err(Failure::Refused { step, refusal }) => {
-                    let attempted = match step {
-                        Some(step) => {
-                            format!("do step {} of {}: {}", step + 1, ops.len(), word(&ops[step]))
-                        }
-                        None => "commit the transaction".to_owned(),
-                    };
-                    return Err(OpError::refused(key(), attempted, &refusal));
-                }
-                Err(Failure::Socket(error)) => {
-                    return Err(OpError::other(key(), "send the transaction", &error));
-                }
+                Err(failure) => return Err(failed(key(), ops, failure)),
             }
         }
         Ok(())
     }
 
     fn transaction(&mut self, table: &TableId, ops: &[NftOp]) -> Result<(), Failure> {
-        self.commit_steps(ops.iter().map(|op| encode::step(table, op)).collect())
+        self.commit_steps(ops.iter().map(|op| encode::step(table, op)).collect(), None)
     }
 
-    /// Sends the messages of several steps, to be carried out all or none.
-    fn commit_steps(&mut self, steps: Vec<Vec<Request>>) -> Result<(), Failure> {
+    /// Sends the messages of several steps, to be carried out all or none; with a generation only
+    /// while the rule set is still of that.
+    fn commit_steps(
+        &mut self,
+        steps: Vec<Vec<Request>>,
+        generation: Option<u32>,
+    ) -> Result<(), Failure> {
         let numbered = steps.into_iter().enumerate().flat_map(|(number, some)| {
             some.into_iter().map(move |request| (Some(number), request))
         });
-        self.commit(numbered.collect())
+        self.commit(numbered.collect(), generation)
     }
 
     /// Sends messages as one transaction; each belongs to a step.
-    fn commit(&mut self, steps: Vec<(Option<usize>, Request)>) -> Result<(), Failure> {
-        let mut requests = vec![Request { kind: msg::BATCH_BEGIN, flags: 0, body: Body::batch() }];
+    fn commit(
+        &mut self,
+        steps: Vec<(Option<usize>, Request)>,
+        generation: Option<u32>,
+    ) -> Result<(), Failure> {
+        let begin = Body::batch(generation);
+        let mut requests = vec![Request { kind: msg::BATCH_BEGIN, flags: 0, body: begin }];
         // Which step each message belongs to.
         let mut owner = vec![None];
         for (number, request) in steps {
@@ -105,7 +104,7 @@ impl Nft {
             last.flags |= ACK;
         }
         let last = requests.len() - 1;
-        requests.push(Request { kind: msg::BATCH_END, flags: 0, body: Body::batch() });
+        requests.push(Request { kind: msg::BATCH_END, flags: 0, body: Body::batch(None) });
         let range = self.sock.send(&requests).map_err(Failure::Socket)?;
         let first = *range.start();
         let mut failed: Option<(usize, Refusal)> = None;
@@ -186,6 +185,20 @@ impl Nft {
 enum Failure {
     Socket(Error),
     Refused { step: Option<usize>, refusal: Refusal },
+}
+
+/// A failure of a transaction in words.
+fn failed(key: Key, ops: &[NftOp], failure: Failure) -> OpError {
+    match failure {
+        Failure::Refused { step: Some(step), refusal } => {
+            let attempted = format!("do step {} of {}: {}", step + 1, ops.len(), word(&ops[step]));
+            OpError::refused(key, attempted, &refusal)
+        }
+        Failure::Refused { step: None, refusal } => {
+            OpError::refused(key, "commit the transaction", &refusal)
+        }
+        Failure::Socket(error) => OpError::other(key, "send the transaction", &error),
+    }
 }
 
 fn word(op: &NftOp) -> String {

@@ -18,6 +18,7 @@ pub(super) mod msg {
     pub(in super::super) const NEWSETELEM: u16 = SUBSYSTEM | 12;
     pub(in super::super) const GETSETELEM: u16 = SUBSYSTEM | 13;
     pub(in super::super) const DELSETELEM: u16 = SUBSYSTEM | 14;
+    pub(in super::super) const NEWGEN: u16 = SUBSYSTEM | 15;
     pub(in super::super) const GETGEN: u16 = SUBSYSTEM | 16;
     /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`.
     pub(in super::super) const BATCH_BEGIN: u16 = 0x10;
@@ -36,9 +37,14 @@ impl Body {
         Self(vec![family, 0, 0, 0])
     }
 
-    /// The header of a batch: the resource is the subsystem.
-    pub(super) fn batch() -> Vec<u8> {
-        vec![0, 0, 0, 10]
+    /// The header of a batch: the resource is the subsystem. With a generation
+    /// (`NFNL_BATCH_GENID`) it is carried out only while the rule set is of that.
+    pub(super) fn batch(generation: Option<u32>) -> Vec<u8> {
+        let mut body = Self(vec![0, 0, 0, 10]);
+        if let Some(generation) = generation {
+            body.u32(1, generation);
+        }
+        body.done()
     }
 
     pub(super) fn put(&mut self, kind: u16, value: &[u8]) -> &mut Self {

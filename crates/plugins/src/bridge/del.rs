@@ -130,7 +130,7 @@ fn remembered(call: &Call, way: &Way, ipam: &Ipam) -> Result<AttachmentRecord, C
         }
         Ipam::Static(_) | Ipam::Foreign(_) | Ipam::None => result().map(|ip| ip.address).collect(),
     };
-    Ok(skeleton(call, way, &call.env.container_id, ends, addresses))
+    Ok(skeleton(&call.conf.name, way, &call.env.container_id, ends, addresses))
 }
 
 fn with_length(ip: IpAddr, conf: &HostLocal) -> IpNet {
@@ -140,8 +140,8 @@ fn with_length(ip: IpAddr, conf: &HostLocal) -> IpNet {
 }
 
 /// A record that names what is to be removed.
-fn skeleton(
-    call: &Call,
+pub(crate) fn skeleton(
+    network: &str,
     way: &Way,
     container_id: &str,
     ends: Derived,
@@ -153,7 +153,7 @@ fn skeleton(
         ifname: ends.ifname,
         pod: None,
         netns: String::new(),
-        network: call.conf.name.clone(),
+        network: network.to_owned(),
         attach: way.attach,
         pending: true,
         host_ifname: ends.host_ifname,
@@ -271,5 +271,5 @@ pub(super) fn record_of(
     let ifname = if owner.ifname.is_empty() { "eth0" } else { &owner.ifname };
     let ends = Derived::new(&owner.container_id, IfName::new(ifname).ok()?);
     let addresses = ips.iter().map(|ip| with_length(*ip, ranges)).collect();
-    Some(skeleton(call, way, &owner.container_id, ends, addresses))
+    Some(skeleton(&call.conf.name, way, &owner.container_id, ends, addresses))
 }

@@ -1,5 +1,6 @@
 //! Masquerade that somebody flushed: what the living attachments of a network had, as their leases
-//! tell it, is brought back by the ADD that finds the network's chain missing.
+//! tell it, and of other networks as the runtime's results do, is brought back by the ADD that finds
+//! the network's chain missing.
 
 use std::net::IpAddr;
 
@@ -14,12 +15,18 @@ use crate::attachment::context;
 use crate::call::Call;
 use crate::ipam::Ipam;
 use crate::names::Derived;
-use crate::space::{Failed, Space, warn};
+use crate::restore;
+use crate::space::{Failed, Space, warn, warn_not_back};
 use crate::store::LeaseDir;
 
 /// Brings the masquerade of the network's other attachments back. What fails is said on standard
 /// error: it is not the matter of the attachment that is being made.
 pub(crate) fn masquerade(call: &Call, way: &Way, ipam: &Ipam, node: &mut Space) {
+    by_leases(call, way, ipam, node);
+    warn_not_back(&restore::cached(&call.paths, node, Some(&call.owner())));
+}
+
+fn by_leases(call: &Call, way: &Way, ipam: &Ipam, node: &mut Space) {
     let Ipam::HostLocal { conf, leases } = ipam else { return };
     if !way.ip_masq {
         return;
@@ -75,6 +82,7 @@ fn one(
     if is_up(node, &end)? { Ok(()) } else { node.unmake(&tables) }
 }
 
-fn is_up(node: &mut Space, name: &IfName) -> Result<bool, CniError> {
+/// DEL sets an attachment's end down before it takes anything away.
+pub(crate) fn is_up(node: &mut Space, name: &IfName) -> Result<bool, CniError> {
     Ok(node.link(name)?.is_some_and(|link| link.up))
 }

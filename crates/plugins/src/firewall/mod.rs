@@ -17,14 +17,16 @@ use causeway_kernel::sysctl;
 use causeway_model::nft::foreign::Dropping;
 use causeway_model::nft::{Chain, KeyPart};
 use causeway_model::{Desired, LinkKind, Object, Owner};
-use causeway_types::{Cidr, Family, IfName};
+use causeway_types::{Cidr, Family, IfName, names};
 
 use crate::Plugin;
 use crate::attachment;
 use crate::call::Call;
 use crate::foreign_chains;
-use crate::notes::{Notes, Whose, tag};
-use crate::owned;
+use crate::leftovers::Look;
+use crate::notes::{Notes, Whose};
+use crate::owned::{self, Pair};
+use crate::paths::Paths;
 use crate::rollback::Rollback;
 use crate::space::{self, Failed, Space};
 use conf::FirewallConf;
@@ -33,8 +35,11 @@ use note::{ADMIN, Forward, Inserted};
 /// Type `firewall`.
 pub(crate) struct FirewallPlugin;
 
+/// Where its notes are.
+const NOTES: &str = "firewall";
+
 fn notes(call: &Call) -> Notes {
-    Notes::at(&call.paths, "firewall")
+    Notes::at(&call.paths, NOTES)
 }
 
 impl Plugin for FirewallPlugin {
@@ -51,7 +56,7 @@ impl Plugin for FirewallPlugin {
             return close(&notes(call), &note);
         }
         let mut node = Space::node()?;
-        owned::take_all(&mut node, &note::sets(), &tag(id, ifname))?;
+        owned::take_all(&mut node, &note::sets(), &names::element_mark(id, ifname))?;
         let addresses = call.conf.prev_result.as_ref().map(addresses).unwrap_or_default();
         foreign_chains::remove_forward(&mut node, &addresses)?;
         notes(call).remove(id, ifname)
@@ -189,7 +194,9 @@ fn open(
     let lost = put(&mut node, &note)?;
     let bare = foreign::insert(&mut node, &note)?;
     if lost || bare {
-        bring_back(&mut node, &notes, &note.whose, &dropping);
+        let own = &note.whose;
+        let failed = bring_back(&mut node, &notes, &own.boot_id, Some(own), &dropping);
+        space::warn_not_back(&failed);
     }
     Ok(())
 }
@@ -236,17 +243,45 @@ fn put(node: &mut Space, note: &Forward) -> Result<bool, CniError> {
     done.map_err(|e| node.error(&Failed::Op(e)))
 }
 
-/// Brings back what other attachments had in our table and, of those chains of others that drop now,
-/// in those where it was.
-fn bring_back(node: &mut Space, notes: &Notes, own: &Whose, dropping: &[Dropping]) {
-    let there: Vec<Inserted> = dropping.iter().map(|c| foreign::inserted(&c.place)).collect();
+/// Puts all attachments' packets back where somebody took them, and answers what could not be.
+pub(crate) fn restore(paths: &Paths, node: &mut Space, boot_id: &str) -> Vec<String> {
+    match foreign::find(node, &Family::BOTH) {
+        Ok(dropping) => bring_back(node, &Notes::at(paths, NOTES), boot_id, None, &dropping),
+        Err(e) => vec![format!("packets of containers: {e}")],
+    }
+}
+
+/// Removes packets of pods that are gone.
+pub(crate) fn sweep(paths: &Paths, look: &mut Look<'_>) -> Result<(), CniError> {
+    let take = |node: &mut Space, note: &Forward| remove(node, note).map(drop);
     let make = |node: &mut Space, note: &Forward| {
         put(node, note)?;
+        foreign::insert(node, note).map(drop)
+    };
+    Notes::at(paths, NOTES).sweep_over(look, "packets", take, make)
+}
+
+/// Brings back what attachments had in our table and, of those chains of others that drop now, in those
+/// where it was.
+fn bring_back(
+    node: &mut Space,
+    notes: &Notes,
+    boot_id: &str,
+    but: Option<&Whose>,
+    dropping: &[Dropping],
+) -> Vec<String> {
+    let there: Vec<Inserted> = dropping.iter().map(|c| foreign::inserted(&c.place)).collect();
+    let make = |node: &mut Space, note: &Forward| {
+        let table = note.table();
+        let whole = owned::look(node, &table)?.iter().all(Pair::is_as_wanted);
+        if !whole || owned::is_lost(node, &table) {
+            put(node, note)?;
+        }
         let mut there_too = note.clone();
         there_too.inserted.retain(|place| there.contains(place));
         foreign::insert(node, &there_too).map(drop)
     };
-    notes.bring_back(node, own, make, |node, note| remove(node, note).map(drop));
+    notes.bring_back(node, boot_id, but, make, |node, note| remove(node, note).map(drop))
 }
 
 /// Removes bridges that no attachment is on any more.

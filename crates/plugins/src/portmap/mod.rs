@@ -13,25 +13,30 @@ use causeway_kernel::{Without, sysctl};
 use causeway_model::nft::foreign::{Layer, Place};
 use causeway_model::{Desired, Object, Owner, Sysctl};
 use causeway_plan::Op;
-use causeway_types::{Family, IfName};
+use causeway_types::{Family, IfName, names};
 use rustix::io::Errno;
 
 use crate::Plugin;
 use crate::attachment;
 use crate::call::Call;
 use crate::foreign_chains;
-use crate::notes::{Note, Notes, Whose, tag};
+use crate::leftovers::Look;
+use crate::notes::{Note, Notes, Whose};
 use crate::owned::{self, Pair, Put};
+use crate::paths::Paths;
 use crate::rollback::Rollback;
-use crate::space::{Failed, Space};
+use crate::space::{Failed, Space, warn_not_back};
 use conf::PortmapConf;
 use note::{Port, Ports};
 
 /// Type `portmap`.
 pub(crate) struct PortmapPlugin;
 
+/// Where its notes are.
+const NOTES: &str = "portmap";
+
 fn notes(call: &Call) -> Notes {
-    Notes::at(&call.paths, "portmap")
+    Notes::at(&call.paths, NOTES)
 }
 
 impl Plugin for PortmapPlugin {
@@ -51,11 +56,17 @@ impl Plugin for PortmapPlugin {
     fn del(&self, call: &Call) -> Result<(), CniError> {
         let (id, ifname) = (&call.env.container_id, &call.env.ifname);
         if let Some(note) = notes(call).read::<Ports>(id, ifname)? {
+            let mut node = Space::node()?;
+            if ended_later(call, &mut node)? {
+                let take = |node: &mut Space| owned::take(node, &note.table(), &note.whose.tag());
+                let found = take(&mut node)?;
+                return notes(call).ended(&note.whose, found, || take(&mut node).map(drop));
+            }
             return unmap(&notes(call), &note);
         }
         let mut node = Space::node()?;
         if call.conf.runtime_config.port_mappings.iter().any(|m| m.host_port != 0) {
-            owned::take_all(&mut node, &note::sets(), &tag(id, ifname))?;
+            owned::take_all(&mut node, &note::sets(), &names::element_mark(id, ifname))?;
         }
         foreign_chains::remove_ports(&mut node, &call.conf.name, id)?;
         notes(call).remove(id, ifname)
@@ -145,7 +156,10 @@ fn map(call: &Call, note: &Ports, rollback: &mut Rollback) -> Result<(), CniErro
     let mut done = owned::put(&mut node, &table, &pairs, &[]);
     if matches!(done, Ok(Put::Lost)) {
         // First the others: their ports stay theirs.
-        notes.bring_back(&mut node, &note.whose, put_back, |node, note| take(node, note).map(drop));
+        let own = &note.whose;
+        let undo = |node: &mut Space, note: &Ports| take(node, note).map(drop);
+        let failed = notes.bring_back(&mut node, &own.boot_id, Some(own), put_back, undo);
+        warn_not_back(&failed);
         pairs = owned::look(&mut node, &table)?;
         refuse_taken(&notes, note, &pairs)?;
         done = owned::put_anew(&mut node, &table, &pairs, &[]).map(|()| Put::Done);
@@ -169,10 +183,25 @@ fn map(call: &Call, note: &Ports, rollback: &mut Rollback) -> Result<(), CniErro
     forget(&mut node, note, |port, flow| flow.answers != port.to)
 }
 
+/// Puts all ports back where somebody took them, and answers what could not be.
+pub(crate) fn restore(paths: &Paths, node: &mut Space, boot_id: &str) -> Vec<String> {
+    let undo = |node: &mut Space, note: &Ports| take(node, note).map(drop);
+    Notes::at(paths, NOTES).bring_back(node, boot_id, None, put_back, undo)
+}
+
+/// Removes ports of pods that are gone.
+pub(crate) fn sweep(paths: &Paths, look: &mut Look<'_>) -> Result<(), CniError> {
+    let take = |node: &mut Space, note: &Ports| take(node, note).map(drop);
+    Notes::at(paths, NOTES).sweep_over(look, "ports", take, put_back)
+}
+
 /// Puts the ports of another attachment back where somebody took them.
 fn put_back(node: &mut Space, note: &Ports) -> Result<(), CniError> {
     let table = note.table();
     let pairs = owned::look(node, &table)?;
+    if pairs.iter().all(Pair::is_as_wanted) && !owned::is_lost(node, &table) {
+        return Ok(());
+    }
     let held = |pair: &Pair| pair.holder().is_some_and(|holder| holder != note.whose.tag());
     if let Some(pair) = pairs.iter().find(|pair| held(pair)) {
         let holder = pair.holder().unwrap_or_default();
@@ -218,6 +247,19 @@ fn refuse_taken(notes: &Notes, note: &Ports, pairs: &[Pair]) -> Result<(), CniEr
         )));
     }
     Ok(())
+}
+
+/// The plugin that made the pod's interface is one of ours, and will be called in a moment: it ends all
+/// connections of the pod's addresses. To look for those of its ports takes the kernel milliseconds
+/// where its table is large, be it empty.
+fn ended_later(call: &Call, node: &mut Space) -> Result<bool, CniError> {
+    let (id, ifname) = (&call.env.container_id, &call.env.ifname);
+    let end = names::host_veth(id, ifname);
+    let named = call.conf.prev_result.iter().flat_map(|result| &result.interfaces);
+    if !named.into_iter().any(|i| i.sandbox.is_empty() && i.name == end.as_str()) {
+        return Ok(false);
+    }
+    Ok(node.link(&end)?.is_some())
 }
 
 /// Takes the ports away: the elements that carry the attachment's mark, then what connection
@@ -280,6 +322,9 @@ fn forget(
                 Some(tracked) => tracked,
                 None => tracked.insert(Conntrack::open_in(handle.netns())?),
             };
+            if tracked.count()? == 0 {
+                return Ok(0);
+            }
             tracked.delete_to_ports(family, conf::UDP, &numbers, |flow| {
                 // What goes through the node to the same port of others is not ours to end.
                 let ip = flow.to.ip();

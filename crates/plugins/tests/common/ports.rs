@@ -83,3 +83,14 @@ pub fn node_result(pod: &str) -> Value {
     let ip = ip.split_whitespace().nth(3).unwrap();
     json!({"ips": [{"address": ip}]})
 }
+
+/// The node's rules without the masquerade of pods, which carries their marks as well.
+pub fn rules() -> String {
+    let mut inside = false;
+    let keep = |line: &&str| {
+        inside = (inside && line.trim() != "}") || line.contains("map masq");
+        !inside
+    };
+    let all = sh("nft list ruleset");
+    all.lines().filter(keep).collect::<Vec<_>>().join("\n")
+}
