@@ -60,6 +60,7 @@ fn add(netns: &str, host: &str, bridge: &str, addr: &str, gateway: &str) -> Resu
         scope: RouteScope::Universe,
         protocol: 4,
         mtu: None,
+        advmss: None,
     };
     pod.add(Owner::Node, "", Object::Route(route));
     let ns = NetNs::open(netns).map_err(|e| anyhow!("{e}"))?;

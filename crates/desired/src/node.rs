@@ -343,6 +343,7 @@ fn unassigned(d: &mut Desired, inputs: &Inputs, own: &NodeInfo) {
             scope: RouteScope::Universe,
             protocol: inputs.config.route_protocol,
             mtu: None,
+            advmss: None,
         };
         d.add(
             Owner::Node,

@@ -191,6 +191,7 @@ fn host_route(dev: &IfName, dst: Cidr, via: Option<IpAddr>, protocol: u8) -> Rou
         },
         protocol,
         mtu: None,
+        advmss: None,
     }
 }
 

@@ -196,6 +196,7 @@ pub(crate) fn objects(peer: &Peer, own: &NodeInfo, config: &Config) -> Vec<(Stri
             scope: RouteScope::Universe,
             protocol: config.route_protocol,
             mtu: None,
+            advmss: None,
         };
         match &peer.road {
             PeerRoad::Direct(ways) => {

@@ -198,6 +198,7 @@ fn route(out: &mut String, r: &Route, ip: &str) {
         words.push(format!("metric {}", r.metric));
     }
     words.extend(r.mtu.map(|mtu| format!("mtu {mtu}")));
+    words.extend(r.advmss.map(|size| format!("advmss {size}")));
     let _ = writeln!(out, "{}", words.join(" "));
 }
 

@@ -77,6 +77,7 @@ impl Space {
             scope: RouteScope::Universe,
             protocol: 4,
             mtu: None,
+            advmss: None,
         }))
     }
 

@@ -77,6 +77,10 @@ pub struct Route {
     pub protocol: u8,
     /// MTU of the route in bytes; `None`: the device's.
     pub mtu: Option<Mtu>,
+    /// Maximum segment size that TCP is to advertise, in bytes; `None`: as the MTU allows, and in
+    /// desired state whatever is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advmss: Option<u32>,
 }
 
 impl Route {
@@ -112,6 +116,7 @@ impl Route {
             && self.via == observed.via
             && (self.src.is_none() || self.src == observed.src)
             && self.mtu == observed.mtu
+            && (self.advmss.is_none() || self.advmss == observed.advmss)
             && (self.family() == Family::V6
                 || self.kind != RouteKind::Unicast
                 || (self.scope == observed.scope && self.onlink == observed.onlink))

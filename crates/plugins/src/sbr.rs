@@ -239,6 +239,7 @@ fn default_route(dev: &IfName, gateway: IpAddr, table: u32) -> Route {
         // So that it is known not to come from `main`.
         protocol: names::ROUTE_PROTOCOL,
         mtu: None,
+        advmss: None,
     }
 }
 

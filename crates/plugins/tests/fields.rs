@@ -287,3 +287,59 @@ fn a_trunk_takes_tagged_frames() {
     node.del("a1", &access);
     assert_eq!(node.residue(), "");
 }
+
+/// Keys of routes beyond destination and gateway: the kernel has them all, CHECK misses each, and TCP
+/// asks for segments of the size.
+#[test]
+fn routes_with_all_their_keys() {
+    for kind in ["bridge", "ptp"] {
+        let test = move || {
+            let node = Node::new();
+            let keys = json!({"mtu": 1300, "advmss": 1111, "priority": 77, "table": 100});
+            let route = |dst: &str| {
+                let mut route = keys.clone();
+                route["dst"] = json!(dst);
+                route
+            };
+            let mut conf = conf(Families::Dual, &json!({"type": kind, "isGateway": true}));
+            // Results of versions before say nothing of these keys.
+            conf["cniVersion"] = json!("1.1.0");
+            conf["ipam"]["routes"] = json!([
+                route("198.18.0.0/15"), route("2001:db8::/32"),
+                {"dst": "0.0.0.0/0", "advmss": 1111}, {"dst": "::/0", "advmss": 1111}
+            ]);
+            node.pod("p1");
+            let result = node.add("p1", &conf);
+            for (family, dst) in [("-4", "198.18.0.0/15"), ("-6", "2001:db8::/32")] {
+                let line = in_pod("p1", &format!("ip {family} route show table 100"));
+                for word in [dst, "metric 77", "mtu 1300", "advmss 1111"] {
+                    assert!(line.contains(word), "{kind}: {word}: {line}");
+                }
+                assert_eq!(check(&node, "p1", &conf, &result).code, 0);
+                let changed = line.trim().replace("advmss 1111", "advmss 1112");
+                in_pod("p1", &format!("ip {family} route replace {changed} table 100"));
+                assert_eq!(check(&node, "p1", &conf, &result).code, 1, "{kind}: {changed}");
+                in_pod("p1", &format!("ip {family} route replace {} table 100", line.trim()));
+            }
+            sh("nft 'table inet seen { chain c { type filter hook prerouting priority 0; \
+                meta nfproto ipv4 tcp flags syn tcp option maxseg size 1111 counter; \
+                meta nfproto ipv6 tcp flags syn tcp option maxseg size 1111 counter; }; }'");
+            sh(
+                "ip link set lo up; ip addr add 192.168.77.1/32 dev lo; ip addr add fd77::1/128 dev lo nodad",
+            );
+            for to in ["192.168.77.1:80", "[fd77::1]:80"] {
+                common::traffic::tcp("p1", to);
+            }
+            let seen = sh("nft list chain inet seen c");
+            assert!(!seen.contains("packets 0 "), "{kind}: {seen}");
+            let mut large = conf.clone();
+            large["ipam"]["routes"][0]["advmss"] = json!(65500);
+            node.pod("p2");
+            let (code, message) = node.call("ADD", "p2", &large).run().err();
+            assert!(code == 7 && message.contains("advmss 65500"), "{message}");
+            node.del("p1", &conf);
+            assert_eq!(node.residue(), "", "{kind}");
+        };
+        assert!(std::thread::spawn(test).join().is_ok(), "{kind}");
+    }
+}

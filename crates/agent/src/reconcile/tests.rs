@@ -92,6 +92,7 @@ fn eth0() -> Vec<Object> {
         scope: RouteScope::Link,
         protocol: 2,
         mtu: None,
+        advmss: None,
     };
     vec![Object::Link(link), Object::Addr(Addr::new(dev, addr)), Object::Route(connected)]
 }
@@ -370,6 +371,7 @@ fn an_interface_with_routes_from_routers_keeps_listening() {
         scope: RouteScope::Universe,
         protocol: 9,
         mtu: None,
+        advmss: None,
     };
     t.core.port.kernel.state.insert(Object::Route(advertised));
     for value in ["1", "2"] {
@@ -410,6 +412,7 @@ fn an_uplink_goes_on_listening_for_its_first_router() {
             scope: RouteScope::Universe,
             protocol: 4,
             mtu: None,
+            advmss: None,
         };
         t.core.port.kernel.state.insert(Object::Route(uplink));
         t.core.port.parameters.insert("net/ipv6/conf/all/forwarding".into(), forwarding.into());

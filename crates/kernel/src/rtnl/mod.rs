@@ -84,6 +84,7 @@ mod tests {
                 scope: RouteScope::Link,
                 protocol: 203,
                 mtu: Some(Mtu::new(1400).unwrap()),
+                advmss: None,
             };
             let addr = Addr { dev: dev.clone(), addr: ip.into(), noprefixroute: true, dad: false };
             let neigh =

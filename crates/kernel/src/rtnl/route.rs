@@ -18,6 +18,8 @@ use crate::sock::{CREATE, EXCL, REPLACE, Reply, Request, attributes};
 const HEADER: usize = 12;
 /// `RTAX_MTU`.
 const METRIC_MTU: u16 = 2;
+/// `RTAX_ADVMSS`.
+const METRIC_ADVMSS: u16 = 8;
 /// `RTM_F_CLONED`: an entry of the cache.
 const CLONED: u32 = 0x200;
 /// `RTA_NH_ID`.
@@ -92,8 +94,12 @@ fn whole(route: &Route, index: Option<u32>) -> RouteMessage {
     attributes.extend(index.map(RouteAttribute::Oif));
     attributes.extend(route.via.map(|via| gateway(route.family(), via)));
     attributes.extend(route.src.map(|src| RouteAttribute::PrefSource(address(src))));
-    let mtu = |mtu: Mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu.get())]);
-    attributes.extend(route.mtu.map(mtu));
+    let mtu = route.mtu.map(|mtu| RouteMetric::Mtu(mtu.get()));
+    let metrics: Vec<RouteMetric> =
+        mtu.into_iter().chain(route.advmss.map(RouteMetric::Advmss)).collect();
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
+    }
     message
 }
 
@@ -155,6 +161,7 @@ pub(crate) fn decode(reply: Reply<'_>, names: &Names) -> Option<Route> {
         },
         protocol,
         mtu: None,
+        advmss: None,
     };
     let mut dst = family.unspecified();
     for (attribute, value) in attributes(&reply.body[HEADER..]) {
@@ -166,7 +173,10 @@ pub(crate) fn decode(reply: Reply<'_>, names: &Names) -> Option<Route> {
             libc::RTA_GATEWAY => route.via = read::ip(value),
             libc::RTA_VIA => route.via = value.get(2..).and_then(read::ip),
             libc::RTA_PREFSRC => route.src = read::ip(value),
-            libc::RTA_METRICS => route.mtu = decode_mtu(value),
+            libc::RTA_METRICS => {
+                route.mtu = decode_mtu(value);
+                route.advmss = metric(value, METRIC_ADVMSS);
+            }
             libc::RTA_MULTIPATH | NEXTHOP_ID | libc::RTA_ENCAP
                 if route.kind == RouteKind::Unicast =>
             {
@@ -185,8 +195,11 @@ pub(crate) fn decode(reply: Reply<'_>, names: &Names) -> Option<Route> {
 
 /// The MTU among a route's metrics.
 pub(crate) fn decode_mtu(metrics: &[u8]) -> Option<Mtu> {
-    attributes(metrics)
-        .find(|(kind, _)| *kind == METRIC_MTU)
-        .and_then(|(_, value)| read::number(value))
-        .and_then(|mtu| Mtu::new(mtu).ok())
+    metric(metrics, METRIC_MTU).and_then(|mtu| Mtu::new(mtu).ok())
+}
+
+/// One of a route's metrics.
+fn metric(metrics: &[u8], kind: u16) -> Option<u32> {
+    let found = attributes(metrics).find(|(k, _)| *k == kind);
+    found.and_then(|(_, value)| read::number(value))
 }

@@ -124,6 +124,7 @@ pub(crate) fn route(dst: &str, dev: &str) -> Route {
         scope: RouteScope::Link,
         protocol: 203,
         mtu: None,
+        advmss: None,
     }
 }
 

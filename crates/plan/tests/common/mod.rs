@@ -106,6 +106,7 @@ pub fn route(dst: Cidr, dev: &str, via: Option<IpAddr>, protocol: u8) -> Route {
         scope: if via.is_some() { RouteScope::Universe } else { RouteScope::Link },
         protocol,
         mtu: None,
+        advmss: None,
     }
 }
 

@@ -18,6 +18,9 @@ use crate::attachment;
 /// `RTPROT_BOOT`: what routes carry that were set up by hand, and by the reference plugins.
 pub(crate) const PROTO_BOOT: u8 = 3;
 
+/// What the kernel makes of any larger `RTAX_ADVMSS` (`ip_metrics_convert`).
+const LARGEST_SEGMENT: u32 = 65535 - 40;
+
 /// Why there is a check of MACs.
 pub(crate) const MAC_CHECK: &str = "the pod sends only with its own MAC";
 
@@ -226,9 +229,11 @@ fn has(record: &AttachmentRecord, family: Family) -> bool {
 fn pod_route(record: &AttachmentRecord, route: &CniRoute) -> Result<Route, CniError> {
     let dst = Cidr::new(route.dst)
         .map_err(|e| CniError::invalid_config(format!("key \"ipam.routes\": dst: {e}")))?;
-    if let Some(advmss) = route.advmss.filter(|a| *a != 0) {
-        let why = "remove it; \"mtu\" of the route or of the network has the same effect";
-        return Err(CniError::unsupported_field("ipam.routes.advmss", advmss, why));
+    let advmss = route.advmss.filter(|a| *a != 0);
+    if let Some(size) = advmss.filter(|size| *size > LARGEST_SEGMENT) {
+        return Err(CniError::invalid_config(format!(
+            "key \"ipam.routes\": advmss {size} is more than a packet can hold, {LARGEST_SEGMENT} bytes"
+        )));
     }
     let mtu = route.mtu.filter(|m| *m != 0).map(Mtu::new).transpose();
     let mtu = mtu.map_err(|e| CniError::invalid_config(format!("key \"ipam.routes\": {e}")))?;
@@ -249,6 +254,7 @@ fn pod_route(record: &AttachmentRecord, route: &CniRoute) -> Result<Route, CniEr
         scope: scope(route.scope, dst.family(), via),
         protocol: PROTO_BOOT,
         mtu,
+        advmss,
     })
 }
 

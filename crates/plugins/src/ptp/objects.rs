@@ -104,6 +104,7 @@ fn route(dev: &IfName, dst: Cidr, via: Option<IpAddr>, src: IpAddr) -> Route {
         },
         protocol: bridge::PROTO_BOOT,
         mtu: None,
+        advmss: None,
     }
 }
 
