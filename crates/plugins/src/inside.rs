@@ -428,8 +428,9 @@ pub(crate) fn answer(call: &Call, link: &Link, pci_id: &str, mut result: CniResu
 /// Code 999 naming what is missing or changed.
 pub(crate) fn check(call: &Call) -> Result<(Space, Device), CniError> {
     let netns = call.netns()?;
-    let previous = call.conf.require_prev_result()?;
-    Ipam::of(call, None)?.check(call)?;
+    let ipam = Ipam::of(call, None)?;
+    let previous = &ipam.previous(call)?;
+    ipam.check(call)?;
     let mut pod = Space::pod(&netns)?;
     let ifname = &call.env.ifname;
     let found = device(&mut pod, ifname)?

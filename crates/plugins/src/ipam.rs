@@ -7,7 +7,7 @@ use std::path::Path;
 
 use causeway_cni_spec::delegate::{delegate, ipam_add};
 use causeway_cni_spec::exec::ProcessExec;
-use causeway_cni_spec::{CniError, CniResult, Command, Dns, HostLocal, IpConfig, Static};
+use causeway_cni_spec::{CniError, CniResult, Command, Dns, HostLocal, IpConfig, Route, Static};
 use causeway_ipam::{Owner, Range};
 use causeway_types::state::LeaseRecord;
 use ipnet::IpNet;
@@ -92,6 +92,28 @@ impl Ipam {
                 Ok((given, InFlight::default()))
             }
         }
+    }
+
+    /// The result of ADD, with what its version could not say of routes: before 1.1.0 they are a
+    /// destination and a gateway (CNI 1.0.0, "Success"). ADD honours the other keys all the same.
+    ///
+    /// # Errors
+    /// Code 7 when there is none.
+    pub(crate) fn previous(&self, call: &Call) -> Result<CniResult, CniError> {
+        let mut previous = call.conf.require_prev_result()?.clone();
+        let configured: &[Route] = match self {
+            Ipam::HostLocal { conf, .. } => &conf.routes,
+            Ipam::Static(conf) => &conf.routes,
+            Ipam::None | Ipam::Foreign(_) => &[],
+        };
+        for route in &mut previous.routes {
+            let bare = *route == Route::new(route.dst, route.gw);
+            let same = |c: &&Route| c.dst == route.dst && (c.gw.is_none() || c.gw == route.gw);
+            if let Some(same) = configured.iter().find(same).filter(|_| bare) {
+                *route = Route { gw: route.gw, ..same.clone() };
+            }
+        }
+        Ok(previous)
     }
 
     /// The addresses that the attachment holds, as far as they are kept here.

@@ -292,7 +292,10 @@ fn a_trunk_takes_tagged_frames() {
 /// asks for segments of the size.
 #[test]
 fn routes_with_all_their_keys() {
-    for kind in ["bridge", "ptp"] {
+    // Results of versions before 1.1.0 say nothing of these keys.
+    for (kind, version) in
+        [("bridge", "1.1.0"), ("ptp", "1.1.0"), ("bridge", "0.4.0"), ("ptp", "1.0.0")]
+    {
         let test = move || {
             let node = Node::new();
             let keys = json!({"mtu": 1300, "advmss": 1111, "priority": 77, "table": 100});
@@ -302,8 +305,7 @@ fn routes_with_all_their_keys() {
                 route
             };
             let mut conf = conf(Families::Dual, &json!({"type": kind, "isGateway": true}));
-            // Results of versions before say nothing of these keys.
-            conf["cniVersion"] = json!("1.1.0");
+            conf["cniVersion"] = json!(version);
             conf["ipam"]["routes"] = json!([
                 route("198.18.0.0/15"), route("2001:db8::/32"),
                 {"dst": "0.0.0.0/0", "advmss": 1111}, {"dst": "::/0", "advmss": 1111}

@@ -151,9 +151,10 @@ fn forward(node: &mut Space, record: &AttachmentRecord) -> Result<(), CniError> 
 fn check(call: &Call) -> Result<(), CniError> {
     let conf = PtpConf::parse(call)?;
     let netns = call.netns()?;
-    let previous = call.conf.require_prev_result()?;
+    let ipam = Ipam::of(call, None)?;
+    let previous = &ipam.previous(call)?;
     let served = Served::if_served(call)?;
-    Ipam::of(call, None)?.check(call)?;
+    ipam.check(call)?;
 
     let mut node = Space::node()?;
     let mut pod = Space::pod(&netns)?;
