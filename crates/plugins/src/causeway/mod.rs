@@ -70,7 +70,9 @@ impl Plugin for CausewayPlugin {
         let mut node = Space::node()?;
         let mac = bridge_mac(&mut node, &record)?;
         attachment::verify(&mut node, &host_objects(&record, &attachment::context(true)))?;
-        attachment::verify(&mut Space::pod(&call.netns()?)?, &pod_objects(&record, mac))
+        let mut pod = Space::pod(&call.netns()?)?;
+        let inside = attachment::inside_of(&record, previous, &mut pod)?;
+        attachment::verify(&mut pod, &pod_objects(&inside, mac))
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {
