@@ -104,11 +104,7 @@ impl Plugin for PortmapPlugin {
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
         let notes = notes(call);
-        let mut first = None;
-        for note in notes.stale::<Ports>(call)? {
-            first = first.or(unmap(&notes, &note).err());
-        }
-        first.map_or(Ok(()), Err)
+        notes.collect(call, |note: &Ports| unmap(&notes, note))
     }
 }
 
