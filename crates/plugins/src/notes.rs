@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adds::Adds;
 use crate::call::Call;
-use crate::files;
+use crate::files::{self, Planned};
 use crate::host_local::valid_owners;
 use crate::paths::Paths;
 use crate::record;
@@ -170,6 +170,11 @@ impl Notes {
             first = first.or(end(&note).err());
         }
         first.map_or(Ok(()), Err)
+    }
+
+    /// The files that a new note needs.
+    pub(crate) fn files(&self) -> Vec<Planned> {
+        vec![(self.dir.join("new"), true)]
     }
 
     /// Brings back what the other living attachments had in the kernel, after somebody took it all:

@@ -24,6 +24,7 @@ use crate::Plugin;
 use crate::adds::{Adds, Quiet};
 use crate::attachment;
 use crate::call::Call;
+use crate::files;
 use crate::foreign_chains;
 use crate::notes::{Notes, Whose, tag};
 use crate::owned;
@@ -87,6 +88,7 @@ impl Plugin for FirewallPlugin {
     fn status(&self, call: &Call) -> Result<(), CniError> {
         let unavailable = |e: CniError| CniError::not_available(e.msg).with_details(e.details);
         let conf = FirewallConf::parse(call).map_err(unavailable)?;
+        files::try_room(&notes(call).files()).map_err(unavailable)?;
         let mut node = Space::node().map_err(unavailable)?;
         let mut families = vec![Family::V4];
         let forwarding = node.kernel(|_| sysctl::read("net/ipv6/conf/all/forwarding"));

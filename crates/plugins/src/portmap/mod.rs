@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use crate::Plugin;
 use crate::attachment;
 use crate::call::Call;
+use crate::files;
 use crate::foreign_chains;
 use crate::notes::{Note, Notes, Whose, tag};
 use crate::owned::{self, Pair, Put};
@@ -98,6 +99,7 @@ impl Plugin for PortmapPlugin {
     fn status(&self, call: &Call) -> Result<(), CniError> {
         let unavailable = |e: CniError| CniError::not_available(e.msg);
         PortmapConf::parse(call).map_err(unavailable)?;
+        files::try_room(&notes(call).files()).map_err(unavailable)?;
         let mut node = Space::node().map_err(unavailable)?;
         node.kernel(|handle| handle.nft()?.genid()).map(drop).map_err(unavailable)
     }

@@ -55,7 +55,12 @@ impl Plugin for TuningPlugin {
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {
-        TuningConf::of(call).map(drop).map_err(|e| CniError::not_available(e.msg))
+        let unavailable = |e: CniError| CniError::not_available(e.msg);
+        let conf = TuningConf::of(call).map_err(unavailable)?;
+        if conf.attributes == Attributes::default() {
+            return Ok(());
+        }
+        files::try_room(&[(conf.data_dir.join("new"), true)]).map_err(unavailable)
     }
 
     /// Files of this network whose attachments are not valid any more.
