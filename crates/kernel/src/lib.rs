@@ -7,6 +7,7 @@
 //! `causeway-model`.
 
 mod apply;
+pub mod byte_lock;
 pub mod conntrack;
 pub mod device;
 mod devices;

@@ -353,6 +353,26 @@ pub(crate) fn verify(space: &mut Space, desired: &Desired) -> Result<(), CniErro
     Ok(())
 }
 
+/// The attachment as CHECK should find the pod's end: with the MTU that the result of the whole chain
+/// names, as a plugin after this one may have changed it. Results before version 1.1.0 name none: any is
+/// right then.
+///
+/// # Errors
+/// Code 999 when the kernel does not say.
+pub(crate) fn inside_of(
+    record: &AttachmentRecord,
+    result: &CniResult,
+    pod: &mut Space,
+) -> Result<AttachmentRecord, CniError> {
+    let own = |i: &&Interface| i.name == record.ifname.as_str() && !i.sandbox.is_empty();
+    let told = result.interfaces.iter().find(own).and_then(|i| i.mtu);
+    let mtu = match told.and_then(|mtu| Mtu::new(mtu).ok()) {
+        Some(mtu) => Some(mtu),
+        None => pod.link(&record.ifname)?.and_then(|link| link.mtu),
+    };
+    Ok(AttachmentRecord { mtu: mtu.unwrap_or(record.mtu), ..record.clone() })
+}
+
 /// The result: the bridge, if there is one, the node's end and the pod's end, which holds the
 /// addresses.
 pub(crate) fn answer(

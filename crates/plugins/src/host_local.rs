@@ -40,6 +40,10 @@ impl Plugin for HostLocalPlugin {
         }
         leases.refuse_doubtful(&stale.doubtful)
     }
+
+    fn is_collected(&self) -> bool {
+        false
+    }
 }
 
 /// Called as host-local by whatever name the configuration has for it.

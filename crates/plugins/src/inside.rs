@@ -11,6 +11,7 @@ use causeway_types::state::{Attach, AttachmentRecord};
 use causeway_types::{IfName, Mac};
 use serde::{Deserialize, Serialize};
 
+use crate::adds::Adds;
 use crate::attachment;
 use crate::bridge::add::gateways_of;
 use crate::bridge::objects::{self, Inside};
@@ -246,7 +247,7 @@ pub(crate) fn del(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
 pub(crate) fn gc(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
     let ipam = Ipam::of(call, None)?;
     let valid = valid_owners(call)?;
-    let records = LinkRecords::at(&call.paths);
+    let (records, adds) = (LinkRecords::at(&call.paths), Adds::at(&call.paths));
     let mut first = None;
     let all = records.list()?;
     let owner_of = |r: &LinkRecord| Owner::new(&r.container_id, r.ifname.as_str());
@@ -262,6 +263,12 @@ pub(crate) fn gc(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
         let record = LinkRecord { netns, ..record.clone() };
         let ours = record.network == call.conf.name && record.kind == kind;
         if ours && !valid.contains(&owner) && !ipam.is_in_flight(&owner)? {
+            let Some(_quiet) = adds.keep_out(&owner) else { continue };
+            let now = records.read(&record.container_id, record.ifname.as_str())?;
+            if now.is_none_or(|now| LinkRecord { netns: record.netns.clone(), ..now } != record) {
+                // A DEL has ended, or another ADD of the attachment.
+                continue;
+            }
             let gone = undo(&record)
                 .and_then(|()| match &ipam {
                     Ipam::HostLocal { leases, .. } => leases.release(&owner, &[]),
@@ -277,7 +284,10 @@ pub(crate) fn gc(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
             first = first.or(leases.release_if(*ip, owner).err());
             let named = causeway_cni_spec::env::is_identifier(&owner.container_id)
                 && IfName::new(&owner.ifname).is_ok();
-            if named && !all.iter().any(|r| owner_of(r) == *owner) {
+            if named
+                && !all.iter().any(|r| owner_of(r) == *owner)
+                && let Some(_quiet) = adds.keep_out(owner)
+            {
                 // The trace of an ADD that was killed while it wrote its record.
                 first = first.or(records.remove(&owner.container_id, &owner.ifname).err());
             }

@@ -7,6 +7,7 @@
 //! (`causeway_types::state::NodeFile`), and only where a pod's namespace has policies does an ADD
 //! wait for the agent's word.
 
+mod adds;
 mod attachment;
 mod bandwidth;
 mod bridge;
@@ -54,6 +55,7 @@ use std::path::Path;
 
 use causeway_cni_spec::{CniError, CniResult, Command, Env, NetConf, Version, version};
 
+use crate::adds::Adds;
 use crate::call::Call;
 pub use crate::paths::Paths;
 
@@ -64,6 +66,12 @@ trait Plugin {
     fn check(&self, call: &Call) -> Result<(), CniError>;
     fn status(&self, call: &Call) -> Result<(), CniError>;
     fn gc(&self, call: &Call) -> Result<(), CniError>;
+
+    /// GC of this type removes what it finds of attachments, and must not take an ADD that has not
+    /// ended for one that is over. Leases have locks of their own.
+    fn is_collected(&self) -> bool {
+        true
+    }
 
     /// The versions of the specification that it takes.
     fn versions(&self) -> &'static [Version] {
@@ -158,7 +166,12 @@ fn act(
     let call = Call::new(env, conf, paths)?;
     let none = String::new();
     match call.env.command {
-        Command::Add => plugin.add(&call)?.to_json(version),
+        Command::Add => {
+            if plugin.is_collected() {
+                Adds::at(&call.paths).begin(&call.owner())?;
+            }
+            plugin.add(&call)?.to_json(version)
+        }
         Command::Del => plugin.del(&call).map(|()| none),
         Command::Check => plugin.check(&call).map(|()| none),
         Command::Status => plugin.status(&call).map(|()| none),

@@ -44,6 +44,10 @@ impl Plugin for LoopbackPlugin {
     fn gc(&self, _: &Call) -> Result<(), CniError> {
         Ok(())
     }
+
+    fn is_collected(&self) -> bool {
+        false
+    }
 }
 
 fn lo() -> IfName {

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use causeway_cni_spec::CniError;
+use causeway_ipam::Owner;
 use causeway_kernel::NetNs;
 use causeway_types::names;
 use causeway_types::state::AttachmentRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::adds::Adds;
 use crate::call::Call;
-use crate::files;
+use crate::files::{self, Planned};
 use crate::host_local::valid_owners;
 use crate::leftovers::Look;
 use crate::paths::Paths;
@@ -40,8 +42,6 @@ pub(crate) struct Whose {
     pub netns: String,
     /// The boot in which it was written.
     pub boot_id: String,
-    /// The process that wrote it: while it runs, ADD has not ended.
-    pub pid: u32,
 }
 
 impl Whose {
@@ -57,7 +57,6 @@ impl Whose {
             network: call.conf.name.clone(),
             netns: netns.display().to_string(),
             boot_id: record::boot_id(&call.paths)?,
-            pid: std::process::id(),
         })
     }
 
@@ -140,21 +139,35 @@ impl Notes {
         if age.is_some_and(|age| age > ABANDONED) { files::remove(&path) } else { Ok(()) }
     }
 
-    /// The notes on attachments of the call's network that GC does not name as valid, without
-    /// those of an ADD that has not ended.
+    /// Ends the attachments of the call's network that have a note and that GC does not name as
+    /// valid. Not those of an ADD that has not ended.
     ///
     /// # Errors
-    /// Code 5; code 7 when the runtime named nothing, not even an empty list.
-    pub(crate) fn stale<N: Note>(&self, call: &Call) -> Result<Vec<N>, CniError> {
-        let valid = valid_owners(call)?;
-        let mut stale = self.all::<N>()?;
-        stale.retain(|note| {
-            let whose = note.whose();
-            let owner = causeway_ipam::Owner::new(&whose.container_id, &whose.ifname);
-            let running = Path::new("/proc").join(whose.pid.to_string()).exists();
-            whose.network == call.conf.name && !valid.contains(&owner) && !running
-        });
-        Ok(stale)
+    /// Code 5; code 7 when the runtime named nothing, not even an empty list. The first that `end`
+    /// answers: the others are ended all the same.
+    pub(crate) fn collect<N: Note>(
+        &self,
+        call: &Call,
+        end: impl Fn(&N) -> Result<(), CniError>,
+    ) -> Result<(), CniError> {
+        let (valid, adds) = (valid_owners(call)?, Adds::at(&call.paths));
+        let mut first = None;
+        for note in self.all::<N>()? {
+            let owner = Owner::new(&note.whose().container_id, &note.whose().ifname);
+            if note.whose().network != call.conf.name || valid.contains(&owner) {
+                continue;
+            }
+            let Some(_quiet) = adds.keep_out(&owner) else { continue };
+            // Another ADD of the attachment may have ended meanwhile, with other content.
+            let Some(note) = self.read::<N>(&owner.container_id, &owner.ifname)? else { continue };
+            first = first.or(end(&note).err());
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// The files that a new note needs.
+    pub(crate) fn files(&self) -> Vec<Planned> {
+        vec![(self.dir.join("new"), true)]
     }
 
     /// Brings back what the other living attachments had in the kernel, after somebody took it all:

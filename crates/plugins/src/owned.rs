@@ -240,12 +240,22 @@ pub(crate) fn take_where(
     sets: &NftTable,
     is_its: &dyn Fn(&[KeyPart], &Element) -> bool,
 ) -> Result<(), CniError> {
-    let mut own = sets.clone();
-    for (name, set) in &mut own.sets {
-        let all =
-            node.kernel(|handle| handle.nft()?.set_elements(&table_id(), name, &frame(set)))?;
-        set.elements = all;
+    let mut own = read_all(node, sets)?;
+    for set in own.sets.values_mut() {
         set.elements.retain(|key, element| is_its(key, element));
     }
     take_known(node, &own, is_its).map(drop)
+}
+
+/// The sets with all the elements that they have.
+///
+/// # Errors
+/// Code 999 when the kernel does not say.
+pub(crate) fn read_all(node: &mut Space, sets: &NftTable) -> Result<NftTable, CniError> {
+    let mut all = sets.clone();
+    for (name, set) in &mut all.sets {
+        set.elements =
+            node.kernel(|handle| handle.nft()?.set_elements(&table_id(), name, &frame(set)))?;
+    }
+    Ok(all)
 }

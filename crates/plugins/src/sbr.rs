@@ -74,6 +74,10 @@ impl Plugin for SbrPlugin {
     fn gc(&self, _: &Call) -> Result<(), CniError> {
         Ok(())
     }
+
+    fn is_collected(&self) -> bool {
+        false
+    }
 }
 
 impl Conf {

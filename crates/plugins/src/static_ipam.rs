@@ -32,6 +32,10 @@ impl Plugin for StaticPlugin {
     fn gc(&self, _: &Call) -> Result<(), CniError> {
         Ok(())
     }
+
+    fn is_collected(&self) -> bool {
+        false
+    }
 }
 
 /// Called as static by whatever name the configuration has for it.

@@ -3,10 +3,9 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use common::served::{Families, addresses};
-use common::trace::Held;
+use common::trace::gc_beside_add;
 use common::ways::{Way, dual, everywhere, gc, inside};
 use common::{Node, finish, sh, try_sh};
 use serde_json::Value;
@@ -121,25 +120,7 @@ fn gc_beside_an_add_that_has_not_ended() {
         node.del("p1", conf);
         let (mut beside, mut behind) = (0, 0);
         for at in (1..).step_by(3) {
-            let mut add = Held::start(node, "ADD", "p1", conf, "");
-            if !add.reach(at) {
-                add.finish().ok();
-                break;
-            }
-            let mut conf_gc = conf.clone();
-            conf_gc["cni.dev/valid-attachments"] = serde_json::json!([]);
-            let mut call = node.call("GC", "", &conf_gc);
-            (call.ifname, call.netns) = (String::new(), None);
-            let (mut collector, start) = (call.spawn(), Instant::now());
-            // It may wait for the lock of the leases, which the ADD holds.
-            while start.elapsed() < Duration::from_millis(300)
-                && collector.try_wait().unwrap().is_none()
-            {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            let ended = collector.try_wait().unwrap().is_some();
-            let answer = add.finish();
-            finish(collector).ok();
+            let Some((answer, ended)) = gc_beside_add(node, "p1", conf, at) else { break };
             if ended {
                 beside += 1;
                 let result = answer.ok();

@@ -6,36 +6,11 @@ mod common;
 use std::fs;
 use std::path::Path;
 
+use common::disk::{Out, fill, leave, new_disk, switch};
 use common::served::Families;
 use common::ways::{check, dual, everywhere, gc, inside};
 use common::{Node, files_below, sh};
 use serde_json::Value;
-
-/// What a file system can run out of.
-#[derive(Clone, Copy, Debug)]
-enum Out {
-    Inodes,
-    Bytes,
-}
-
-/// Leaves so much room on the file system of `/var/lib`, which is a tmpfs of its own.
-fn leave(out: Out, room: u64) {
-    let stat = rustix::fs::statvfs("/var/lib").unwrap();
-    let limit = match out {
-        // No limit at all is written as 0.
-        Out::Inodes => format!("nr_inodes={}", stat.f_files - stat.f_ffree + room),
-        Out::Bytes => format!("size={}", (stat.f_blocks - stat.f_bfree + room) * stat.f_frsize),
-    };
-    sh(&format!("mount -o remount,{limit} /var/lib"));
-}
-
-/// An empty disk with room for all.
-fn new_disk() {
-    let _ = rustix::mount::unmount("/var/lib", rustix::mount::UnmountFlags::DETACH);
-    sh("mount -t tmpfs -o size=16m,nr_inodes=4096 tmpfs /var/lib");
-    // So that it takes up a page: a limit of none would be no limit.
-    fs::write("/var/lib/ballast", "x").unwrap();
-}
 
 #[track_caller]
 fn nothing_of(node: &Node, pod: &str, what: &str) {
@@ -46,12 +21,12 @@ fn nothing_of(node: &Node, pod: &str, what: &str) {
 /// Grows the room by one until ADD succeeds. Before that it must fail well, and STATUS tell.
 fn fill_up(node: &Node, conf: &Value, out: Out, warm: bool) -> u64 {
     for room in 0..64 {
-        new_disk();
+        new_disk("/var/lib");
         if warm {
             node.add("p2", conf);
             node.del("p2", conf);
         }
-        leave(out, room);
+        leave("/var/lib", out, room);
         let what = format!("{out:?}, room for {room}, warm {warm}");
         let status = node.call("STATUS", "", conf).run();
         let add = node.call("ADD", "p1", conf).run();
@@ -63,18 +38,14 @@ fn fill_up(node: &Node, conf: &Value, out: Out, warm: bool) -> u64 {
         }
         let (code, message) = add.err();
         assert_eq!(code, 5, "{what}: {message}");
-        let cause = match out {
-            Out::Inodes => "inodes",
-            Out::Bytes => "free space",
-        };
-        for part in ["/var/lib/", "No space left on device", cause] {
+        for part in ["/var/lib/", "No space left on device", out.cause()] {
             assert!(message.contains(part), "{what}: {part:?} in {message}");
         }
         assert!(!message.contains("left behind"), "{what}: {message}");
         nothing_of(node, "p1", &what);
         let (code, message) = status.err();
         assert_eq!(code, 50, "{what}: {message}");
-        for part in ["/var/lib", "No space left on device", cause] {
+        for part in ["/var/lib", "No space left on device", out.cause()] {
             assert!(message.contains(part), "{what}: {part:?} in {message}");
         }
         // As a runtime does after an ADD that failed.
@@ -112,7 +83,7 @@ fn a_full_disk_keeps_nobody_from_removing() {
             node.pod(pod);
         }
         for locked in [true, false] {
-            new_disk();
+            new_disk("/var/lib");
             let mut first = Value::Null;
             for pod in ["p3", "p2", "p1"] {
                 first = node.add(pod, conf);
@@ -121,14 +92,12 @@ fn a_full_disk_keeps_nobody_from_removing() {
                 // As after a restore of leases alone.
                 fs::remove_file("/var/lib/cni/networks/pod-network/lock").unwrap();
             }
-            leave(Out::Inodes, 0);
-            leave(Out::Bytes, 0);
+            fill("/var/lib");
             check(node, "p1", conf, &first).ok();
             node.del("p1", conf);
             assert!(!inside("p1"));
             node.del("p1", conf);
-            leave(Out::Inodes, 0);
-            leave(Out::Bytes, 0);
+            fill("/var/lib");
             gc(node, conf, &["p3"]).ok();
             assert!(!inside("p2") && (inside("p3") || !way.has_interfaces()));
             let left = files_below(Path::new("/var/lib/cni/networks/pod-network"));
@@ -145,10 +114,6 @@ fn two_disks() {
         fs::create_dir_all(dir).unwrap();
         sh(&format!("mount -t tmpfs tmpfs {dir}"));
     }
-}
-
-fn switch(dir: &str, how: &str) {
-    sh(&format!("mount -o remount,{how} {dir}"));
 }
 
 #[test]

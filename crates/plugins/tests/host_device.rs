@@ -4,17 +4,11 @@ mod common;
 
 use std::fs;
 
+use common::lan::lan;
 use common::reference::{REFERENCE, installed, script, shape, side_by_side};
 use common::served::{Families, Mode, serve};
 use common::{BIN_DIR, Node, in_pod, pings, sh, try_sh};
 use serde_json::{Value, json};
-
-/// `h0` is an interface of the node with a cable to a machine with .1 and ::1.
-fn lan() {
-    sh("ip netns add lan && ip link add h0 type veth peer name eth0 netns lan");
-    sh("ip link set h0 up && ip -n lan link set eth0 up && ip -n lan link set lo up");
-    sh("ip -n lan addr add 10.5.0.1/24 dev eth0 && ip -n lan addr add fd05::1/64 dev eth0 nodad");
-}
 
 fn conf() -> Value {
     let ranges = json!([[{"subnet": "10.5.0.0/24"}], [{"subnet": "fd05::/64"}]]);
@@ -45,7 +39,7 @@ fn home(node: &Node, when: &str) {
 #[test]
 fn the_device_moves_into_the_pod_and_back() {
     let node = Node::new();
-    lan();
+    lan("h0");
     let mac = mac_of_h0();
     sh("ip addr add 192.0.2.1/24 dev h0");
     for ip in ["10.5.0.2", "fd05::2"] {
@@ -86,7 +80,7 @@ fn the_device_moves_into_the_pod_and_back() {
 #[test]
 fn an_alias_that_was_there_comes_back() {
     let node = Node::new();
-    lan();
+    lan("h0");
     sh("ip link set h0 alias 'port 7 of the rack'");
     let mut conf = conf();
     conf["ipam"] = json!({});
@@ -110,7 +104,7 @@ fn an_alias_that_was_there_comes_back() {
 #[test]
 fn every_key_finds_the_device() {
     let node = Node::new();
-    lan();
+    lan("h0");
     // As sysfs shows devices: of hardware, behind virtio, of a scalable function, and one that
     // belongs to a program.
     sh("mount -t tmpfs tmpfs /sys");
@@ -197,7 +191,7 @@ fn every_key_finds_the_device() {
 #[test]
 fn names_that_are_taken() {
     let node = Node::new();
-    lan();
+    lan("h0");
     let conf = conf();
     node.pod("p1");
     // In the pod: nothing is moved.
@@ -228,7 +222,7 @@ fn names_that_are_taken() {
 #[test]
 fn a_device_that_came_home_by_itself_gets_its_name_back() {
     let node = Node::new();
-    lan();
+    lan("h0");
     let conf = conf();
     for name in ["eth0", "dev7", "h0"] {
         node.pod("p1");
@@ -251,7 +245,7 @@ fn a_device_that_came_home_by_itself_gets_its_name_back() {
 #[test]
 fn check_sees_what_is_missing_or_changed() {
     let node = Node::new();
-    lan();
+    lan("h0");
     let conf = conf();
     for (command, word) in [
         ("ip -n p1 link set eth0 down", "link eth0"),
@@ -273,14 +267,14 @@ fn check_sees_what_is_missing_or_changed() {
         node.del("p1", &conf);
         sh("ip link del h0 2>/dev/null; ip netns del lan");
         // The veth went with its namespace, its other end a moment later.
-        lan();
+        lan("h0");
     }
 }
 
 #[test]
 fn gc_brings_home_what_is_not_valid() {
     let node = Node::new();
-    lan();
+    lan("h0");
     let mut conf = conf();
     conf["cniVersion"] = "1.1.0".into();
     node.pod("p1");
@@ -301,7 +295,7 @@ fn gc_brings_home_what_is_not_valid() {
 #[test]
 fn a_network_that_the_agent_serves_is_refused() {
     let node = serve(Mode::Routed, Families::Dual);
-    lan();
+    lan("h0");
     node.pod("p1");
     let mut conf = conf();
     conf["name"] = "pod-network".into();
@@ -316,7 +310,7 @@ fn makes_the_same_as_the_reference() {
         return;
     }
     let (ours, reference) = side_by_side(|node, _| {
-        lan();
+        lan("h0");
         let mut conf = conf();
         conf["dns"] = json!({"nameservers": ["10.1.1.1"]});
         node.pod("p1");
@@ -349,7 +343,7 @@ fn each_takes_down_and_checks_what_the_other_made() {
         return;
     }
     let node = Node::new();
-    lan();
+    lan("h0");
     let conf = conf();
     for (maker, other) in [(REFERENCE, BIN_DIR), (BIN_DIR, REFERENCE)] {
         let pod = if maker == BIN_DIR { "p1" } else { "p2" };
@@ -377,7 +371,7 @@ fn each_takes_down_and_checks_what_the_other_made() {
 #[test]
 fn a_foreign_ipam_plugin_finds_the_link() {
     let node = Node::new();
-    lan();
+    lan("h0");
     let text = r#"#!/bin/sh
         echo "$CNI_COMMAND $(ip -n p1 -o link show eth0 | wc -l)" >> /run/asked
         [ "$CNI_COMMAND" = ADD ] || exit 0
@@ -402,7 +396,7 @@ fn a_foreign_ipam_plugin_finds_the_link() {
 #[test]
 fn a_second_add_leaves_the_first_alone() {
     let node = Node::new();
-    lan();
+    lan("h0");
     let conf = conf();
     node.pod("p1");
     node.add("p1", &conf);
@@ -424,7 +418,7 @@ fn every_version() {
         return;
     }
     let (ours, reference) = side_by_side(|node, _| {
-        lan();
+        lan("h0");
         let mut answers = Vec::new();
         for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
             let mut conf = conf();
@@ -450,7 +444,7 @@ fn gc_does_not_take_one_pod_for_another_at_the_same_path() {
 
 fn path_used_again(network: &str) {
     let node = Node::new();
-    lan();
+    lan("h0");
     let mut conf = conf();
     conf["cniVersion"] = "1.1.0".into();
     node.pod("p1");
@@ -463,7 +457,7 @@ fn path_used_again(network: &str) {
     });
     assert!(gone);
     sh("ip netns del lan");
-    lan();
+    lan("h0");
     node.pod("p1");
     let mut second = conf.clone();
     second["name"] = network.into();
@@ -487,7 +481,7 @@ fn path_used_again(network: &str) {
 #[test]
 fn one_of_two_gets_the_device() {
     let node = Node::new();
-    lan();
+    lan("h0");
     let conf = conf();
     for round in 0..10 {
         node.pod("p1");

@@ -5,6 +5,7 @@
 
 mod common;
 
+use common::lan::lan_with;
 use common::served::{Families, Mode, addresses, conf, serve};
 use common::trace::Held;
 use common::{Node, sh, try_sh, tutorial};
@@ -199,9 +200,7 @@ fn ptp_served() {
 
 /// `m0` is the node's interface with a cable to a machine.
 fn lan(kind: &str) -> Value {
-    sh("ip netns add lan && ip link add m0 type veth peer name eth0 netns lan");
-    sh("ip link set m0 up && ip -n lan link set eth0 up");
-    sh("ip -n lan addr add 10.9.0.1/24 dev eth0 && ip -n lan addr add fd00:9::1/64 dev eth0 nodad");
+    lan_with("m0", &["10.9.0.1/24", "fd00:9::1/64"]);
     let ranges = json!([[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd00:9::/64"}]]);
     json!({
         "cniVersion": "1.0.0", "name": "pod-network", "type": kind, "master": "m0", "device": "m0",

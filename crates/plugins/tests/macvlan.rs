@@ -2,17 +2,11 @@
 
 mod common;
 
+use common::lan::lan;
 use common::reference::{REFERENCE, installed, script, shape, side_by_side};
 use common::served::{Families, Mode, addresses, serve};
 use common::{BIN_DIR, Node, in_pod, pings, sh, try_sh};
 use serde_json::{Value, json};
-
-/// A network of the node: `m0` is its interface, and a machine on it has .1 and ::1.
-fn lan() {
-    sh("ip netns add lan && ip link add m0 type veth peer name eth0 netns lan");
-    sh("ip link set m0 up && ip -n lan link set eth0 up && ip -n lan link set lo up");
-    sh("ip -n lan addr add 10.5.0.1/24 dev eth0 && ip -n lan addr add fd05::1/64 dev eth0 nodad");
-}
 
 fn conf(families: Families) -> Value {
     let all = [("10.5.0.0/24", "0.0.0.0/0", "10.5.0.1"), ("fd05::/64", "::/0", "fd05::1")];
@@ -52,7 +46,7 @@ fn pods_reach_the_network_and_in_mode_bridge_each_other() {
         for mode in ["", "bridge", "private", "vepa"] {
             std::thread::spawn(move || {
                 let node = Node::new();
-                lan();
+                lan("m0");
                 let mut conf = conf(families);
                 conf["mode"] = mode.into();
                 conf["mtu"] = 1400.into();
@@ -93,7 +87,7 @@ fn pods_reach_the_network_and_in_mode_bridge_each_other() {
 #[test]
 fn passthru_takes_the_device_over_and_gives_it_back() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let before = sh("cat /proc/net/dev_mcast; ip -o link show m0");
     let mut conf = conf(Families::Dual);
     conf["mode"] = "passthru".into();
@@ -123,7 +117,7 @@ fn passthru_takes_the_device_over_and_gives_it_back() {
 #[test]
 fn neighbours_hear_whose_the_address_is_now() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let conf = conf(Families::Dual);
     node.pod("p1");
     for ip in ["10.5.0.2", "fd05::2"] {
@@ -144,7 +138,7 @@ fn neighbours_hear_whose_the_address_is_now() {
 #[test]
 fn the_master_is_by_default_that_of_the_default_route() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let mut conf = conf(Families::V4);
     conf["master"] = "".into();
     node.pod("p1");
@@ -168,7 +162,7 @@ fn the_master_is_by_default_that_of_the_default_route() {
 fn the_master_may_be_in_the_container() {
     let node = Node::new();
     node.pod("p1");
-    lan();
+    lan("m0");
     sh("ip link set m0 netns p1 && ip -n p1 link set m0 up");
     let mut conf = conf(Families::Dual);
     conf["linkInContainer"] = true.into();
@@ -184,7 +178,7 @@ fn the_master_may_be_in_the_container() {
 #[test]
 fn without_ipam_it_is_a_link_alone() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let mut conf = conf(Families::V4);
     conf["ipam"] = json!({});
     conf["args"] = json!({"cni": {"mac": "02:00:00:00:00:18"}});
@@ -208,7 +202,7 @@ fn without_ipam_it_is_a_link_alone() {
 #[test]
 fn bad_input_is_named_and_leaves_nothing() {
     let node = Node::new();
-    lan();
+    lan("m0");
     node.pod("p1");
     let with = |key: &str, value: Value| {
         let mut conf = conf(Families::Dual);
@@ -260,7 +254,7 @@ fn bad_input_is_named_and_leaves_nothing() {
 #[test]
 fn a_network_that_the_agent_serves_is_refused() {
     let node = serve(Mode::Routed, Families::Dual);
-    lan();
+    lan("m0");
     node.pod("p1");
     let mut conf = conf(Families::Dual);
     conf["name"] = "pod-network".into();
@@ -275,9 +269,11 @@ fn a_network_that_the_agent_serves_is_refused() {
 #[test]
 fn check_sees_every_object_that_is_missing_or_changed() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let mut conf = conf(Families::Dual);
     conf["mtu"] = 1400.into();
+    // Of which on results name it.
+    conf["cniVersion"] = "1.1.0".into();
     conf["bcqueuelen"] = 77.into();
     for (command, word) in [
         ("ip -n POD link set eth0 down", "link eth0"),
@@ -313,7 +309,7 @@ fn check_sees_every_object_that_is_missing_or_changed() {
 #[test]
 fn gc_removes_what_is_not_valid_and_nothing_else() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let mut conf = conf(Families::Dual);
     conf["cniVersion"] = "1.1.0".into();
     for pod in ["p1", "p2", "p3"] {
@@ -345,7 +341,7 @@ fn makes_the_same_as_the_reference() {
         return;
     }
     let (ours, reference) = side_by_side(|node, _| {
-        lan();
+        lan("m0");
         let mut seen = Vec::new();
         for mode in ["", "private", "vepa", "passthru"] {
             let mut conf = conf(Families::Dual);
@@ -389,7 +385,7 @@ fn each_takes_down_and_checks_what_the_other_made() {
         return;
     }
     let node = Node::new();
-    lan();
+    lan("m0");
     let conf = conf(Families::Dual);
     for (maker, other) in [(REFERENCE, BIN_DIR), (BIN_DIR, REFERENCE)] {
         let pod = if maker == BIN_DIR { "p1" } else { "p2" };
@@ -415,7 +411,7 @@ fn each_takes_down_and_checks_what_the_other_made() {
 #[test]
 fn a_foreign_ipam_plugin_finds_the_link() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let text = r#"#!/bin/sh
         echo "$CNI_COMMAND $(ip -n p1 -o link show eth0 | wc -l)" >> /run/asked
         [ "$CNI_COMMAND" = ADD ] || exit 0
@@ -440,7 +436,7 @@ fn a_foreign_ipam_plugin_finds_the_link() {
 #[test]
 fn a_second_add_leaves_the_first_alone() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let conf = conf(Families::Dual);
     node.pod("p1");
     node.add("p1", &conf);
@@ -462,7 +458,7 @@ fn every_version() {
         return;
     }
     let (ours, reference) = side_by_side(|node, _| {
-        lan();
+        lan("m0");
         let mut answers = Vec::new();
         for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
             let mut conf = conf(Families::Dual);
@@ -481,7 +477,7 @@ fn every_version() {
 #[test]
 fn a_master_that_is_down_is_no_error() {
     let node = Node::new();
-    lan();
+    lan("m0");
     sh("ip link set m0 down");
     node.pod("p1");
     let conf = conf(Families::Dual);
@@ -503,7 +499,7 @@ fn gc_does_not_take_one_pod_for_another_at_the_same_path() {
 
 fn path_used_again(network: &str) {
     let node = Node::new();
-    lan();
+    lan("m0");
     let mut conf = conf(Families::Dual);
     conf["cniVersion"] = "1.1.0".into();
     node.pod("p1");
@@ -532,7 +528,7 @@ fn path_used_again(network: &str) {
 #[test]
 fn gc_leaves_a_device_with_another_address() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let mut conf = conf(Families::Dual);
     conf["cniVersion"] = "1.1.0".into();
     node.pod("p1");
@@ -550,7 +546,7 @@ fn gc_leaves_a_device_with_another_address() {
 #[test]
 fn gc_finds_a_passthru_device_whose_address_was_not_set_yet() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let mut conf = conf(Families::Dual);
     conf["mode"] = "passthru".into();
     conf["runtimeConfig"] = json!({"mac": "02:00:00:00:00:17"});
@@ -561,19 +557,16 @@ fn gc_finds_a_passthru_device_whose_address_was_not_set_yet() {
     while !there() {
         assert!(held.next());
     }
-    // It is dropped with the tracer's thread in other tests; here it goes on, and fails to find what
-    // GC has taken away.
+    held.kill();
     conf["cni.dev/valid-attachments"] = json!([]);
-    std::fs::remove_dir_all("/var/lib/cni").unwrap();
     node.call("GC", "", &conf).run().ok();
     assert!(!there());
-    let _ = held.finish();
 }
 
 #[test]
 fn many_at_once() {
     let node = Node::new();
-    lan();
+    lan("m0");
     let conf = conf(Families::Dual);
     let pods: Vec<String> = (0..25).map(|n| format!("p{n}")).collect();
     let all = |command: &str| -> Vec<Value> {

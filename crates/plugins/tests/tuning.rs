@@ -5,6 +5,7 @@ mod common;
 use std::fs;
 
 use common::chained::{after, in_version, kill_everywhere, pod, reference};
+use common::lan::lan;
 use common::reference::installed;
 use common::served::{Families, Mode, conf, serve};
 use common::{Node, in_pod, pings, sh, try_sh};
@@ -429,4 +430,63 @@ fn killed_at_any_system_call() {
     });
     println!("killed at {add} system calls of ADD and {del} of DEL");
     assert!(add > 20 && del > 15, "{add} and {del} are too few to be true");
+}
+
+/// CHECK of the plugin that made the interface takes the MTU that the result names, whoever gave it, and
+/// tells another one.
+#[test]
+fn check_of_the_whole_chain() {
+    let begin: [(fn() -> Node, Value); 5] = [
+        (
+            || {
+                let node = Node::new();
+                lan("m0");
+                node
+            },
+            {
+                let mut macvlan = conf(Mode::Classic, Families::Dual);
+                (macvlan["type"], macvlan["master"]) = (json!("macvlan"), json!("m0"));
+                macvlan["mtu"] = json!(1420);
+                macvlan
+            },
+        ),
+        (Node::new, conf(Mode::Classic, Families::Dual)),
+        (Node::new, {
+            let mut ptp = conf(Mode::Classic, Families::Dual);
+            (ptp["type"], ptp["mtu"]) = (json!("ptp"), json!(1420));
+            ptp
+        }),
+        (|| serve(Mode::Routed, Families::Dual), conf(Mode::Routed, Families::Dual)),
+        (|| serve(Mode::Classic, Families::Dual), conf(Mode::Classic, Families::Dual)),
+    ];
+    for (node, main) in begin {
+        let what = main["type"].to_string();
+        let test = move || {
+            let node = node();
+            node.pod("p1");
+            let main = in_version(&main, "1.1.0");
+            let result = node.add("p1", &main);
+            let tuning = in_version(&after("tuning", &json!({"mtu": 1380}), &result), "1.1.0");
+            let mut last = node.add("p1", &tuning);
+            let check = |result: &Value| {
+                let mut main = main.clone();
+                main["prevResult"] = result.clone();
+                node.call("CHECK", "p1", &main).run()
+            };
+            check(&last).ok();
+            sh("ip -n p1 link set eth0 mtu 1390");
+            let (_, said) = check(&last).err();
+            assert!(said.contains("has been changed") || said.contains("MTU is"), "{said}");
+            // Before version 1.1.0 results name no MTU.
+            for interface in last["interfaces"].as_array_mut().unwrap() {
+                interface.as_object_mut().unwrap().remove("mtu");
+            }
+            check(&last).ok();
+            node.del("p1", &tuning);
+            node.del("p1", &main);
+            let left = node.residue();
+            assert_eq!(left.lines().filter(|l| !l.contains(" m0@")).count(), 0, "{left}");
+        };
+        assert!(std::thread::spawn(test).join().is_ok(), "{what}");
+    }
 }

@@ -11,11 +11,9 @@ use causeway_ipam::Owner;
 use causeway_kernel::device::Device;
 use causeway_types::{IfName, names};
 
+use crate::adds::{Adds, short};
 use crate::call::Call;
 use crate::space::Space;
-
-/// The longest part of a note that is written out: an alias has at most 255 bytes.
-const LONGEST: usize = 100;
 
 /// What is noted of the devices of a network.
 fn network_note(network: &str) -> String {
@@ -25,14 +23,6 @@ fn network_note(network: &str) -> String {
 /// What is noted of the device of an attachment.
 pub(super) fn note(network: &str, container_id: &str, ifname: &str) -> String {
     format!("{}{}/{ifname}", network_note(network), short(container_id))
-}
-
-/// A name, or a digest of one that is too long. No name begins with `#`.
-fn short(name: &str) -> String {
-    if name.len() <= LONGEST {
-        return name.to_owned();
-    }
-    format!("#{}", &names::ifb(name, "", "").as_str()[3..])
 }
 
 /// The names that the device of an attachment may have. The reference's does not depend on the
@@ -123,7 +113,8 @@ pub(super) fn remove_chains(call: &Call, node: &mut Space) -> Result<(), CniErro
     Ok(())
 }
 
-/// Removes the devices of this network whose attachments are not among the valid ones.
+/// Removes the devices of this network whose attachments are not among the valid ones. Not those of an
+/// ADD that has not ended.
 ///
 /// # Errors
 /// Code 999 when one of them stays; all others are removed.
@@ -132,12 +123,19 @@ pub(super) fn collect(call: &Call, valid: &BTreeSet<Owner>) -> Result<(), CniErr
     let kept: BTreeSet<String> =
         valid.iter().map(|o| note(network, &o.container_id, &o.ifname)).collect();
     let mut node = Space::node()?;
-    let prefix = network_note(network);
+    let (prefix, adds) = (network_note(network), Adds::at(&call.paths));
     let mut first = None;
     for device in node.kernel(|k| k.devices())? {
-        if device.is_ifb() && device.alias.starts_with(&prefix) && !kept.contains(&device.alias) {
-            first = first.or(remove(&mut node, &device).err());
+        if !device.is_ifb() || kept.contains(&device.alias) {
+            continue;
         }
+        let whose = device.alias.strip_prefix(&prefix).and_then(|rest| rest.rsplit_once('/'));
+        let Some((id, ifname)) = whose else { continue };
+        let Some(_quiet) = adds.keep_out(&Owner::new(id, ifname)) else { continue };
+        let name = device.link.name.as_str();
+        // Another ADD of the attachment may have made it anew meanwhile.
+        let now = node.kernel(|k| k.device(name))?.filter(|now| now.alias == device.alias);
+        first = first.or(now.and_then(|now| remove(&mut node, &now).err()));
     }
     first.map_or(Ok(()), Err)
 }

@@ -32,7 +32,7 @@ pub(super) fn check(call: &Call) -> Result<(), CniError> {
         .ok_or_else(|| CniError::internal(format!("bridge {} is not there", conf.bridge)))?;
     if conf.mtu.is_none() && served.is_none() {
         // The kernel chose it, and may have followed the bridge.
-        record.mtu = pod.link(&record.ifname)?.and_then(|l| l.mtu).unwrap_or(record.mtu);
+        record.mtu = node.link(&record.host_ifname)?.and_then(|l| l.mtu).unwrap_or(record.mtu);
     }
     let mac = bridge.mac.unwrap_or(Mac([0; 6]));
     let gateways = objects::gateway_addrs(&conf, &own);
@@ -43,6 +43,7 @@ pub(super) fn check(call: &Call) -> Result<(), CniError> {
     if let Some(vlans) = &conf.vlans {
         node.check_vlans(&record.host_ifname, &vlans.port)?;
     }
+    let record = attachment::inside_of(&record, previous, &mut pod)?;
     attachment::verify(
         &mut pod,
         &objects::pod(conf.inside(), &record, mac, served.is_some(), &own.routes)?,

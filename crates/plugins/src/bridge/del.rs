@@ -12,6 +12,7 @@ use causeway_types::{IfName, Mac};
 use ipnet::IpNet;
 
 use super::conf::BridgeConf;
+use crate::adds::Adds;
 use crate::attachment::{Kept, addresses_of, any_mtu, detach};
 use crate::call::Call;
 use crate::foreign_chains;
@@ -197,11 +198,14 @@ pub(crate) fn gc(call: &Call, way: &Way) -> Result<(), CniError> {
     let valid = valid_owners(call)?;
     let mut node = Space::node()?;
     let mut first = None;
-    for record in Attachments::at(&call.paths).list()? {
+    let (records, adds) = (Attachments::at(&call.paths), Adds::at(&call.paths));
+    for record in records.list()? {
         let owner = Owner::new(&record.container_id, record.ifname.as_str());
         if record.network == call.conf.name
             && !valid.contains(&owner)
             && !ipam.is_in_flight(&owner)?
+            && let Some(_quiet) = adds.keep_out(&owner)
+            && let Some(record) = records.read(&owner.container_id, &owner.ifname)?
         {
             let kept = Kept::SERVED;
             let named = addresses_of(&record);
@@ -215,6 +219,7 @@ pub(crate) fn gc(call: &Call, way: &Way) -> Result<(), CniError> {
         first = first.or(leases.refuse_doubtful(&stale.doubtful).err());
     }
     for (owner, ips) in by_owner(stale.leases) {
+        let Some(_quiet) = adds.keep_out(&owner) else { continue };
         let gone = collect(call, way, &ipam, &mut node, &owner, &ips);
         first = first.or(gone.err());
     }

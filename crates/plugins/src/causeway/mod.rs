@@ -13,6 +13,7 @@ use causeway_types::{Family, Mac};
 use ipnet::IpNet;
 
 use crate::Plugin;
+use crate::adds::Adds;
 use crate::attachment::{self, Kept, Wiring};
 use crate::call::Call;
 use crate::host_local::valid_owners;
@@ -70,7 +71,9 @@ impl Plugin for CausewayPlugin {
         let mut node = Space::node()?;
         let mac = bridge_mac(&mut node, &record)?;
         attachment::verify(&mut node, &host_objects(&record, &attachment::context(true)))?;
-        attachment::verify(&mut Space::pod(&call.netns()?)?, &pod_objects(&record, mac))
+        let mut pod = Space::pod(&call.netns()?)?;
+        let inside = attachment::inside_of(&record, previous, &mut pod)?;
+        attachment::verify(&mut pod, &pod_objects(&inside, mac))
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {
@@ -86,11 +89,14 @@ impl Plugin for CausewayPlugin {
         let leases = leases(call);
         let mut node = Space::node()?;
         let mut first = None;
-        for record in Attachments::at(&call.paths).list()? {
+        let (records, adds) = (Attachments::at(&call.paths), Adds::at(&call.paths));
+        for record in records.list()? {
             let owner = LeaseOwner::new(&record.container_id, record.ifname.as_str());
             if record.network == call.conf.name
                 && !valid.contains(&owner)
                 && !leases.is_in_flight(&owner)?
+                && let Some(_quiet) = adds.keep_out(&owner)
+                && let Some(record) = records.read(&owner.container_id, &owner.ifname)?
             {
                 let kept = Kept::SERVED;
                 let named = attachment::addresses_of(&record);
@@ -248,7 +254,9 @@ fn collect(
 ) -> Result<(), CniError> {
     // What records tell is repaired by them, and every attachment of this type has one.
     let stale = leases.stale(valid, 1)?;
+    let adds = Adds::at(&call.paths);
     for (ip, owner) in stale.leases {
+        let Some(_quiet) = adds.keep_out(&owner) else { continue };
         if let Ok(ifname) = causeway_types::IfName::new(&owner.ifname) {
             let ends = Derived::new(&owner.container_id, ifname);
             let record = remembered(&call.paths, &call.conf.name, ends, &owner, vec![ip]);

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use causeway_cni_spec::{CniError, CniResult, Version};
+use causeway_ipam::Owner as LockOwner;
 use causeway_kernel::sysctl;
 use causeway_model::nft::foreign::Dropping;
 use causeway_model::nft::{Chain, KeyPart};
@@ -20,8 +21,10 @@ use causeway_model::{Desired, LinkKind, Object, Owner};
 use causeway_types::{Cidr, Family, IfName, names};
 
 use crate::Plugin;
+use crate::adds::{Adds, Quiet};
 use crate::attachment;
 use crate::call::Call;
+use crate::files;
 use crate::foreign_chains;
 use crate::leftovers::Look;
 use crate::notes::{Notes, Whose};
@@ -90,6 +93,7 @@ impl Plugin for FirewallPlugin {
     fn status(&self, call: &Call) -> Result<(), CniError> {
         let unavailable = |e: CniError| CniError::not_available(e.msg).with_details(e.details);
         let conf = FirewallConf::parse(call).map_err(unavailable)?;
+        files::try_room(&notes(call).files()).map_err(unavailable)?;
         let mut node = Space::node().map_err(unavailable)?;
         let mut families = vec![Family::V4];
         let forwarding = node.kernel(|_| sysctl::read("net/ipv6/conf/all/forwarding"));
@@ -106,12 +110,8 @@ impl Plugin for FirewallPlugin {
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
         let notes = notes(call);
-        let mut first = None;
-        for note in notes.stale::<Forward>(call)? {
-            first = first.or(close(&notes, &note).err());
-        }
-        first = first.or(forget_bridges(&notes).err());
-        first.map_or(Ok(()), Err)
+        let first = notes.collect(call, |note: &Forward| close(&notes, note)).err();
+        first.or(forget_bridges(call, &notes).err()).map_or(Ok(()), Err)
     }
 
     fn versions(&self) -> &'static [Version] {
@@ -187,6 +187,9 @@ fn open(
     if let Some(before) = notes.read::<Forward>(&whose.container_id, &whose.ifname)? {
         // Left by an ADD that was killed, or an ADD again: its addresses may differ.
         remove(&mut node, &before)?;
+    }
+    if let Some(bridge) = &note.bridge {
+        Adds::at(&call.paths).begin(&shared(bridge))?;
     }
     let (again, undone) = (notes.clone(), note.clone());
     rollback.on_failure(move || close(&again, &undone));
@@ -284,12 +287,28 @@ fn bring_back(
     notes.bring_back(node, boot_id, but, make, |node, note| remove(node, note).map(drop))
 }
 
-/// Removes bridges that no attachment is on any more.
-fn forget_bridges(notes: &Notes) -> Result<(), CniError> {
-    let used: Vec<KeyPart> =
-        notes.all::<Forward>()?.into_iter().filter_map(|n| n.bridge).map(KeyPart::IfName).collect();
-    let unused = |key: &[KeyPart]| key.iter().all(|part| !used.contains(part));
+/// What stands for a bridge in the locks of attachments, as all that are on it share its elements. No
+/// container has an empty name.
+fn shared(bridge: &IfName) -> LockOwner {
+    LockOwner::new("", bridge.as_str())
+}
+
+/// Removes bridges that no attachment is on any more, and no ADD is about to be.
+fn forget_bridges(call: &Call, notes: &Notes) -> Result<(), CniError> {
     let mut sets = note::sets();
     sets.sets.retain(|_, set| set.key[0] == causeway_model::nft::KeyType::IfName);
-    owned::take_where(&mut Space::node()?, &sets, &|key, _| unused(key))
+    let mut node = Space::node()?;
+    let (there, adds) = (owned::read_all(&mut node, &sets)?, Adds::at(&call.paths));
+    let keys = there.sets.values().flat_map(|set| set.elements.keys().flatten());
+    let bridges: BTreeSet<&KeyPart> = keys.collect();
+    let mut quiet: Vec<(KeyPart, Quiet)> = Vec::new();
+    for part in bridges {
+        let KeyPart::IfName(bridge) = part else { continue };
+        quiet.extend(adds.keep_out(&shared(bridge)).map(|lock| (part.clone(), lock)));
+    }
+    // Those that ended before have left their notes by now.
+    let used: Vec<KeyPart> =
+        notes.all::<Forward>()?.into_iter().filter_map(|n| n.bridge).map(KeyPart::IfName).collect();
+    let unused = |part: &KeyPart| quiet.iter().any(|(p, _)| p == part) && !used.contains(part);
+    owned::take_where(&mut node, &sets, &|key, _| key.iter().all(unused))
 }

@@ -2,7 +2,7 @@
 
 mod conf;
 
-use causeway_cni_spec::{CniError, CniResult};
+use causeway_cni_spec::{CniError, CniResult, Interface};
 use causeway_kernel::device::{Device, Mode, NewMacvlan};
 use causeway_model::{Link, Object};
 use causeway_plan::Op;
@@ -197,7 +197,11 @@ fn check(call: &Call) -> Result<(), CniError> {
     if found.lower != Some(lower.index) {
         return Err(changed(format!("it is not on {}", lower.link.name)));
     }
-    if conf.mtu.is_some() && conf.mtu != found.link.mtu {
+    // The one that the result names, which a plugin after this one may have changed.
+    let previous = call.conf.require_prev_result()?;
+    let own = |i: &&Interface| i.name == call.env.ifname && !i.sandbox.is_empty();
+    let told = previous.interfaces.iter().find(own).and_then(|i| i.mtu);
+    if told.is_some() && told != found.link.mtu.map(|mtu| mtu.get()) {
         return Err(changed(format!("MTU is {:?}", found.link.mtu.map(|m| m.get()))));
     }
     Ok(())

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use crate::Plugin;
 use crate::attachment;
 use crate::call::Call;
+use crate::files;
 use crate::foreign_chains;
 use crate::leftovers::Look;
 use crate::notes::{Note, Notes, Whose};
@@ -109,17 +110,14 @@ impl Plugin for PortmapPlugin {
     fn status(&self, call: &Call) -> Result<(), CniError> {
         let unavailable = |e: CniError| CniError::not_available(e.msg);
         PortmapConf::parse(call).map_err(unavailable)?;
+        files::try_room(&notes(call).files()).map_err(unavailable)?;
         let mut node = Space::node().map_err(unavailable)?;
         node.kernel(|handle| handle.nft()?.genid()).map(drop).map_err(unavailable)
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
         let notes = notes(call);
-        let mut first = None;
-        for note in notes.stale::<Ports>(call)? {
-            first = first.or(unmap(&notes, &note).err());
-        }
-        first.map_or(Ok(()), Err)
+        notes.collect(call, |note: &Ports| unmap(&notes, note))
     }
 }
 

@@ -171,9 +171,10 @@ fn check(call: &Call) -> Result<(), CniError> {
     }
     if conf.mtu.is_none() && served.is_none() {
         // The kernel chose it, or another plugin of the chain.
-        record.mtu = pod.link(&record.ifname)?.and_then(|l| l.mtu).unwrap_or(record.mtu);
+        record.mtu = node.link(&record.host_ifname)?.and_then(|l| l.mtu).unwrap_or(record.mtu);
     }
     attachment::verify(&mut node, &objects::host(&record, served.is_some(), &own))?;
+    let record = attachment::inside_of(&record, previous, &mut pod)?;
     attachment::verify(&mut pod, &objects::pod(&record, served.is_some(), &own)?)
 }
 

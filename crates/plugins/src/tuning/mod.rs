@@ -19,6 +19,7 @@ use causeway_types::IfName;
 use self::conf::TuningConf;
 use self::saved::Saved;
 use crate::Plugin;
+use crate::adds::Adds;
 use crate::call::Call;
 use crate::files;
 use crate::host_local::valid_owners;
@@ -54,7 +55,12 @@ impl Plugin for TuningPlugin {
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {
-        TuningConf::of(call).map(drop).map_err(|e| CniError::not_available(e.msg))
+        let unavailable = |e: CniError| CniError::not_available(e.msg);
+        let conf = TuningConf::of(call).map_err(unavailable)?;
+        if conf.attributes == Attributes::default() {
+            return Ok(());
+        }
+        files::try_room(&[(conf.data_dir.join("new"), true)]).map_err(unavailable)
     }
 
     /// Files of this network whose attachments are not valid any more.
@@ -63,13 +69,16 @@ impl Plugin for TuningPlugin {
         let valid = valid_owners(call)?;
         let kept: BTreeSet<String> =
             valid.iter().map(|o| saved::file_name(&o.container_id, &o.ifname)).collect();
+        let (adds, network) = (Adds::at(&call.paths), &call.conf.name);
         let mut first = None;
         for name in files::names(&dir)?.into_iter().filter(|n| !kept.contains(n)) {
             let file = dir.join(&name);
-            if !name.starts_with('.')
-                && name.ends_with(".json")
-                && Saved::read(&file)?.is_some_and(|s| s.is_of(&call.conf.name))
-            {
+            if name.starts_with('.') || !name.ends_with(".json") {
+                continue;
+            }
+            let Some(saved) = Saved::read(&file)?.filter(|s| s.is_of(network)) else { continue };
+            let Some(_quiet) = adds.keep_out(saved.owner()) else { continue };
+            if Saved::read(&file)?.as_ref() == Some(&saved) {
                 first = first.or(saved::remove(&file).err());
             }
         }

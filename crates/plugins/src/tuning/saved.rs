@@ -1,20 +1,22 @@
 //! What the interface had before, in the reference's form, so that each puts back what the other
-//! changed. One key more, which the reference passes over, says of which network it is: GC of one
-//! network must not remove the files of another.
+//! changed. Three keys more, which the reference passes over, say of which network and attachment it
+//! is: GC of one network must not remove the files of another, nor that of an ADD that has not ended.
 
 use std::path::{Path, PathBuf};
 
 use causeway_cni_spec::CniError;
+use causeway_ipam::Owner;
 use causeway_kernel::tune::Attributes;
 use serde_json::Value;
 
 use crate::call::Call;
 use crate::files;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Saved {
     attributes: Attributes,
     network: String,
+    owner: Owner,
 }
 
 impl Saved {
@@ -27,7 +29,7 @@ impl Saved {
             allmulti: have.allmulti.filter(|_| changes.allmulti.is_some()),
             tx_queue_len: have.tx_queue_len.filter(|_| changes.tx_queue_len.is_some()),
         };
-        Self { attributes, network: call.conf.name.clone() }
+        Self { attributes, network: call.conf.name.clone(), owner: call.owner() }
     }
 
     /// What an ADD saved that was killed counts more: what is there now may be its doing.
@@ -40,7 +42,7 @@ impl Saved {
             allmulti: first.allmulti.or(then.allmulti),
             tx_queue_len: first.tx_queue_len.or(then.tx_queue_len),
         };
-        Self { attributes, network: later.network }
+        Self { attributes, ..later }
     }
 
     pub(super) fn attributes(&self) -> Attributes {
@@ -50,6 +52,11 @@ impl Saved {
     /// Of this network, by its own word.
     pub(super) fn is_of(&self, network: &str) -> bool {
         self.network == network
+    }
+
+    /// The attachment, by its own word: of nobody where an earlier version wrote it.
+    pub(super) fn owner(&self) -> &Owner {
+        &self.owner
     }
 
     /// Writes it in place of what is there.
@@ -82,6 +89,8 @@ impl Saved {
             ("allmulti", allmulti.map(Value::from)),
             ("txQLen", tx_queue_len.map(Value::from)),
             ("network", Some(Value::from(self.network.as_str()))),
+            ("containerId", Some(Value::from(self.owner.container_id.as_str()))),
+            ("ifname", Some(Value::from(self.owner.ifname.as_str()))),
         ];
         let given = values.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         Value::Object(given.collect())
@@ -108,8 +117,9 @@ impl Saved {
             allmulti: switch("allmulti")?,
             tx_queue_len: number("txQLen")?,
         };
-        let network = object.get("network").and_then(Value::as_str).unwrap_or_default();
-        Some(Self { attributes, network: network.to_owned() })
+        let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
+        let owner = Owner::new(text("containerId"), text("ifname"));
+        Some(Self { attributes, network: text("network").to_owned(), owner })
     }
 }
 
@@ -146,7 +156,8 @@ mod tests {
             tx_queue_len: Some(0),
         };
         for attributes in [all, Attributes { mac: None, mtu: None, ..all }, Attributes::default()] {
-            let saved = Saved { attributes, network: "net".to_owned() };
+            let owner = Owner::new("c1", "eth0");
+            let saved = Saved { attributes, network: "net".to_owned(), owner };
             assert_eq!(Saved::from_json(&saved.to_json()), Some(saved));
         }
         for bad in

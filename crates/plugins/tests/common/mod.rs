@@ -3,6 +3,9 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod chained;
+pub mod disk;
+pub mod lan;
+pub mod limits;
 pub mod outside;
 pub mod ports;
 pub mod programs;
@@ -10,6 +13,7 @@ pub mod reference;
 pub mod served;
 pub mod trace;
 pub mod traffic;
+pub mod types;
 pub mod ways;
 
 use std::fs;

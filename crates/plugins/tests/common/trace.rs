@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
@@ -10,7 +11,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{Answer, Node};
+use super::{Answer, Node, finish};
 
 /// `PTRACE_EVENT_EXEC` (`linux/ptrace.h`).
 const EXEC: i32 = 4;
@@ -121,4 +122,28 @@ impl Held {
         let json = serde_json::from_str(&stdout).unwrap_or(Value::Null);
         Answer { code, json, stdout, stderr: String::new() }
     }
+}
+
+/// Holds ADD of a pod as it enters its system call number `at`, and runs GC of the network, to which
+/// nothing is valid, meanwhile. Answers what ADD says in the end, and whether GC had ended before that;
+/// `None` when ADD ended before that system call.
+pub fn gc_beside_add(node: &Node, pod: &str, conf: &Value, at: usize) -> Option<(Answer, bool)> {
+    let mut add = Held::start(node, "ADD", pod, conf, "");
+    if !add.reach(at) {
+        add.finish().ok();
+        return None;
+    }
+    let mut conf_gc = conf.clone();
+    conf_gc["cni.dev/valid-attachments"] = serde_json::json!([]);
+    let mut call = node.call("GC", "", &conf_gc);
+    (call.ifname, call.netns) = (String::new(), None);
+    let (mut collector, start) = (call.spawn(), Instant::now());
+    // It may wait for the lock of the leases, which the ADD holds.
+    while start.elapsed() < Duration::from_millis(300) && collector.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let ended = collector.try_wait().unwrap().is_some();
+    let answer = add.finish();
+    finish(collector).ok();
+    Some((answer, ended))
 }
