@@ -6,7 +6,6 @@ use std::os::fd::AsRawFd;
 use causeway_model::{Link, LinkKind};
 use causeway_types::{IfName, Mac, Mtu};
 use netlink_packet_core::DefaultNla;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoMacVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
 };
@@ -116,7 +115,7 @@ impl Handle {
             _ => text(ALT_NAME, name, true),
         };
         message.attributes.push(attribute);
-        let asked = request(&RouteNetlinkMessage::GetLink(message), 0);
+        let asked = request(libc::RTM_GETLINK, &message, 0);
         self.route.get("look up an interface", asked, decode)
     }
 
@@ -152,7 +151,7 @@ impl Handle {
             LinkInfo::Kind(InfoKind::MacVlan),
             LinkInfo::Data(InfoData::MacVlan(data)),
         ]));
-        self.all(vec![request(&RouteNetlinkMessage::NewLink(message), CREATE | EXCL)])
+        self.all(vec![request(libc::RTM_NEWLINK, &message, CREATE | EXCL)])
     }
 
     /// Gives a device of this namespace to another one, under another name and with an alias. The
@@ -181,7 +180,7 @@ impl Handle {
         let mut go = named(index, name);
         go.attributes.push(LinkAttribute::NetNsFd(to.as_raw_fd()));
         requests.push(go);
-        let requests = requests.into_iter().map(|m| request(&RouteNetlinkMessage::NewLink(m), 0));
+        let requests = requests.into_iter().map(|m| request(libc::RTM_NEWLINK, &m, 0));
         self.all(requests.collect())
     }
 
@@ -193,7 +192,7 @@ impl Handle {
         let mut down = at(index);
         down.header.change_mask = LinkFlags::Up;
         let both = [down, named(index, name)];
-        self.all(both.map(|m| request(&RouteNetlinkMessage::NewLink(m), 0)).to_vec())
+        self.all(both.map(|m| request(libc::RTM_NEWLINK, &m, 0)).to_vec())
     }
 
     /// Gives a device an alias; an empty one takes it away.
@@ -201,7 +200,7 @@ impl Handle {
     /// # Errors
     /// The kernel's refusal.
     pub fn set_device_alias(&mut self, index: u32, alias: &str) -> Result<(), Refusal> {
-        self.all(vec![request(&RouteNetlinkMessage::NewLink(alias_of(index, alias)), 0)])
+        self.all(vec![request(libc::RTM_NEWLINK, &alias_of(index, alias), 0)])
     }
 
     /// Sends requests together; the first refusal of any counts.

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 
 use causeway_model::{Route, RouteKind};
 use causeway_types::{Cidr, Family, IfName, Mtu};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage};
 
 use crate::error::Error;
@@ -136,7 +135,7 @@ fn lookup(dst: IpAddr, flags: RouteFlags) -> Request {
     message.header.destination_prefix_length = Cidr::host(dst).prefix_len();
     message.header.flags = flags;
     message.attributes.push(RouteAttribute::Destination(route::address(dst)));
-    request(&RouteNetlinkMessage::GetRoute(message), 0)
+    request(libc::RTM_GETROUTE, &message, 0)
 }
 
 /// The errors by which the kernel says that it would not send the packet: no route, or one of type

@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use causeway_model::Addr;
 use ipnet::IpNet;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 
 use super::read::{self, Names};
@@ -16,7 +15,7 @@ const HEADER: usize = 8;
 
 /// The request for a dump of the addresses of both families.
 pub(crate) fn dump() -> Request {
-    request(&RouteNetlinkMessage::GetAddress(AddressMessage::default()), 0)
+    request(libc::RTM_GETADDR, &AddressMessage::default(), 0)
 }
 
 /// The request for a dump of the addresses of one interface (strict checking of dump requests, since
@@ -24,22 +23,22 @@ pub(crate) fn dump() -> Request {
 pub(crate) fn dump_of(index: u32) -> Request {
     let mut message = AddressMessage::default();
     message.header.index = index;
-    request(&RouteNetlinkMessage::GetAddress(message), 0)
+    request(libc::RTM_GETADDR, &message, 0)
 }
 
 /// The request that adds an address.
 pub(crate) fn create(addr: &Addr, index: u32) -> Request {
-    request(&RouteNetlinkMessage::NewAddress(whole(addr, index)), CREATE | EXCL)
+    request(libc::RTM_NEWADDR, &whole(addr, index), CREATE | EXCL)
 }
 
 /// The request that gives an address other flags.
 pub(crate) fn change(addr: &Addr, index: u32) -> Request {
-    request(&RouteNetlinkMessage::NewAddress(whole(addr, index)), CREATE | REPLACE)
+    request(libc::RTM_NEWADDR, &whole(addr, index), CREATE | REPLACE)
 }
 
 /// The request that removes an address.
 pub(crate) fn remove(addr: &Addr, index: u32) -> Request {
-    request(&RouteNetlinkMessage::DelAddress(bare(addr, index)), 0)
+    request(libc::RTM_DELADDR, &bare(addr, index), 0)
 }
 
 fn bare(addr: &Addr, index: u32) -> AddressMessage {

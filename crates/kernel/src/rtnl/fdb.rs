@@ -1,10 +1,10 @@
 //! Forwarding entries of bridge ports and VXLAN devices.
 
 use causeway_model::Fdb;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::neigh::{HEADER, address};
 use super::read::{self, Names};
@@ -15,18 +15,18 @@ use crate::sock::{CREATE, REPLACE, Reply, Request, attributes};
 pub(crate) fn dump() -> Request {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
-    request(&RouteNetlinkMessage::GetNeighbour(message), 0)
+    request(libc::RTM_GETNEIGH, &message, 0)
 }
 
 /// The request that adds an entry, or puts it in place of one of the same address: a bridge may
 /// have learned one on its own.
 pub(crate) fn create(fdb: &Fdb, index: u32) -> Request {
-    request(&RouteNetlinkMessage::NewNeighbour(message(fdb, index)), CREATE | REPLACE)
+    request(libc::RTM_NEWNEIGH, &message(fdb, index), CREATE | REPLACE)
 }
 
 /// The request that removes an entry.
 pub(crate) fn remove(fdb: &Fdb, index: u32) -> Request {
-    request(&RouteNetlinkMessage::DelNeighbour(message(fdb, index)), 0)
+    request(libc::RTM_DELNEIGH, &message(fdb, index), 0)
 }
 
 /// In a bridge (NTF_MASTER) a static entry is NUD_NOARP; NUD_PERMANENT would say that the address

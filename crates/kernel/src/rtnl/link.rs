@@ -5,7 +5,6 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use causeway_model::{Link, LinkKind, PortFlags, Vxlan};
 use causeway_types::{IfName, Mtu, Vni};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan,
     LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -46,7 +45,7 @@ mod vxlan {
 pub(crate) fn dump() -> Request {
     let mut message = LinkMessage::default();
     message.attributes.push(ext_mask());
-    request(&RouteNetlinkMessage::GetLink(message), 0)
+    request(libc::RTM_GETLINK, &message, 0)
 }
 
 fn ext_mask() -> LinkAttribute {
@@ -59,14 +58,14 @@ fn ext_mask() -> LinkAttribute {
 pub(crate) fn get_by_name(name: &IfName) -> Request {
     let mut message = LinkMessage::default();
     message.attributes.extend([LinkAttribute::IfName(name.to_string()), ext_mask()]);
-    request(&RouteNetlinkMessage::GetLink(message), 0)
+    request(libc::RTM_GETLINK, &message, 0)
 }
 
 /// The request for one link by index.
 pub(crate) fn get_by_index(index: u32) -> Request {
     let mut message = with_index(index);
     message.attributes.push(ext_mask());
-    request(&RouteNetlinkMessage::GetLink(message), 0)
+    request(libc::RTM_GETLINK, &message, 0)
 }
 
 /// What a new link needs to know of its surroundings.
@@ -96,7 +95,7 @@ pub(crate) fn create(link: &Link, place: &Surroundings<'_>) -> Vec<Request> {
     message.attributes.extend(one_queue(&link.kind).into_iter().flatten());
     message.attributes.extend(place.master.map(LinkAttribute::Controller));
     message.attributes.push(LinkAttribute::LinkInfo(info(link, place)));
-    let made = request(&RouteNetlinkMessage::NewLink(message), CREATE | EXCL);
+    let made = request(libc::RTM_NEWLINK, &message, CREATE | EXCL);
     let mut requests = vec![made];
     if mtu_later && link.mtu.is_some() {
         requests.push(set(place.index, mtu(link).into_iter().collect(), None));
@@ -149,12 +148,12 @@ pub(crate) fn change(
 pub(crate) fn remove(name: &IfName) -> Request {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_string()));
-    request(&RouteNetlinkMessage::DelLink(message), 0)
+    request(libc::RTM_DELLINK, &message, 0)
 }
 
 /// The request that removes a link by its index.
 pub(crate) fn remove_index(index: u32) -> Request {
-    request(&RouteNetlinkMessage::DelLink(with_index(index)), 0)
+    request(libc::RTM_DELLINK, &with_index(index), 0)
 }
 
 fn with_index(index: u32) -> LinkMessage {
@@ -170,7 +169,7 @@ fn set(index: u32, attributes: Vec<LinkAttribute>, up: Option<bool>) -> Request 
         message.header.change_mask = LinkFlags::Up;
         message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
     }
-    request(&RouteNetlinkMessage::NewLink(message), 0)
+    request(libc::RTM_NEWLINK, &message, 0)
 }
 
 /// `IFLA_INET_CONF` (`linux/if_link.h`).
@@ -193,7 +192,7 @@ pub(crate) fn promiscuous(index: u32) -> Request {
     let mut message = with_index(index);
     message.header.change_mask = LinkFlags::Promisc;
     message.header.flags = LinkFlags::Promisc;
-    request(&RouteNetlinkMessage::NewLink(message), 0)
+    request(libc::RTM_NEWLINK, &message, 0)
 }
 
 fn port_info(flags: PortFlags) -> LinkAttribute {

@@ -15,15 +15,16 @@ use std::net::IpAddr;
 
 use causeway_types::Family;
 use netlink_packet_core::Emitable;
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::AddressFamily;
 
 use crate::sock::Request;
 
-/// A request of a typed message.
-pub(crate) fn request(message: &RouteNetlinkMessage, flags: u16) -> Request {
+/// A request of a kind (`RTM_*`) with its typed message. Not by the type of all messages: whoever uses
+/// that carries the code of those that nobody sends.
+pub(crate) fn request(kind: u16, message: &impl Emitable, flags: u16) -> Request {
     let mut body = vec![0; message.buffer_len()];
     message.emit(&mut body);
-    Request::new(message.message_type(), flags, body)
+    Request::new(kind, flags, body)
 }
 
 /// `AF_INET` or `AF_INET6`.

@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use causeway_model::Neigh;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -22,20 +21,20 @@ pub(crate) fn dump(proxy: bool) -> Request {
     if proxy {
         message.header.flags = NeighbourFlags::Proxy;
     }
-    request(&RouteNetlinkMessage::GetNeighbour(message), 0)
+    request(libc::RTM_GETNEIGH, &message, 0)
 }
 
 /// The request that adds an entry, or puts it in place of one of the same address: the kernel may
 /// have learned one on its own.
 pub(crate) fn create(neigh: &Neigh, index: u32) -> Request {
-    request(&RouteNetlinkMessage::NewNeighbour(message(neigh, index)), CREATE | REPLACE)
+    request(libc::RTM_NEWNEIGH, &message(neigh, index), CREATE | REPLACE)
 }
 
 /// The request that removes an entry.
 pub(crate) fn remove(neigh: &Neigh, index: u32) -> Request {
     let mut message = message(neigh, index);
     message.attributes.truncate(1);
-    request(&RouteNetlinkMessage::DelNeighbour(message), 0)
+    request(libc::RTM_DELNEIGH, &message, 0)
 }
 
 pub(crate) fn address(ip: IpAddr) -> NeighbourAddress {

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use causeway_model::{Route, RouteKind, RouteScope};
 use causeway_types::{Cidr, Family, Mtu};
 use ipnet::IpNet;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteVia,
 };
@@ -35,18 +34,18 @@ pub(crate) fn dump(family: Family, table: Option<u32>) -> Request {
     let mut message = RouteMessage::default();
     message.header.address_family = address_family(family);
     message.attributes.extend(table.map(RouteAttribute::Table));
-    request(&RouteNetlinkMessage::GetRoute(message), 0)
+    request(libc::RTM_GETROUTE, &message, 0)
 }
 
 /// The request that adds a route.
 pub(crate) fn create(route: &Route, index: Option<u32>) -> Request {
-    request(&RouteNetlinkMessage::NewRoute(whole(route, index)), CREATE | EXCL)
+    request(libc::RTM_NEWROUTE, &whole(route, index), CREATE | EXCL)
 }
 
 /// The request that puts a route in place of another of the same destination, table and metric,
 /// with no moment between them at which neither is there.
 pub(crate) fn change(route: &Route, index: Option<u32>) -> Request {
-    request(&RouteNetlinkMessage::NewRoute(whole(route, index)), CREATE | REPLACE)
+    request(libc::RTM_NEWROUTE, &whole(route, index), CREATE | REPLACE)
 }
 
 /// The request that removes a route, and only one that leads as this one does and has its
@@ -59,7 +58,7 @@ pub(crate) fn remove(route: &Route, index: Option<u32>) -> Request {
     message
         .attributes
         .retain(|a| !matches!(a, RouteAttribute::Metrics(_) | RouteAttribute::PrefSource(_)));
-    request(&RouteNetlinkMessage::DelRoute(message), 0)
+    request(libc::RTM_DELROUTE, &message, 0)
 }
 
 pub(crate) fn address(addr: IpAddr) -> RouteAddress {
