@@ -1,5 +1,7 @@
-//! Checks of the workspace that cargo and clippy do not know.
+//! Checks of the workspace that cargo and clippy do not know, and what is deployed.
 //!
+//! `image [--arch ARCH] [--dist DIR]`: the image of the DaemonSet, as an OCI archive in `target`.
+//! `manifest [--check]`: `deploy/causeway.yaml` from the chart.
 //! `cargo run -p xtask -- borders`: the border between deciding and doing is a crate border. Pure
 //! crates reach no runtime, no sockets and no Kubernetes client; the plugins, which start for
 //! every pod, reach no runtime and no Kubernetes client. Every crate inherits the workspace lints.
@@ -9,6 +11,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use xtask::{chart, image};
 
 /// Crates that decide and do nothing.
 const PURE: &[&str] = &[
@@ -26,10 +29,18 @@ const DOES_THINGS: &[&str] =
 const SLOW_TO_START: &[&str] = &["tokio", "kube", "k8s-openapi", "clap", "regex", "hyper"];
 
 fn main() -> ExitCode {
-    let task = std::env::args().nth(1).unwrap_or_default();
-    let result = match task.as_str() {
-        "borders" => borders(),
-        other => Err(anyhow::anyhow!("unknown task {other:?}; there is: borders")),
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["borders"] => borders(),
+        ["manifest"] => chart::run(false),
+        ["manifest", "--check"] => chart::run(true),
+        ["image"] => make_image("amd64", "target/dist"),
+        ["image", "--arch", arch, "--dist", dist] => make_image(arch, dist),
+        other => Err(anyhow::anyhow!(
+            "unknown task {other:?}; there are: borders, manifest [--check], \
+             image [--arch ARCH --dist DIR]"
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -38,6 +49,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn make_image(arch: &str, dist: &str) -> Result<()> {
+    let root = chart::root();
+    let (path, archive) = image::run(&root, arch, &root.join(dist), &root.join("target"))?;
+    println!("{}: {} bytes, {}", path.display(), archive.bytes.len(), archive.digest);
+    Ok(())
 }
 
 fn borders() -> Result<()> {

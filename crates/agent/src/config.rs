@@ -7,6 +7,10 @@ use causeway_desired::input::{Config, PluginType, Road};
 use causeway_types::state::Attach;
 use causeway_types::{Cidr, IfName, Mtu, NodeName, Vni};
 use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
+
+#[cfg(test)]
+mod schema;
 
 /// Where `/healthz`, `/readyz` and `/metrics` are answered unless configured.
 pub const HEALTH_ADDRESS: &str = "127.0.0.1:9470";
@@ -42,29 +46,66 @@ pub struct Settings {
     pub node_name: Option<NodeName>,
 }
 
-/// The file's form. A key that nobody knows is refused: it is a typing error more often than not.
+/// The agent's configuration, in YAML. A key that is left out has its default. A key that nobody knows
+/// is refused: it is a typing error more often than not.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(rename = "Causeway"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct File {
+    /// The road to other nodes: `direct` within a subnet and `vxlan` across with `auto`.
+    #[cfg_attr(test, schemars(schema_with = "schema::road"))]
     road: Option<Road>,
+    /// How pods are attached.
+    #[cfg_attr(test, schemars(schema_with = "schema::attach"))]
     attach: Option<Attach>,
+    /// The plugin type in the CNI configuration list; `bridge` is the classic, with `host-local`.
+    #[cfg_attr(test, schemars(schema_with = "schema::plugin"))]
     plugin: Option<PluginType>,
+    /// The network's name in that list; it names the directory of leases.
+    #[cfg_attr(test, schemars(schema_with = "schema::network"))]
     network: Option<String>,
+    /// The bridge of `attach: bridge`.
+    #[cfg_attr(test, schemars(schema_with = "schema::bridge"))]
     bridge: Option<IfName>,
+    /// MTU of pods in bytes; else the underlay's, less what the tunnel takes.
+    #[cfg_attr(test, schemars(schema_with = "schema::mtu"))]
     mtu: Option<Mtu>,
+    /// VXLAN network identifier.
+    #[cfg_attr(test, schemars(schema_with = "schema::vni"))]
     vni: Option<Vni>,
+    /// UDP port of VXLAN.
+    #[cfg_attr(test, schemars(schema_with = "schema::port"))]
     vxlan_port: Option<u16>,
+    /// Packets of pods to the world outside the cluster get the node's address.
     masquerade: Option<bool>,
+    /// Destinations outside the cluster that see pods' own addresses all the same.
+    #[cfg_attr(test, schemars(schema_with = "schema::cidrs"))]
     masquerade_except: Option<Vec<Cidr>>,
+    /// All pod subnets of the cluster; else they are found from the nodes.
     #[serde(rename = "clusterCIDRs")]
+    #[cfg_attr(test, schemars(schema_with = "schema::cidrs"))]
     cluster_cidrs: Option<Vec<Cidr>>,
+    /// The number that marks our routes.
+    #[cfg_attr(test, schemars(schema_with = "schema::route_protocol"))]
     route_protocol: Option<u8>,
+    /// What is logged: error, warn, info, debug, trace, or TARGET=LEVEL,….
     log_level: Option<String>,
+    /// An address for `/metrics` that others than the node reach.
+    #[cfg_attr(test, schemars(schema_with = "schema::socket_address"))]
     metrics_address: Option<SocketAddr>,
+    /// Where `/healthz`, `/readyz` and `/metrics` are answered.
+    #[cfg_attr(test, schemars(schema_with = "schema::socket_address"))]
     health_address: Option<SocketAddr>,
+    /// A kubeconfig file; else the API is reached by the pod's service account.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     kubeconfig: Option<PathBuf>,
+    /// The API server in place of the configured one.
     k8s_service_host: Option<String>,
+    /// Its port; 6443 unless given.
+    #[cfg_attr(test, schemars(schema_with = "schema::port"))]
     k8s_service_port: Option<u16>,
+    /// The node's name; else the variable NODE_NAME, or the host's name.
+    #[cfg_attr(test, schemars(schema_with = "schema::node_name"))]
     node_name: Option<NodeName>,
 }
 
@@ -86,6 +127,18 @@ impl Settings {
             Err(e) => {
                 Err(ConfigError { place: path.display().to_string(), message: e.to_string() })
             }
+        }
+    }
+
+    /// Reads a file that must be there, to find out whether an agent would start with it.
+    ///
+    /// # Errors
+    /// As [`Settings::load`], and when there is no such file.
+    pub fn check_file(path: &Path) -> Result<(), ConfigError> {
+        let place = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&place, &text).map(drop),
+            Err(e) => Err(ConfigError { place, message: e.to_string() }),
         }
     }
 
@@ -138,6 +191,14 @@ impl Settings {
         let config = &self.config;
         if config.vxlan_port == 0 {
             return Err("vxlanPort: must be 1 to 65535".to_owned());
+        }
+        if self.k8s_service_port == Some(0) {
+            return Err("k8sServicePort: must be 1 to 65535".to_owned());
+        }
+        if let Some(level) = &self.log_level {
+            EnvFilter::try_new(level).map_err(|e| {
+                format!("logLevel: {level:?}: {e}; expected a word such as info, or TARGET=LEVEL,…")
+            })?;
         }
         if config.plugin == PluginType::Bridge && config.attach == Attach::Routed {
             return Err("attach: plugin `bridge` attaches pods to a bridge; remove `attach: \
@@ -248,6 +309,10 @@ mod tests {
         assert!(error("bridge: cw0\n").contains("bridge: "));
         assert!(error("network: a/b\n").contains("network: "));
         assert!(error("routeProtocol: 2\n").contains("routeProtocol: "));
+        assert!(error("logLevel: causeway=loud\n").contains("logLevel: "));
+        assert!(error("k8sServicePort: 0\n").contains("k8sServicePort: "));
+        let missing = Settings::check_file(Path::new("/nonexistent/c.yaml")).unwrap_err();
+        assert!(missing.to_string().contains("/nonexistent/c.yaml: "), "{missing}");
         for text in ["mtu: 12\n", "road: [\n", "{", "- a\n"] {
             assert_eq!(error(text).lines().count(), 1, "{text}");
         }

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use causeway_agent::config::Settings;
 use causeway_agent::{Options, Paths};
+
+use crate::words::say;
 
 /// Options of the agent; a value given here goes before the configuration file's.
 #[derive(Debug, clap::Args)]
@@ -22,13 +25,30 @@ pub(crate) struct Args {
     /// Its port.
     #[arg(long, value_name = "PORT")]
     k8s_service_port: Option<u16>,
+    /// Says whether an agent would start with this configuration, and starts none.
+    #[arg(long, value_name = "FILE")]
+    check_config: Option<PathBuf>,
     /// What is logged: error, warn, info, debug, trace, or TARGET=LEVEL,….
     #[arg(long, value_name = "FILTER")]
     log_level: Option<String>,
 }
 
+/// Runs the agent, or checks a configuration.
+///
+/// # Errors
+/// When the agent cannot start; when the configuration is not one, with its file, place and key.
+pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
+    match args.check_config.take() {
+        Some(file) => {
+            Settings::check_file(&file)?;
+            say(&format!("{}: good\n", file.display()))
+        }
+        None => causeway_agent::run(args.options()),
+    }
+}
+
 impl Args {
-    pub(crate) fn options(self) -> Options {
+    fn options(self) -> Options {
         let mut paths = Paths::default();
         if let Some(config) = self.config {
             paths.config = config;

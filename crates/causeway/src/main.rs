@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod agent;
 mod cni;
 mod doctor;
+mod install;
 mod ipam;
 mod lab;
 mod node;
@@ -35,6 +36,11 @@ enum Command {
     Ipam(ipam::Command),
     /// Says what is wrong with this node and what to do.
     Doctor(doctor::Args),
+    /// Puts this program into a directory, such as /usr/local/bin.
+    Install {
+        /// The directory.
+        dir: std::path::PathBuf,
+    },
     /// A whole cluster on this machine, made of network namespaces.
     #[command(subcommand)]
     Lab(lab::Command),
@@ -59,11 +65,12 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Agent(args) => causeway_agent::run(args.options())?,
+        Command::Agent(args) => agent::run(args)?,
         Command::Node(command) => node::run(&command)?,
         Command::Cni(command) => cni::run(&command)?,
         Command::Ipam(command) => ipam::run(&command)?,
         Command::Doctor(args) => return Ok(doctor::run(&args)),
+        Command::Install { dir } => install::run(&dir)?,
         Command::Lab(command) => return lab::run(command),
         Command::Version => words::say(&format!("causeway {}\n", env!("CARGO_PKG_VERSION")))?,
     }

@@ -7,6 +7,9 @@ use std::io::{self, Write};
 use crate::error::Error;
 
 const ROOT: &str = "/proc/sys";
+/// The same files by another way. Container runtimes mount `/proc/sys` read-only and let nothing be
+/// mounted below it; the DaemonSet has the node's `/proc/sys/net` here.
+const WRITABLE_ROOT: &str = "/host/proc/sys";
 
 /// Reads a parameter in the calling thread's namespace, without the newline. `None` when this
 /// kernel, or this namespace, does not have it.
@@ -26,8 +29,18 @@ pub fn read(path: &str) -> Result<Option<String>, Error> {
 /// # Errors
 /// When it is not there (the message says what would bring it), or the kernel refuses the value.
 pub fn write(path: &str, value: &str) -> Result<(), Error> {
-    let open = fs::OpenOptions::new().write(true).open(file(path)?);
-    let mut file = match open {
+    write_below([ROOT, WRITABLE_ROOT], path, value)
+}
+
+/// Writes below the first root, or below the second where the first is mounted read-only.
+fn write_below(roots: [&str; 2], path: &str, value: &str) -> Result<(), Error> {
+    let clean = checked(path)?;
+    let open = |root| fs::OpenOptions::new().write(true).open(format!("{root}/{clean}"));
+    let opened = open(roots[0]).or_else(|e| match e.raw_os_error() {
+        Some(libc::EROFS) => open(roots[1]).map_err(|_| e),
+        _ => Err(e),
+    });
+    let mut file = match opened {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             let errno = e.raw_os_error();
@@ -41,9 +54,13 @@ pub fn write(path: &str, value: &str) -> Result<(), Error> {
 }
 
 fn file(path: &str) -> Result<String, Error> {
+    Ok(format!("{ROOT}/{}", checked(path)?))
+}
+
+fn checked(path: &str) -> Result<&str, Error> {
     let clean = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
     if clean {
-        return Ok(format!("{ROOT}/{path}"));
+        return Ok(path);
     }
     let why = "not a path below /proc/sys, as in net/ipv4/ip_forward".to_owned();
     Err(Error::Sysctl { path: path.to_owned(), why, errno: None })
@@ -51,7 +68,10 @@ fn file(path: &str) -> Result<String, Error> {
 
 fn refused(path: &str, what: &str, e: &io::Error) -> Error {
     let hint = match e.raw_os_error() {
-        Some(libc::EROFS) => "; /proc/sys is mounted read-only here: run with a writable one",
+        Some(libc::EROFS) => {
+            "; /proc/sys is mounted read-only here: run with a writable one, or with the node's \
+             /proc/sys/net at /host/proc/sys/net"
+        }
         Some(libc::EACCES | libc::EPERM) => "; it needs root with CAP_NET_ADMIN",
         _ => "",
     };
@@ -100,5 +120,32 @@ mod tests {
         assert!(says("net/ipv4/conf/cw-none/forwarding").contains("no interface cw-none"));
         assert!(says("net/ipv4/cw_nothing").contains("this kernel does not have it"));
         assert_eq!(read("net/ipv4/cw_nothing").unwrap(), None);
+    }
+
+    /// As in a container: `/proc/sys` read-only, and the node's `/proc/sys/net` elsewhere. What is
+    /// written there belongs to the writer's namespace all the same.
+    #[test]
+    fn a_read_only_root_is_gone_round() {
+        use rustix::mount::{MountFlags, mount_bind, mount_remount};
+        const NAME: &str = "net/ipv4/conf/lo/log_martians";
+        let in_a_container = || {
+            crate::netns::unshare_for_test().unwrap();
+            let other = tempfile::tempdir().unwrap();
+            fs::create_dir(other.path().join("net")).unwrap();
+            mount_bind("/proc/sys/net", other.path().join("net")).unwrap();
+            mount_bind(ROOT, ROOT).unwrap();
+            mount_remount(ROOT, MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+            let none = write_below([ROOT, "/nowhere"], NAME, "1").unwrap_err().to_string();
+            assert!(none.contains("read-only") && none.contains("/host/proc/sys/net"), "{none}");
+            write_below([ROOT, other.path().to_str().unwrap()], NAME, "1").unwrap();
+            assert_eq!(read(NAME).unwrap().as_deref(), Some("1"));
+            let _ = rustix::mount::unmount(
+                other.path().join("net"),
+                rustix::mount::UnmountFlags::DETACH,
+            );
+        };
+        let before = read(NAME).unwrap();
+        std::thread::spawn(in_a_container).join().unwrap();
+        assert_eq!(read(NAME).unwrap(), before, "this namespace has its own");
     }
 }
