@@ -18,8 +18,10 @@ use crate::Args;
 use crate::report::{Series, publish};
 use crate::served;
 
-/// Attachments at the beginning and at the end of a run, to compare an empty node with a full one.
+/// Attachments at the beginning and at the end, to compare an empty node with a full one.
 const SOME: usize = 50;
+/// The pods of a full one.
+const FULL: usize = 250;
 /// Plugins that run at once.
 const AT_ONCE: usize = 8;
 /// Pods that they attach.
@@ -30,6 +32,9 @@ const MANY: usize = 80;
 const PAUSE: Duration = Duration::from_millis(15);
 /// The longest tick of a kernel (HZ=100).
 const TICK: Duration = Duration::from_millis(10);
+
+/// Between two parts: the kernel takes its time with the end of many pods.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// Waits before a call, each time until another moment between two ticks. The kernel's grace periods
 /// begin and end with ticks, and so does a call that waits for one: after a pause of a fixed length all
@@ -81,8 +86,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         notes.push(format!("reference: {}", about(&args.reference.join("bridge"))));
     }
     let mut series = one_by_one(&all, pods)?;
-    compare(&mut series, pods);
+    compare(&mut series);
+    series.extend(fill_up(&all)?);
     series.extend(at_once(&all)?);
+    thread::sleep(SETTLE);
     series.extend(served::run(args, SOME)?);
     publish("cni", &notes, &series, &args.results)
 }
@@ -117,8 +124,8 @@ fn one_by_one(all: &[Contender], pods: usize) -> Result<Vec<Series>> {
     Ok(series)
 }
 
-/// Beside the ratio to the floor, ours to the reference, and a full node to an empty one.
-fn compare(series: &mut Vec<Series>, pods: usize) {
+/// Beside the ratio to the floor, ours to the reference.
+fn compare(series: &mut Vec<Series>) {
     for what in ["bridge", "no masquerade", "chain"] {
         for op in ["ADD", "DEL"] {
             let ours = find(series, &format!("{op} ours {what}"));
@@ -130,18 +137,40 @@ fn compare(series: &mut Vec<Series>, pods: usize) {
             }
         }
     }
-    if pods < 2 * SOME {
-        return;
-    }
-    for who in ["floor", "ours bridge", "reference bridge"] {
-        let Some(all) = find(series, &format!("ADD {who}")) else { continue };
-        let mut first = Series::new(format!("ADD {who}, first {SOME}"), "ms", None);
-        first.samples = all.samples[..SOME].to_vec();
-        let name = format!("ADD {who}, last {SOME} of {pods}");
+}
+
+/// ADD of as many pods as a large node has, one contender at a time: the first of them beside the last.
+fn fill_up(all: &[Contender]) -> Result<Vec<Series>> {
+    let mut found = Vec::new();
+    for contender in all.iter().filter(|c| c.name == "floor" || c.name.ends_with(" bridge")) {
+        let who = contender.name;
+        thread::sleep(SETTLE);
+        let namespaces: Vec<PathBuf> = (0..FULL)
+            .map(|p| make_ns(&format!("cw-bench-{}-f-{p}", &who[..1])))
+            .collect::<Result<_>>()?;
+        let mut times = Vec::new();
+        let mut results = Vec::new();
+        let pod = |at: usize| 10_000 + at;
+        for (at, netns) in namespaces.iter().enumerate() {
+            pause(PAUSE);
+            let (time, result) = contender.call("ADD", pod(at), netns, &Value::Null)?;
+            times.push(time);
+            results.push(result);
+        }
+        for (at, netns) in namespaces.iter().enumerate() {
+            contender.call("DEL", pod(at), netns, &results[at])?;
+        }
+        let against = (who == "ours bridge").then_some("ADD reference bridge, alone");
+        let mut all = Series::new(format!("ADD {who}, alone"), "ms", against);
+        all.samples = times.clone();
+        let mut first = Series::new(format!("ADD {who}, alone, first {SOME}"), "ms", None);
+        first.samples = times[..SOME].to_vec();
+        let name = format!("ADD {who}, alone, last {SOME} of {FULL}");
         let mut last = Series::new(name, "ms", Some(&first.name));
-        last.samples = all.samples[pods - SOME..].to_vec();
-        series.extend([first, last]);
+        last.samples = times[FULL - SOME..].to_vec();
+        found.extend([all, first, last]);
     }
+    Ok(found)
 }
 
 fn find(series: &[Series], name: &str) -> Option<Series> {

@@ -39,6 +39,9 @@ const MAX_PASSES: usize = 8;
 /// How long the API may take to answer before the last good view is used.
 pub(crate) const API_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How soon a round follows one that did as much as a round may.
+const RESUME_AFTER: Duration = Duration::from_millis(100);
+
 /// What a plugin is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -61,6 +64,8 @@ pub(crate) struct Core<P> {
     // Inputs.
     snapshot: Snapshot,
     disk_view: Option<Arc<ClusterView>>,
+    /// The last good view has been looked for.
+    disk_asked: bool,
     pub(crate) records: Records,
     facts: NodeFacts,
     asked: BTreeSet<std::net::IpAddr>,
@@ -72,6 +77,8 @@ pub(crate) struct Core<P> {
     seen: Observed,
     stale: Stale,
     looked_at: Look,
+    /// When to go on with what a round left.
+    resume: Option<Instant>,
 
     // What should be.
     desired: Arc<Desired>,
@@ -115,6 +122,7 @@ impl<P: Port> Core<P> {
             started: Instant::now(),
             snapshot: Snapshot::default(),
             disk_view: None,
+            disk_asked: false,
             records: Records::new(paths.attachments.clone(), boot_id),
             facts: NodeFacts::default(),
             asked: BTreeSet::new(),
@@ -124,6 +132,7 @@ impl<P: Port> Core<P> {
             seen: Observed::default(),
             stale: Stale::ALL,
             looked_at,
+            resume: None,
             desired: Arc::default(),
             decided: false,
             known: false,
@@ -200,6 +209,8 @@ impl<P: Port> Core<P> {
                 }
             }
         }
+        // A round does only so much.
+        self.resume = self.stale.any().then(|| now + RESUME_AFTER);
         self.write_outputs(now);
         self.metrics.round(began.elapsed());
     }
@@ -210,6 +221,7 @@ impl<P: Port> Core<P> {
         if !waited || self.snapshot.nodes_synced || self.disk_view.is_some() {
             return;
         }
+        self.disk_asked = true;
         match self.last_view.load() {
             Ok(None) => {}
             Ok(Some(view)) => {
@@ -565,13 +577,10 @@ impl<P: Port> Core<P> {
 
     /// When the next round is due even if nothing happens.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
-        let patience = (self.view().1.is_none() && self.last_view_problem.is_none())
-            .then(|| self.started + API_PATIENCE)
-            .filter(|at| *at > Instant::now());
-        // Only after a round that did as much as one round may.
-        let unfinished = self.stale.any().then(|| Instant::now() + Duration::from_millis(100));
+        let patience =
+            (self.view().1.is_none() && !self.disk_asked).then(|| self.started + API_PATIENCE);
         let trouble = self.trouble.as_ref().map(|t| t.next);
-        [self.failures.next(), trouble, self.last_view_at, patience, unfinished]
+        [self.failures.next(), trouble, self.last_view_at, patience, self.resume]
             .into_iter()
             .flatten()
             .min()
