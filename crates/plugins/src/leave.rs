@@ -75,7 +75,8 @@ pub fn finish(paths: &Paths, file: &str) -> Result<(), CniError> {
     let leases = leaving.lease_dir.as_ref().map(|dir| leases(paths, &record, dir.clone()));
     let named = attachment::addresses_of(&record);
     let release = || leases.map_or(Ok(()), |leases| leases.release(&owner, &named));
-    attachment::detach(paths, &mut Space::node()?, &record, Kept::SERVED, release)
+    // DEL waits until the interface is gone.
+    attachment::detach(paths, &mut Space::node()?.link_first(), &record, Kept::SERVED, release)
 }
 
 /// The same for all that are leaving. True when there were some: their addresses are free now.

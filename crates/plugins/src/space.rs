@@ -60,6 +60,8 @@ pub(crate) struct Space {
     lacked: bool,
     /// Interfaces that were looked for in vain, and not made here since.
     absent: Vec<IfName>,
+    /// The link of an attachment is removed first.
+    link_first: bool,
     /// Addresses that turned out to be another attachment's by now.
     passed_on: BTreeSet<IpAddr>,
 }
@@ -106,7 +108,14 @@ impl Space {
     }
 
     fn at(handle: Handle, place: String) -> Self {
-        Self { handle, place, lacked: false, absent: Vec::new(), passed_on: BTreeSet::new() }
+        Self {
+            handle,
+            place,
+            lacked: false,
+            absent: Vec::new(),
+            link_first: false,
+            passed_on: BTreeSet::new(),
+        }
     }
 
     /// Asks the kernel for something, or to do something, in this namespace.
@@ -175,10 +184,17 @@ impl Space {
         self.lacked
     }
 
+    /// From now on the link of an attachment is removed before all else of it, which takes longer in
+    /// all. For where somebody waits for the link alone.
+    pub(crate) fn link_first(mut self) -> Self {
+        self.link_first = true;
+        self
+    }
+
     /// Removes what is desired of an attachment. Its link is set down first, so that nothing that its
     /// pod sends meets a half of the rest. Tables go before the link does: the kernel frees what was
     /// taken out of them while it waits for the end of the link. What is gone, or still used by
-    /// others, is fine.
+    /// others, is fine. See also [`Space::link_first`].
     ///
     /// # Errors
     /// Code 999 with the first that stays; the others are removed all the same.
@@ -202,6 +218,9 @@ impl Space {
         }
         if early.is_empty() && !marks::has_elements(desired) {
             quiet.clear();
+        }
+        if self.link_first {
+            quiet = std::mem::take(&mut links);
         }
         let mut outcomes = self.handle.apply(&quiet);
         outcomes.push(self.give_up(desired));
