@@ -110,7 +110,7 @@ fn one_by_one(all: &[Contender], pods: usize) -> Result<Vec<Series>> {
     let mut results = vec![vec![Value::Null; pods]; all.len()];
     for (step, op) in ["ADD", "DEL"].iter().enumerate() {
         for pod in 0..pods {
-            // Nobody always comes after the same other.
+            // Nobody always begins.
             for c in (0..all.len()).map(|turn| (turn + pod) % all.len()) {
                 let contender = &all[c];
                 pause(PAUSE);
