@@ -118,11 +118,11 @@ fn programs_that_would_not_run_are_refused() {
 
 #[test]
 fn paths_of_the_machine_and_large_archives_are_refused() {
-    let paths = ["/home/somebody/work/".to_owned()];
-    image::check_paths(b"xx/home/somebody/wor", &paths).unwrap();
-    image::check_paths(b"//home/somebody/worx", &paths).unwrap();
-    let error = image::check_paths(b"x//home/somebody/work/src/a.rs", &paths).unwrap_err();
-    assert!(error.to_string().contains("/home/somebody/work/"));
+    let paths = ["/some/where/".to_owned()];
+    image::check_paths(b"xx/some/wher", &paths).unwrap();
+    image::check_paths(b"//some/wherx/", &paths).unwrap();
+    let error = image::check_paths(b"x//some/where/src/a.rs", &paths).unwrap_err();
+    assert!(error.to_string().contains("/some/where/"));
     image::check_size(image::LIMIT).unwrap();
     assert!(image::check_size(image::LIMIT + 1).is_err());
 }

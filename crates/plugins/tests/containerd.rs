@@ -10,7 +10,7 @@ use std::fs;
 use std::process::Command;
 
 use common::outside::{EXT, NODE, at, node};
-use common::programs::{Daemon, HTTPD, WHO, bring, rootfs};
+use common::programs::{Daemon, HTTPD, WHO, bring, containerd, rootfs};
 use common::traffic::{http, serve, tcp};
 use common::ways::gc;
 use common::{Node, sh, try_sh, until};
@@ -24,7 +24,6 @@ struct Containerd {
     before: String,
 }
 
-const START: &str = "containerd -c /run/containerd.toml";
 /// The container's addresses, one after the other.
 const FIRST: [&str; 2] = ["10.22.0.2", "fd22::2"];
 const LIMIT: u64 = 80_000_000;
@@ -69,24 +68,15 @@ impl Containerd {
         fs::create_dir_all("/etc/cni/net.d").unwrap();
         let list = json!({"cniVersion": "1.0.0", "name": "ctr", "plugins": plugins()});
         fs::write("/etc/cni/net.d/10-ctr.conflist", list.to_string()).unwrap();
-        fs::write(
-            "/run/containerd.toml",
-            "version = 2\nroot = \"/var/lib/containerd\"\nstate = \"/run/containerd\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"/run/containerd/containerd.sock\"\n",
-        )
-        .unwrap();
         let before = node.residue();
-        let mut daemon = Daemon::start("containerd", START);
-        daemon.ready("ctr version");
+        let daemon = containerd();
         Self { daemon, node, before }
     }
 
     /// Kills containerd, which takes no notice of what it runs, and starts another.
     fn kill_and_start(&mut self) {
         self.daemon.kill();
-        self.daemon = Daemon::start("containerd", START);
-        self.daemon.ready("ctr version");
+        self.daemon = containerd();
     }
 
     /// Nothing is left of any container.

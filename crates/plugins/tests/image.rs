@@ -11,11 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::outside::node;
-use common::programs::{Daemon, bring};
+use common::programs::{Daemon, bring, containerd};
 use common::{Node, sh, try_sh, until};
 use serde_json::{Value, json};
 
-const START: &str = "containerd -c /run/containerd.toml";
 const NAME: &str = "docker.io/library/causeway:0.0.0";
 /// What runc gives without other words (containerd's `defaultUnixCaps`).
 const USUAL: [&str; 14] = [
@@ -54,15 +53,7 @@ impl Containerd {
     fn new() -> Self {
         let node = node();
         bring(&["containerd", "ctr", "runc"]);
-        fs::write(
-            "/run/containerd.toml",
-            "version = 2\nroot = \"/var/lib/containerd\"\nstate = \"/run/containerd\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"/run/containerd/containerd.sock\"\n",
-        )
-        .unwrap();
-        let mut daemon = Daemon::start("containerd", START);
-        daemon.ready("ctr version");
+        let daemon = containerd();
         let programs: BTreeMap<String, Vec<u8>> = xtask::image::PROGRAMS
             .iter()
             .map(|name| {

@@ -129,3 +129,18 @@ impl Drop for Daemon {
         self.kill();
     }
 }
+
+/// A containerd that is ready, on nothing but what lies below `/var/lib/containerd` already.
+#[track_caller]
+pub fn containerd() -> Daemon {
+    fs::write(
+        "/run/containerd.toml",
+        "version = 2\nroot = \"/var/lib/containerd\"\nstate = \"/run/containerd\"\n\
+         disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+         [grpc]\naddress = \"/run/containerd/containerd.sock\"\n",
+    )
+    .unwrap();
+    let mut daemon = Daemon::start("containerd", "containerd -c /run/containerd.toml");
+    daemon.ready("ctr version");
+    daemon
+}
