@@ -123,3 +123,34 @@ fn a_restart_does_not_change_the_condition() {
         assert_eq!(condition(world), before);
     });
 }
+
+/// A node that cannot take pods says so, not at once, and says when it can again.
+#[test]
+fn a_node_without_network_says_so_after_a_while() {
+    with(dual(1, Attach::Routed, Road::Vxlan), |world| {
+        up(world);
+        let before = condition(world);
+        // Something is in the place of the configuration list.
+        let list = world.spec.dirs().node("node-1").join("etc-cni/net.d/05-causeway.conflist");
+        world.agent("node-1", "stop");
+        std::fs::remove_file(&list).unwrap();
+        std::fs::create_dir_all(list.join("x")).unwrap();
+        world.agent("node-1", "start");
+        eventually("the agent is not ready", PATIENCE, || match world.status("node-1") {
+            Ok(status) if status.inputs.synced && !status.ready => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        std::thread::sleep(Duration::from_secs(10));
+        assert_eq!(condition(world), before);
+        eventually("the condition says that there is no network", 2 * TOLD, || {
+            let found = condition(world);
+            let why = found["message"].as_str().unwrap_or_default();
+            match found["status"] == "True" && why.contains("05-causeway.conflist") {
+                true => Ok(()),
+                false => Err(found.to_string()),
+            }
+        });
+        std::fs::remove_dir_all(&list).unwrap();
+        up(world);
+    });
+}
