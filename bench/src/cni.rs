@@ -3,6 +3,7 @@
 //! Each contender has a node of its own (a network namespace), so that one's rules and ports do
 //! not slow another; pods' namespaces are made beforehand. Contenders take turns pod by pod.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -104,24 +105,57 @@ fn one_by_one(all: &[Contender], pods: usize) -> Result<Vec<Series>> {
             series.push(Series::new(format!("{op} {}", contender.name), "ms", against.as_deref()));
         }
     }
-    let namespaces: Vec<Vec<PathBuf>> = (0..all.len())
-        .map(|c| (0..pods).map(|p| make_ns(&format!("cw-bench-{c}-{p}"))).collect())
-        .collect::<Result<_>>()?;
-    let mut results = vec![vec![Value::Null; pods]; all.len()];
+    let namespaces: Vec<Namespaces> =
+        (0..all.len()).map(|c| Namespaces::make(&c.to_string(), pods)).collect::<Result<_>>()?;
+    let mut results = vec![vec![Value::Null; all.len()]; pods];
     for (step, op) in ["ADD", "DEL"].iter().enumerate() {
-        for pod in 0..pods {
-            // Nobody always begins.
-            for c in (0..all.len()).map(|turn| (turn + pod) % all.len()) {
+        for (pod, results) in results.iter_mut().enumerate() {
+            for c in turns(all.len(), pod) {
                 let contender = &all[c];
                 pause(PAUSE);
-                let (time, result) =
-                    contender.call(op, pod, &namespaces[c][pod], &results[c][pod])?;
+                let (time, result) = contender.call(op, pod, &namespaces[c].0[pod], &results[c])?;
                 series[2 * c + step].samples.push(time);
-                results[c][pod] = result;
+                results[c] = result;
             }
         }
     }
     Ok(series)
+}
+
+/// The order in which contenders take their turns in one round: another one in each, and always the
+/// same in all runs, so that nobody always begins and nobody always comes after the same other.
+pub(crate) fn turns(contenders: usize, round: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..contenders).collect();
+    order.sort_by_key(|contender| {
+        let mut hasher = DefaultHasher::new();
+        (round, contender).hash(&mut hasher);
+        hasher.finish()
+    });
+    order
+}
+
+/// Pods' namespaces, gone when this is dropped: those of one part of the run are not to be in the
+/// kernel's lists, which some of its work walks, during the next.
+struct Namespaces(Vec<PathBuf>);
+
+impl Namespaces {
+    fn make(part: &str, count: usize) -> Result<Self> {
+        let mut made = Self(Vec::with_capacity(count));
+        for pod in 0..count {
+            made.0.push(make_ns(&format!("cw-bench-{part}-{pod}"))?);
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            if let Err(error) = netns::delete_named(path) {
+                eprintln!("{error}");
+            }
+        }
+    }
 }
 
 /// Beside the ratio to the floor, ours to the reference.
@@ -145,19 +179,19 @@ fn fill_up(all: &[Contender]) -> Result<Vec<Series>> {
     for contender in all.iter().filter(|c| c.name == "floor" || c.name.ends_with(" bridge")) {
         let who = contender.name;
         thread::sleep(SETTLE);
-        let namespaces: Vec<PathBuf> = (0..FULL)
-            .map(|p| make_ns(&format!("cw-bench-{}-f-{p}", &who[..1])))
-            .collect::<Result<_>>()?;
+        let namespaces = Namespaces::make("full", FULL)?;
+        // The making of many leaves work behind as well.
+        thread::sleep(SETTLE);
         let mut times = Vec::new();
         let mut results = Vec::new();
         let pod = |at: usize| 10_000 + at;
-        for (at, netns) in namespaces.iter().enumerate() {
+        for (at, netns) in namespaces.0.iter().enumerate() {
             pause(PAUSE);
             let (time, result) = contender.call("ADD", pod(at), netns, &Value::Null)?;
             times.push(time);
             results.push(result);
         }
-        for (at, netns) in namespaces.iter().enumerate() {
+        for (at, netns) in namespaces.0.iter().enumerate() {
             contender.call("DEL", pod(at), netns, &results[at])?;
         }
         let against = (who == "ours bridge").then_some("ADD reference bridge, alone");
@@ -184,9 +218,7 @@ fn at_once(all: &[Contender]) -> Result<Vec<Series>> {
         let against = (contender.name != "ours bridge").then_some("ours bridge, 8 at once");
         let mut rate = Series::new(format!("{}, 8 at once", contender.name), "ADD/s", against);
         for round in 0..3 {
-            let namespaces: Vec<PathBuf> = (0..MANY)
-                .map(|p| make_ns(&format!("cw-bench-{}-{round}-{p}", &contender.name[..1])))
-                .collect::<Result<_>>()?;
+            let namespaces = Namespaces::make("many", MANY)?;
             let pod = |at: usize| 1000 * (round + 1) + at;
             let start = Instant::now();
             thread::scope(|scope| -> Result<()> {
@@ -195,7 +227,7 @@ fn at_once(all: &[Contender]) -> Result<Vec<Series>> {
                         let namespaces = &namespaces;
                         scope.spawn(move || -> Result<()> {
                             for at in (first..MANY).step_by(AT_ONCE) {
-                                contender.call("ADD", pod(at), &namespaces[at], &Value::Null)?;
+                                contender.call("ADD", pod(at), &namespaces.0[at], &Value::Null)?;
                             }
                             Ok(())
                         })
@@ -206,7 +238,7 @@ fn at_once(all: &[Contender]) -> Result<Vec<Series>> {
                     .try_for_each(|r| r.join().map_err(|_| anyhow!("a thread ended in a panic"))?)
             })?;
             rate.samples.push(MANY as f64 / start.elapsed().as_secs_f64());
-            for (at, netns) in namespaces.iter().enumerate() {
+            for (at, netns) in namespaces.0.iter().enumerate() {
                 contender.call("DEL", pod(at), netns, &Value::Null)?;
             }
         }
@@ -359,7 +391,7 @@ fn tempdir(name: &str) -> Result<PathBuf> {
 
 /// The about line of a plugin, and the version of the package that it comes from where the system
 /// knows: Debian's build does not print one.
-fn about(plugin: &Path) -> String {
+pub(crate) fn about(plugin: &Path) -> String {
     let output = Command::new(plugin).env_clear().output();
     let text = output.map(|o| [o.stdout, o.stderr].concat()).unwrap_or_default();
     let line =

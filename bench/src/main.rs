@@ -1,13 +1,21 @@
 //! Benchmarks: ours, the reference and the bare kernel, side by side in one run.
 //!
 //! `causeway-bench cni` times whole plugin processes; `causeway-bench net` times traffic between
-//! pods. Run by `./dev bench`. Results go to `bench/results`.
+//! pods; `causeway-bench agent` weighs the agent; `causeway-bench sandbox` has containerd make pods;
+//! `causeway-bench ready` times a new cluster until its nodes are ready. Run by `./dev bench`. Results go
+//! to `bench/results`.
 
+mod agent;
 mod cni;
 mod floor;
+mod large;
+mod machines;
 mod net;
+mod ready;
 mod report;
+mod sandbox;
 mod served;
+mod trace;
 mod traffic;
 
 use std::path::PathBuf;
@@ -40,7 +48,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let mut words = std::env::args().skip(1);
-    let name = words.next().context("which benchmark? there are: cni, net")?;
+    let name =
+        words.next().context("which benchmark? there are: cni, net, agent, sandbox, ready")?;
     if name == "floor" {
         return floor::process(&words.collect::<Vec<_>>());
     }
@@ -69,6 +78,9 @@ fn run() -> Result<()> {
     match name.as_str() {
         "cni" => cni::run(&args),
         "net" => net::run(&args),
-        other => bail!("no benchmark {other:?}; there are: cni, net"),
+        "agent" => agent::run(&args),
+        "sandbox" => sandbox::run(&args),
+        "ready" => ready::run(&args),
+        other => bail!("no benchmark {other:?}; there are: cni, net, agent, sandbox, ready"),
     }
 }

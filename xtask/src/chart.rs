@@ -128,8 +128,8 @@ pub fn manifest() -> Result<String> {
     Ok(format!(
         "# Causeway {version}: kubectl apply -f causeway.yaml (docs/install.md).\n\
          # Made from deploy/chart/causeway by `cargo run -p xtask -- manifest`; to be changed there.\n\
-         # Before Kubernetes 1.30 the two objects of admissionregistration.k8s.io are refused, and the rest\n\
-         # works.\n{body}"
+         # Before Kubernetes 1.31 the objects of admissionregistration.k8s.io are refused, and the rest works.\n\
+         {body}"
     ))
 }
 

@@ -60,6 +60,26 @@ fn sets() -> Vec<(&'static str, Value, Vec<&'static str>, Vec<&'static str>)> {
             vec!["path: /opt/cni/bin"],
         ),
         (
+            "taken over from flannel",
+            json!({
+                "migrateFrom": "flannel", "nodeSelector": {"pod-network": "causeway"},
+                "config": {"plugin": "bridge", "network": "cbr0", "road": "vxlan", "vni": 1, "vxlanPort": 8472}
+            }),
+            vec![
+                "- --from=flannel\n",
+                "- --flannel-is-off\n",
+                "path: /run\n",
+                "pod-network: causeway\n",
+            ],
+            vec!["path: /run/flannel"],
+        ),
+        (
+            "taken over from a bridge",
+            json!({"migrateFrom": "bridge", "config": {"plugin": "bridge", "road": "direct"}}),
+            vec!["- --from=bridge\n"],
+            vec!["path: /run\n", "flannel-is-off"],
+        ),
+        (
             "without admission",
             json!({"admissionPolicy": {"enabled": false}}),
             vec![],
@@ -124,9 +144,10 @@ fn every_set_of_values_makes_what_kubernetes_takes() {
         for text in has_not {
             assert!(!manifest.contains(text), "{name}: {text:?} in\n{manifest}");
         }
-        // The policy, and AppArmor as a field, came with 1.30.
-        let new = ["kind: ValidatingAdmissionPolicy", "appArmorProfile:"];
-        let from = if new.iter().any(|text| manifest.contains(text)) { 30 } else { 28 };
+        // AppArmor as a field came with 1.30, the functions of the policy with 1.31.
+        let new = [("kind: ValidatingAdmissionPolicy", 31), ("appArmorProfile:", 30)];
+        let needs = new.iter().filter(|(text, _)| manifest.contains(text)).map(|(_, from)| *from);
+        let from = needs.max().unwrap_or(28);
         let wrong = chart::validate(&manifest, &versions(from)).unwrap();
         assert_eq!(wrong, Vec::<String>::new(), "{name}");
         let wrong = chart::lint(&values).unwrap();
@@ -152,17 +173,21 @@ fn what_is_wrong_is_found() {
     assert_ne!(yamllint(&good.replace("hostNetwork: true", "hostNetwork:  true")), "");
 }
 
+/// 1.30 has policies, but lets new ones use only the functions that 1.29 had; those for CIDRs came with
+/// 1.30 itself (`DefaultCompatibilityVersion` in apiserver/pkg/cel/environment). It would refuse the whole
+/// policy, and Helm with it the whole release.
+///
 /// Left to itself the chart asks for the cluster's version, which Helm's library takes from nobody: it is
 /// written into a copy.
 #[test]
-fn the_policy_comes_with_kubernetes_1_30() {
+fn the_policy_comes_with_kubernetes_1_31() {
     const HELPERS: &str = "templates/_helpers.tpl";
     let copy = tempfile::tempdir().unwrap();
     let chart = chart::root().join(chart::CHART);
     let copied = Command::new("cp").arg("-r").args([&chart.join("."), copy.path()]).status();
     assert!(copied.unwrap().success());
     let text = std::fs::read_to_string(chart.join(HELPERS)).unwrap();
-    for (version, comes) in [("v1.29.9", false), ("v1.30.0-rc.1", true), ("v1.33.2+k3s1", true)] {
+    for (version, comes) in [("v1.30.14", false), ("v1.31.0-rc.1", true), ("v1.33.2+k3s1", true)] {
         let told = text.replace(".Capabilities.KubeVersion.Version", &format!("{version:?}"));
         assert_ne!(told, text);
         std::fs::write(copy.path().join(HELPERS), told).unwrap();

@@ -32,6 +32,11 @@ pub fn status_table(status: &Status, all: bool) -> String {
             let _ = writeln!(out, "watch of {feed}: {error}");
         }
     }
+    for kind in &inputs.optional {
+        let there = if kind.served { "the API has it" } else { "the API does not have it" };
+        let error = kind.error.iter().map(|error| format!(": {error}")).collect::<String>();
+        let _ = writeln!(out, "{}: {there}{error}", kind.kind);
+    }
     for problem in &status.problems {
         let _ = writeln!(out, "problem ({}): {}", problem.owner, problem.message);
     }

@@ -15,6 +15,10 @@ mod schema;
 /// Where `/healthz`, `/readyz` and `/metrics` are answered unless configured.
 pub const HEALTH_ADDRESS: &str = "127.0.0.1:9470";
 
+/// The longest time for which an address is not given out again: an hour. What is kept of it grows with
+/// the pods that end in that time.
+pub const MAX_COOL_DOWN: u32 = 3600;
+
 /// A configuration that cannot be used: the file, the place in it, and what is expected there.
 #[derive(Debug, thiserror::Error)]
 #[error("{place}: {message}")]
@@ -88,6 +92,12 @@ struct File {
     /// The number that marks our routes.
     #[cfg_attr(test, schemars(schema_with = "schema::route_protocol"))]
     route_protocol: Option<u8>,
+    /// Addresses of pod subnets and extra ranges that no pod gets.
+    #[cfg_attr(test, schemars(schema_with = "schema::cidrs"))]
+    reserved: Option<Vec<Cidr>>,
+    /// For so many seconds an address that was given back is not given out, unless no other is free.
+    #[cfg_attr(test, schemars(schema_with = "schema::cool_down"))]
+    cool_down: Option<u32>,
     /// What is logged: error, warn, info, debug, trace, or TARGET=LEVEL,….
     log_level: Option<String>,
     /// An address for `/metrics` that others than the node reach.
@@ -172,6 +182,8 @@ impl Settings {
             masquerade_except: file.masquerade_except.unwrap_or(default.masquerade_except),
             cluster_cidrs: file.cluster_cidrs.unwrap_or(default.cluster_cidrs),
             route_protocol: file.route_protocol.unwrap_or(default.route_protocol),
+            reserved: file.reserved.unwrap_or(default.reserved),
+            cool_down: file.cool_down.unwrap_or(default.cool_down),
         };
         let health = || HEALTH_ADDRESS.parse().expect("a valid address");
         Self {
@@ -191,6 +203,9 @@ impl Settings {
         let config = &self.config;
         if config.vxlan_port == 0 {
             return Err("vxlanPort: must be 1 to 65535".to_owned());
+        }
+        if config.cool_down > MAX_COOL_DOWN {
+            return Err(format!("coolDown: must be 0 to {MAX_COOL_DOWN} seconds"));
         }
         if self.k8s_service_port == Some(0) {
             return Err("k8sServicePort: must be 1 to 65535".to_owned());
@@ -275,7 +290,8 @@ mod tests {
     fn every_key() {
         let text = "road: vxlan\nattach: bridge\nplugin: bridge\nnetwork: n\nbridge: br0\nmtu: 1400\n\
             vni: 7\nvxlanPort: 4789\nmasquerade: false\nmasqueradeExcept: [192.0.2.0/24]\n\
-            clusterCIDRs:\n- 10.244.0.0/16\n- fd00:10:244::/48\nrouteProtocol: 204\nlogLevel: debug\n\
+            clusterCIDRs:\n- 10.244.0.0/16\n- fd00:10:244::/48\nrouteProtocol: 204\n\
+            reserved: [10.244.1.0/28]\ncoolDown: 60\nlogLevel: debug\n\
             metricsAddress: 0.0.0.0:9471\nhealthAddress: '[::1]:9470'\nkubeconfig: /k\n\
             k8sServiceHost: h\nk8sServicePort: 6443\nnodeName: node-1\n";
         let s = Settings::parse("c", text).unwrap();
@@ -283,6 +299,7 @@ mod tests {
         assert_eq!(s.config.plugin, PluginType::Bridge);
         assert_eq!(s.config.cluster_cidrs.len(), 2);
         assert_eq!(s.config.route_protocol, 204);
+        assert_eq!((s.config.reserved.len(), s.config.cool_down), (1, 60));
         assert_eq!(s.health_address.to_string(), "[::1]:9470");
         assert_eq!(s.node_name.unwrap().as_str(), "node-1");
     }
@@ -306,6 +323,8 @@ mod tests {
         assert!(e.contains("did you mean 10.244.0.0/16"), "{e}");
         assert!(error("healthAddress: nine\n").contains("healthAddress: "));
         assert!(error("vxlanPort: 0\n").contains("vxlanPort: "));
+        assert!(error("coolDown: 4000\n").contains("coolDown: "));
+        assert!(error("reserved: [10.244.1.1/28]\n").contains("did you mean 10.244.1.0/28"));
         assert!(error("bridge: cw0\n").contains("bridge: "));
         assert!(error("network: a/b\n").contains("network: "));
         assert!(error("routeProtocol: 2\n").contains("routeProtocol: "));

@@ -9,7 +9,7 @@ use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 
 use crate::options::Paths;
 
-/// The attachment records, and the two files that tell others that the node is ready.
+/// The attachment records, the two files that tell others that the node is ready, and the configuration.
 pub(crate) struct Dirs {
     inotify: Inotify,
     watched: Vec<Watched>,
@@ -18,8 +18,8 @@ pub(crate) struct Dirs {
 struct Watched {
     dir: PathBuf,
     mode: u32,
-    /// Only this file matters; `None`: all do.
-    only: Option<OsString>,
+    /// Only these files matter; none: all do.
+    only: Vec<OsString>,
     watch: Option<WatchDescriptor>,
 }
 
@@ -36,12 +36,19 @@ impl Dirs {
         let file = |path: &Path, mode| Watched {
             dir: path.parent().unwrap_or(Path::new("/")).to_owned(),
             mode,
-            only: path.file_name().map(Into::into),
+            only: path.file_name().map(Into::into).into_iter().collect(),
             watch: None,
         };
         let records =
-            Watched { dir: paths.attachments.clone(), mode: 0o700, only: None, watch: None };
-        let watched = vec![records, file(&paths.node_file, 0o755), file(&paths.conflist(), 0o755)];
+            Watched { dir: paths.attachments.clone(), mode: 0o700, only: Vec::new(), watch: None };
+        let mut watched =
+            vec![records, file(&paths.node_file, 0o755), file(&paths.conflist(), 0o755)];
+        if paths.config.parent().is_some_and(Path::is_dir) {
+            let mut config = file(&paths.config, 0o755);
+            // A ConfigMap is changed by this link (`AtomicWriter` of the kubelet).
+            config.only.push("..data".into());
+            watched.push(config);
+        }
         let mut dirs = Self { inotify, watched };
         dirs.rewatch();
         Ok(dirs)
@@ -84,7 +91,8 @@ impl Dirs {
                 let ended = event.mask.contains(EventMask::IGNORED);
                 // Two of our files may lie in one directory: both share a watch.
                 for w in self.watched.iter_mut().filter(same) {
-                    changed |= ended || w.only.as_deref().is_none_or(|o| event.name == Some(o));
+                    let named = |o: &OsString| event.name == Some(o);
+                    changed |= ended || w.only.is_empty() || w.only.iter().any(named);
                     if ended {
                         w.watch = None;
                     }
@@ -129,6 +137,8 @@ mod tests {
         std::fs::write(&paths.owned, "{}").unwrap();
         assert!(!dirs.changed(), "none of these matters");
         std::fs::write(paths.conflist(), "{}").unwrap();
+        assert!(dirs.changed());
+        std::fs::write(&paths.config, "mtu: 1400").unwrap();
         assert!(dirs.changed());
         std::fs::write(&paths.node_file, "{}").unwrap();
         std::fs::remove_file(&paths.node_file).unwrap();

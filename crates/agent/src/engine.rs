@@ -1,5 +1,7 @@
 //! The thread that owns the kernel sockets and runs the rounds.
 
+mod plugins;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,22 +16,27 @@ use causeway_types::NodeName;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{oneshot, watch};
 
+use self::plugins::Waiting;
 use crate::dirs::Dirs;
-use crate::inbox::{Command, Inbox, Reply};
+use crate::inbox::{Command, Inbox};
 use crate::leavers::Leavers;
 use crate::metrics::Metrics;
 use crate::netns_port::NetnsPort;
 use crate::options::Paths;
 use crate::port::{Port, Stale};
-use crate::reconcile::{Answer, Core};
+use crate::reconcile::Core;
 use crate::report::Report;
+use crate::self_test::{Candidate, Finding};
 use crate::status::{CollectReport, PlanReport, Status};
 use crate::voice::Voice;
+use crate::{migrate, taken_over};
 
 /// How long events are gathered before a round, unless somebody waits for it.
 const GATHER: Duration = Duration::from_millis(10);
 /// The same while round after round finds nothing to do: something nearby changes all the time.
 const GATHER_MOST: Duration = Duration::from_millis(160);
+/// A round is put off for so long at the most while plugins are answered.
+const PUT_OFF: Duration = Duration::from_millis(100);
 /// How often everything is doubted.
 const AUDIT: Duration = Duration::from_secs(600);
 /// How often leases are looked for that nobody needs any more: one that is found twice in a row is
@@ -141,7 +148,8 @@ impl Engine {
             let snapshots = snapshots.clone();
             move || {
                 let _end = End(Arc::clone(&shared), ending);
-                let port = match NetnsPort::open(&config) {
+                let taken = taken_over::load(&paths.taken_over).ok().flatten();
+                let port = match NetnsPort::open(&config, taken.as_ref()) {
                     Ok(port) => port,
                     Err(error) => {
                         let _ = started.send(Err(error));
@@ -149,6 +157,12 @@ impl Engine {
                     }
                 };
                 let metrics = Arc::clone(&shared.metrics);
+                let late = Late {
+                    of_this_boot: taken.is_some_and(|taken| taken.boot_id == boot_id),
+                    paths: paths.clone(),
+                    config: config.clone(),
+                    boot_id: boot_id.clone(),
+                };
                 let collector = Collector::new(Network {
                     paths: paths.of_plugins(),
                     name: config.network.clone(),
@@ -172,6 +186,7 @@ impl Engine {
                     leavers,
                     paths,
                     voice,
+                    late,
                 }
                 .run();
             }
@@ -263,13 +278,27 @@ struct Loop<P> {
     leavers: Leavers,
     paths: causeway_plugins::Paths,
     voice: Voice,
+    late: Late,
 }
 
-/// A plugin that waits for its answer.
-struct Waiting {
-    file: String,
-    reply: Reply<()>,
-    until: Instant,
+/// Pods that the former network makes after the node was taken over.
+struct Late {
+    of_this_boot: bool,
+    paths: Paths,
+    config: Config,
+    boot_id: String,
+}
+
+impl Late {
+    fn adopt(&self) {
+        if !self.of_this_boot {
+            return;
+        }
+        match migrate::adopt_late(&self.paths, &self.config, &self.boot_id) {
+            Ok(pods) => pods.iter().for_each(|pod| tracing::info!("pod {pod} is taken over")),
+            Err(error) => tracing::warn!("pods of the former network: {error:#}"),
+        }
+    }
 }
 
 impl<P: Port> Loop<P> {
@@ -280,11 +309,21 @@ impl<P: Port> Loop<P> {
         let mut commands = Vec::from([Command::Cluster]);
         // Nobody listened before.
         let mut lost_table = true;
+        self.clean_up_test();
+        let mut put_off_to = None;
         loop {
             if commands.iter().any(|c| matches!(c, Command::Stop)) {
                 return;
             }
             let now = Instant::now();
+            if self.answer_at_once(&mut commands)
+                && commands.is_empty()
+                && now < *put_off_to.get_or_insert(now + PUT_OFF)
+            {
+                commands = self.wait(audit_at.min(collect_at), gather);
+                continue;
+            }
+            put_off_to = None;
             let mut work = self.take_in(&mut commands, now);
             if now >= audit_at {
                 audit_at = now + AUDIT;
@@ -301,6 +340,7 @@ impl<P: Port> Loop<P> {
             } else {
                 gather = GATHER;
             }
+            self.test_itself(now);
             self.announce(now);
             self.answer_plugins();
             if std::mem::take(&mut lost_table) | self.core.port.take_lost_table() {
@@ -321,6 +361,7 @@ impl<P: Port> Loop<P> {
         let mut work = self.core.set_snapshot(snapshot);
         let news = self.core.port.changes();
         self.core.mark_stale(news);
+        self.core.heed_foreign(now);
         work |= news.any();
         work |= self.dirs.changed();
         let mut rest = Vec::new();
@@ -334,6 +375,10 @@ impl<P: Port> Loop<P> {
                     self.core.mark_stale(Stale::ALL);
                     work = true;
                     rest.push(Command::Reconcile(reply));
+                }
+                Command::Tested(finding) => {
+                    self.core.self_test.found(finding, now);
+                    work = true;
                 }
                 other => rest.push(other),
             }
@@ -352,6 +397,39 @@ impl<P: Port> Loop<P> {
         *lock(&self.shared.busy_since) = None;
     }
 
+    /// Begins the node's test of itself where a round asked for it: the node is not called ready
+    /// before. The loop goes on; it takes in what the test makes, as it does with any pod.
+    fn test_itself(&mut self, now: Instant) {
+        let Some(file) = self.core.self_test.take_request() else { return };
+        let candidate = match Candidate::write(&self.paths, &file) {
+            Ok(candidate) => candidate,
+            Err(why) => return self.core.self_test.found(Finding::Failed(why), now),
+        };
+        let trial = self.core.trial(candidate.paths().clone(), &file);
+        let inbox = self.inbox.clone();
+        let job = move || {
+            trial.run(|finding| inbox.put(Command::Tested(finding)));
+            drop(candidate);
+        };
+        if let Err(error) = std::thread::Builder::new().name("self-test".into()).spawn(job) {
+            let why = format!("cannot start a thread: {error}");
+            self.core.self_test.found(Finding::Failed(why), now);
+        }
+    }
+
+    /// Removes the test's pod if an agent before this one could not.
+    fn clean_up_test(&self) {
+        let Some(file) = self.core.announced().cloned() else { return };
+        let trial = self.core.trial(self.paths.clone(), &file);
+        let job = move || {
+            if let Err(error) = trial.clean_up() {
+                tracing::warn!("what a self-test left cannot be removed: {error}");
+            }
+        };
+        // Without a thread the next agent does it.
+        let _ = std::thread::Builder::new().name("self-test".into()).spawn(job);
+    }
+
     fn announce(&mut self, now: Instant) {
         let report = Arc::clone(&lock(&self.shared.report));
         let news = self.voice.say(&report, now);
@@ -365,6 +443,7 @@ impl<P: Port> Loop<P> {
     /// Needs nothing from the cluster: a lease is judged by what the node itself shows.
     fn collect(&mut self) -> CollectReport {
         self.leavers.put_unfinished(&self.paths);
+        self.late.adopt();
         let mut report = CollectReport::default();
         match self.collector.observe() {
             Ok(done) => {
@@ -382,6 +461,10 @@ impl<P: Port> Loop<P> {
                 report.failed.extend(swept.failed);
             }
             Err(error) => report.failed.push(format!("notes of pods that are gone: {error}")),
+        }
+        // Leases come and go without a record, too.
+        if self.core.count_addresses() {
+            *lock(&self.shared.report) = Arc::new(self.core.report());
         }
         for lease in &report.released {
             tracing::info!("released the lease of {lease}");
@@ -403,23 +486,6 @@ impl<P: Port> Loop<P> {
         }
     }
 
-    fn answer_plugins(&mut self) {
-        let now = Instant::now();
-        for waiting in std::mem::take(&mut self.waiting) {
-            let answer = match self.core.attachment_answer(&waiting.file) {
-                Answer::Done => Ok(()),
-                Answer::Never(why) => Err(why),
-                Answer::NotYet(why) if now >= waiting.until => Err(why),
-                Answer::NotYet(_) => {
-                    self.waiting.push(waiting);
-                    continue;
-                }
-            };
-            // Whoever asked may have given up.
-            let _ = waiting.reply.send(answer);
-        }
-    }
-
     fn answer(&mut self, commands: Vec<Command>) {
         let now = Instant::now();
         for command in commands {
@@ -431,7 +497,8 @@ impl<P: Port> Loop<P> {
                 }
                 Command::Collect(reply) => drop(reply.send(Ok(self.collect()))),
                 Command::Script(pods, reply) => drop(reply.send(self.core.script(pods, now))),
-                Command::Attachment(..) | Command::Cluster | Command::Stop => {}
+                Command::Attachment(..) | Command::Cluster | Command::Tested(_) | Command::Stop => {
+                }
             }
         }
     }

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use causeway_desired::input::{ClusterView, Config, NodeFacts};
+use causeway_desired::input::{ClusterView, Config, NodeFacts, TakenOver};
 use causeway_model::{Key, Object, Observed, Route};
 use causeway_types::{Family, IfName, NodeName};
 
+use crate::marks;
 use crate::port::Port;
 
 /// Who made a route: router advertisements (RTPROT_RA in `linux/rtnetlink.h`).
@@ -14,8 +15,10 @@ const RTPROT_RA: u8 = 9;
 
 /// The part of an observation that is not of our making. Facts depend on nothing else, so that
 /// they need not be found anew when only our own objects changed.
-pub(crate) fn underlay(seen: &Observed, config: &Config) -> Observed {
-    let own = |dev: &IfName| dev.as_str().starts_with("cw") || *dev == config.bridge;
+pub(crate) fn underlay(seen: &Observed, config: &Config, taken: Option<&TakenOver>) -> Observed {
+    let own = |dev: &IfName| {
+        dev.as_str().starts_with("cw") || *dev == config.bridge || marks::is_tunnel(taken, dev)
+    };
     let foreign = |object: &Object| match object {
         Object::Link(l) => !own(&l.name),
         Object::Addr(a) => !own(&a.dev),
@@ -26,7 +29,7 @@ pub(crate) fn underlay(seen: &Observed, config: &Config) -> Observed {
 }
 
 /// Everything but the paths to peers.
-pub(crate) fn gather(underlay: &Observed, port: &mut impl Port) -> NodeFacts {
+pub(crate) fn gather(underlay: &Observed, config: &Config, port: &mut impl Port) -> NodeFacts {
     let mut facts = NodeFacts::default();
     let addresses = underlay.iter().filter_map(|(_, object)| match object {
         Object::Addr(a) if usable(a.addr.addr()) => Some((a.dev.clone(), a.addr)),
@@ -41,7 +44,16 @@ pub(crate) fn gather(underlay: &Observed, port: &mut impl Port) -> NodeFacts {
     facts.accept_ra = listening(underlay, port);
     let nf_call = port.parameter("net/bridge/bridge-nf-call-iptables");
     facts.bridge_nf_call = nf_call.map(|value| value != "0");
+    facts.tunnels_of_others = flannels(underlay, config);
     facts
+}
+
+/// Devices of flannel with our network identifier, which it has in their names.
+fn flannels(underlay: &Observed, config: &Config) -> Vec<IfName> {
+    let vni = config.vni.get();
+    let names = [format!("flannel.{vni}"), format!("flannel-v6.{vni}")];
+    let named = names.iter().filter_map(|name| name.parse().ok());
+    named.filter(|name: &IfName| underlay.get(&Key::Link(name.clone())).is_some()).collect()
 }
 
 /// Interfaces that listen to routers, and would not any more once the node forwards: those with a
@@ -81,7 +93,10 @@ fn usable(address: IpAddr) -> bool {
 /// Addresses of all other nodes.
 pub(crate) fn peer_addresses(view: &ClusterView, me: &NodeName) -> BTreeSet<IpAddr> {
     let others = view.nodes.iter().filter(|(name, _)| *name != me);
-    others.flat_map(|(_, info)| info.addresses.iter().copied()).collect()
+    let ends = |info: &causeway_desired::input::NodeInfo| {
+        info.flannel.iter().map(|end| end.address).collect::<Vec<_>>()
+    };
+    others.flat_map(|(_, info)| [info.addresses.clone(), ends(info)].concat()).collect()
 }
 
 /// Finds the paths that are missing and drops those that are no longer asked for. True when

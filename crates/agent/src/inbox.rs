@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, eventfd};
 use tokio::sync::oneshot;
 
+use crate::self_test::Finding;
 use crate::status::{CollectReport, PlanReport};
 
 /// The answer to a request: a value, or why there is none.
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Script(bool, Reply<String>),
     /// Look once for leases that nobody needs any more.
     Collect(Reply<CollectReport>),
+    /// The node's test of itself found this.
+    Tested(Finding),
     /// The cluster changed.
     Cluster,
     /// End.

@@ -12,6 +12,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use causeway_plugins::usage::Usage;
+
 use crate::status::{State, Status};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -30,6 +32,12 @@ struct FeedLabel {
     feed: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AddressLabels {
+    range: String,
+    state: &'static str,
+}
+
 /// All metrics of the agent.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -40,6 +48,7 @@ pub(crate) struct Metrics {
     objects: Family<StateLabel, Gauge>,
     repairs: Counter,
     leases_released: Counter,
+    addresses: Family<AddressLabels, Gauge>,
     restarts: Family<FeedLabel, Counter>,
     ready: Gauge,
     synced: Gauge,
@@ -59,6 +68,7 @@ impl Default for Metrics {
             objects: Family::default(),
             repairs: Counter::default(),
             leases_released: Counter::default(),
+            addresses: Family::default(),
             restarts: Family::default(),
             ready: Gauge::default(),
             synced: Gauge::default(),
@@ -85,6 +95,8 @@ impl Metrics {
         r.register("repairs", help, self.repairs.clone());
         let help = "Leases of pods that were gone, given back without a DEL";
         r.register("leases_released", help, self.leases_released.clone());
+        let help = "Addresses of the node's ranges by state: used, free, reserved";
+        r.register("addresses", help, self.addresses.clone());
         r.register("watch_restarts", "Watches begun anew after an error", self.restarts.clone());
         r.register("ready", "1 when pods can be attached", self.ready.clone());
         r.register("synced", "1 when every input is in sync", self.synced.clone());
@@ -100,6 +112,20 @@ impl Metrics {
     /// So many leases of pods that were gone were given back.
     pub(crate) fn leases_released(&self, count: usize) {
         self.leases_released.inc_by(count as u64);
+    }
+
+    /// Takes over how many addresses each range has.
+    pub(crate) fn set_addresses(&self, all: &[Usage]) {
+        self.addresses.clear();
+        for usage in all {
+            for (state, n) in
+                [("used", usage.used), ("free", usage.free), ("reserved", usage.reserved)]
+            {
+                let labels = AddressLabels { range: usage.range.to_string(), state };
+                let gauge = self.addresses.get_or_create(&labels);
+                gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+            }
+        }
     }
 
     /// Rounds so far.
@@ -163,6 +189,8 @@ mod tests {
         metrics.round(Duration::from_millis(3));
         metrics.operation("route", false);
         metrics.repaired(2);
+        let range = "10.244.1.0/24".parse().unwrap();
+        metrics.set_addresses(&[Usage { range, used: 3, free: u64::MAX, reserved: 0 }]);
         metrics.set_status(&Status { ready: true, ..Status::default() });
         let text = metrics.text();
         for line in [
@@ -173,6 +201,7 @@ mod tests {
             "causeway_objects{state=\"conflict\"} 0",
             "causeway_repairs_total 2",
             "causeway_watch_restarts_total{feed=\"nodes\"} 0",
+            "causeway_addresses{range=\"10.244.1.0/24\",state=\"used\"} 3",
             "causeway_ready 1",
         ] {
             assert!(text.contains(line), "{line} in {text}");

@@ -3,15 +3,18 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use causeway_desired::input::{Config, Path};
+use causeway_desired::input::{Config, Path, TakenOver};
 use causeway_kernel::handle::{Handle, Routes, Scope};
 use causeway_kernel::monitor::{Event, Events, Monitor};
 use causeway_kernel::{Without, sysctl};
+use causeway_model::nft::foreign::Dropping;
 use causeway_model::{Observed, Route};
 use causeway_plan::Op;
-use causeway_types::{IfName, names};
+use causeway_types::state::AttachmentRecord;
+use causeway_types::{Family, IfName, names};
 
 use crate::port::{Look, Port, Stale};
+use crate::redirect::Redirect;
 
 /// Sockets of one namespace.
 pub(crate) struct NetnsPort {
@@ -21,6 +24,8 @@ pub(crate) struct NetnsPort {
     without: Without,
     /// The plugins' table went.
     lost_table: bool,
+    /// Tables of others changed.
+    foreign: bool,
 }
 
 impl NetnsPort {
@@ -28,15 +33,14 @@ impl NetnsPort {
     ///
     /// # Errors
     /// When the kernel refuses a socket: without CAP_NET_ADMIN.
-    pub(crate) fn open(config: &Config) -> anyhow::Result<Self> {
-        let vxlan = IfName::new(names::VXLAN_DEV)?;
-        let without = Without {
-            protocols: vec![config.route_protocol],
-            devices: vec![vxlan, config.bridge.clone()],
-        };
+    pub(crate) fn open(config: &Config, taken: Option<&TakenOver>) -> anyhow::Result<Self> {
+        let tunnels = [IfName::new(names::VXLAN_DEV)?, IfName::new(names::VXLAN6_DEV)?];
+        let mut devices: Vec<IfName> = tunnels.into_iter().chain([config.bridge.clone()]).collect();
+        devices.extend(taken.iter().flat_map(|all| all.tunnels.iter().map(|t| t.name.clone())));
+        let without = Without { protocols: vec![config.route_protocol], devices };
         // First the ear, then the eye: what changes in between is heard.
         let monitor = Monitor::open()?;
-        Ok(Self { handle: Handle::open()?, monitor, without, lost_table: false })
+        Ok(Self { handle: Handle::open()?, monitor, without, lost_table: false, foreign: true })
     }
 }
 
@@ -76,12 +80,17 @@ impl Port for NetnsPort {
         sysctl::read(path).ok().flatten()
     }
 
+    fn redirect(&mut self, to: &Redirect, pods: &[AttachmentRecord]) -> Result<usize, String> {
+        pods.iter().map(|pod| to.apply(pod)).sum()
+    }
+
     fn changes(&mut self) -> Stale {
         match self.monitor.read() {
             Ok(Events::Changed(events)) => {
                 let mut stale = Stale::NONE;
                 for event in &events {
                     self.lost_table |= is_end_of_plugins_table(event);
+                    self.foreign |= is_foreign(event);
                     stale.merge(of(event));
                 }
                 stale
@@ -89,6 +98,7 @@ impl Port for NetnsPort {
             Ok(Events::Overrun) => {
                 tracing::info!("the kernel's news came too fast: everything is looked at again");
                 self.lost_table = true;
+                self.foreign = true;
                 Stale::ALL
             }
             Err(error) => {
@@ -102,6 +112,20 @@ impl Port for NetnsPort {
         std::mem::take(&mut self.lost_table)
     }
 
+    fn take_foreign_change(&mut self) -> bool {
+        std::mem::take(&mut self.foreign)
+    }
+
+    fn dropping(&mut self, families: &[Family]) -> Result<Vec<Dropping>, String> {
+        let mut look = || {
+            let nft = self.handle.nft()?;
+            let mut all = nft.dropping(families)?;
+            all.iter_mut().try_for_each(|chain| nft.follow(chain))?;
+            Ok(all)
+        };
+        look().map_err(|e: causeway_kernel::Error| e.to_string())
+    }
+
     fn changes_fd(&self) -> BorrowedFd<'_> {
         self.monitor.as_fd()
     }
@@ -109,6 +133,14 @@ impl Port for NetnsPort {
 
 fn is_end_of_plugins_table(event: &Event) -> bool {
     matches!(event, Event::Table { name, gone: true, .. } if name == names::NFT_PLUGINS)
+}
+
+fn is_foreign(event: &Event) -> bool {
+    match event {
+        Event::Foreign => true,
+        Event::Table { name, .. } => name != names::NFT_AGENT && name != names::NFT_PLUGINS,
+        _ => false,
+    }
 }
 
 /// What a change puts in doubt. The kernel does not tell everything: IPv4 routes go without a
@@ -122,7 +154,8 @@ fn of(event: &Event) -> Stale {
         Event::Route { .. } => Stale { routes: true, ..Stale::NONE },
         Event::Neigh { .. } | Event::Fdb { .. } => Stale { neighs: true, ..Stale::NONE },
         Event::Parameter { .. } => Stale { sysctls: true, ..Stale::NONE },
-        // Tables of others are not looked at.
+        // Tables of others are looked at apart.
+        Event::Foreign => Stale::NONE,
         Event::Table { name, .. } => {
             let ours = name == names::NFT_AGENT || name == names::NFT_PLUGINS;
             Stale { tables: ours, ..Stale::NONE }

@@ -43,6 +43,8 @@ pub struct Paths {
     pub socket: PathBuf,
     /// The last good view of the cluster.
     pub last_view: PathBuf,
+    /// What was taken over of another network.
+    pub taken_over: PathBuf,
     /// The kernel's boot ID.
     pub boot_id: PathBuf,
     /// Leases, a directory a network.
@@ -64,6 +66,7 @@ impl Default for Paths {
             conf_dir: names::CNI_CONF_DIR.into(),
             socket: names::AGENT_SOCKET.into(),
             last_view: names::LAST_VIEW.into(),
+            taken_over: names::TAKEN_OVER.into(),
             boot_id: names::BOOT_ID.into(),
             leases: names::HOST_LOCAL_DIR.into(),
             lease_records: names::LEASES_DIR.into(),
@@ -84,6 +87,7 @@ impl Paths {
             conf_dir: dir.join("net.d"),
             socket: dir.join("agent.sock"),
             last_view: dir.join("last-view.json"),
+            taken_over: dir.join("taken-over.json"),
             boot_id: names::BOOT_ID.into(),
             leases: dir.join("networks"),
             lease_records: dir.join("leases"),

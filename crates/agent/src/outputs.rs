@@ -1,10 +1,14 @@
 //! The files that tell others that the node is ready, and the last good view.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use causeway_desired::input::ClusterView;
+use causeway_types::Cidr;
 use causeway_types::state::NodeFile;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::files;
 use crate::options::Paths;
@@ -51,13 +55,24 @@ impl ReadyFiles {
         if write(&self.node_file, &text)? {
             tracing::info!(generation = file.generation, "node file written");
         }
+        // Plugins go by it from now on, whatever becomes of the list.
+        self.last = Some(file.clone());
         let mut list = json(serde_json::to_vec_pretty(&render(&file)))?;
         list.push(b'\n');
         if write(&self.conflist, &list)? {
             tracing::info!(path = %self.conflist.display(), "CNI configuration list written");
         }
-        self.last = Some(file);
         Ok(())
+    }
+
+    /// The file last written, by this agent or one before it in this boot.
+    pub(crate) fn written(&self) -> Option<&NodeFile> {
+        self.last.as_ref()
+    }
+
+    /// The extra ranges that plugins give addresses out of, by the file last written.
+    pub(crate) fn offered(&self) -> &[Cidr] {
+        self.last.as_ref().map_or(&[], |file| &file.extra_cidrs)
     }
 
     /// The generation last written; 0 before the first.
@@ -82,12 +97,16 @@ impl LastView {
         Self { path, written: None, not_before: Instant::now() }
     }
 
-    /// The view that was last written, if it can be read.
+    /// The view that was last written, if it can be read, without what of it cannot be understood.
     pub(crate) fn load(&self) -> Result<Option<ClusterView>, String> {
+        let unread = |e| format!("{}: {e}; it is not used", self.path.display());
         match std::fs::read(&self.path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|e| format!("{}: {e}; it is not used", self.path.display())),
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(view) => Ok(Some(view)),
+                Err(_) => {
+                    serde_json::from_slice(&bytes).map(|all| Some(understood(all))).map_err(unread)
+                }
+            },
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(format!("{}: {e}", self.path.display())),
         }
@@ -117,6 +136,21 @@ impl LastView {
     }
 }
 
+/// What another version wrote and this one does not understand costs the node or pod that it is of.
+fn understood(all: Value) -> ClusterView {
+    fn entries<K: Ord + DeserializeOwned, V: DeserializeOwned>(all: &Value) -> BTreeMap<K, V> {
+        let entry = |(name, value): (&String, &Value)| {
+            let key = serde_json::from_value(name.as_str().into()).ok()?;
+            let value = V::deserialize(value).inspect_err(|error| {
+                tracing::warn!("the last good view: {name}: {error}; it is left out");
+            });
+            Some((key, value.ok()?))
+        };
+        all.as_object().into_iter().flatten().filter_map(entry).collect()
+    }
+    ClusterView { nodes: entries(&all["nodes"]), pods: entries(&all["pods"]) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +162,9 @@ mod tests {
             generation: 0,
             node: "n1".parse().unwrap(),
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+            extra_cidrs: Vec::new(),
+            reserved: Vec::new(),
+            cool_down: 0,
             mtu: causeway_types::Mtu::new(mtu).unwrap(),
             attach: Attach::Routed,
             bridge: "cni0".parse().unwrap(),
@@ -174,5 +211,13 @@ mod tests {
         assert_eq!(last.load(), Ok(Some(view)));
         std::fs::write(&path, "{").unwrap();
         assert!(last.load().unwrap_err().contains("last-view.json"));
+        // Of another version: one node that is not understood.
+        let node = |address: Value| json!({"addresses": [address], "podCidrs": [], "zone": "a"});
+        let view = json!({"nodes": {"n1": node(json!({"of": "a later time"})),
+            "n2": node(json!("192.168.1.12"))}, "pods": {"a/b": 1}, "policies": {}});
+        std::fs::write(&path, view.to_string()).unwrap();
+        let view = last.load().unwrap().expect("a view");
+        assert_eq!(view.nodes.keys().map(|n| n.as_str()).collect::<Vec<_>>(), ["n2"]);
+        assert!(view.pods.is_empty());
     }
 }

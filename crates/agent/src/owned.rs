@@ -2,6 +2,9 @@
 //!
 //! A key is written down before the kernel is asked to make the object, and erased after a later
 //! observation no longer shows it. The file lives below `/run`, as long as the kernel's state.
+//!
+//! Keys of kinds that this version does not know were written by another one. They stay in the file, and
+//! what they name stays in the kernel.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,6 +12,7 @@ use std::path::PathBuf;
 
 use causeway_model::Key;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::files;
 
@@ -17,6 +21,10 @@ use crate::files;
 pub(crate) struct Owned {
     path: PathBuf,
     keys: BTreeSet<Key>,
+    /// Keys of another version, as they are written.
+    unknown: Vec<Value>,
+    /// What else another version wrote.
+    rest: Map<String, Value>,
     /// What the file holds, to write it only when needed. `None`: not known to hold anything.
     on_disk: Option<BTreeSet<Key>>,
     /// Why the file could not be used at the start.
@@ -25,21 +33,54 @@ pub(crate) struct Owned {
 
 #[derive(Deserialize)]
 struct File {
-    keys: BTreeSet<Key>,
+    keys: Vec<Value>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 #[derive(Serialize)]
 struct FileRef<'a> {
-    keys: &'a BTreeSet<Key>,
+    keys: Vec<KeyRef<'a>>,
+    #[serde(flatten)]
+    rest: &'a Map<String, Value>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum KeyRef<'a> {
+    Known(&'a Key),
+    Unknown(&'a Value),
+}
+
+impl File {
+    /// Tells known keys from others. One that says more than is known here means another object.
+    fn sort(self) -> (BTreeSet<Key>, Vec<Value>, Map<String, Value>) {
+        let (mut keys, mut unknown) = (BTreeSet::new(), Vec::new());
+        for value in self.keys {
+            match Key::deserialize(&value) {
+                Ok(key) if serde_json::to_value(&key).is_ok_and(|same| same == value) => {
+                    keys.insert(key);
+                }
+                _ if unknown.contains(&value) => {}
+                _ => unknown.push(value),
+            }
+        }
+        (keys, unknown, self.rest)
+    }
 }
 
 impl Owned {
     /// Reads the file. One that is missing or torn means that nothing is recorded: what carries
     /// our marks and is wanted will be adopted, and nothing else is touched.
     pub(crate) fn load(path: PathBuf) -> Self {
+        let (mut unknown, mut rest) = (Vec::new(), Map::new());
         let (on_disk, problem) = match std::fs::read(&path) {
             Ok(bytes) => match serde_json::from_slice::<File>(&bytes) {
-                Ok(file) => (Some(file.keys), None),
+                Ok(file) => {
+                    let keys;
+                    (keys, unknown, rest) = file.sort();
+                    (Some(keys), None)
+                }
                 Err(e) => {
                     let text = format!(
                         "{}: {e}; what we made and no longer want may stay until it is removed by \
@@ -52,7 +93,13 @@ impl Owned {
             Err(e) if e.kind() == io::ErrorKind::NotFound => (None, None),
             Err(e) => (None, Some(format!("{}: {e}", path.display()))),
         };
-        Self { path, keys: on_disk.clone().unwrap_or_default(), on_disk, problem }
+        let keys = on_disk.clone().unwrap_or_default();
+        Self { path, keys, unknown, rest, on_disk, problem }
+    }
+
+    /// Keys that another version wrote, as they are written.
+    pub(crate) fn unknown(&self) -> impl Iterator<Item = String> + '_ {
+        self.unknown.iter().map(|key| format!("{key}, noted by an agent of another version"))
     }
 
     /// The keys.
@@ -83,7 +130,9 @@ impl Owned {
         if self.on_disk.as_ref() == Some(&self.keys) {
             return Ok(());
         }
-        let text = serde_json::to_vec(&FileRef { keys: &self.keys })?;
+        let known = self.keys.iter().map(KeyRef::Known);
+        let keys = known.chain(self.unknown.iter().map(KeyRef::Unknown)).collect();
+        let text = serde_json::to_vec(&FileRef { keys, rest: &self.rest })?;
         files::replace(&self.path, &text, 0o600)?;
         self.on_disk = Some(self.keys.clone());
         Ok(())
@@ -131,6 +180,31 @@ mod tests {
         assert!(owned.problem.as_ref().unwrap().contains("owned.json"));
         owned.record(keys()).unwrap();
         assert!(Owned::load(path).problem.is_none());
+    }
+
+    #[test]
+    fn what_another_version_wrote_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("owned.json");
+        let unknown = [
+            serde_json::json!({"rule": {"priority": 1000}}),
+            serde_json::json!({"route": {"table": 254, "dst": "10.0.0.0/8", "metric": 0, "tos": 4}}),
+        ];
+        let mut keys: Vec<Value> =
+            keys().iter().map(|key| serde_json::to_value(key).unwrap()).collect();
+        keys.insert(1, unknown[0].clone());
+        keys.push(unknown[1].clone());
+        let file = serde_json::json!({"keys": keys, "since": "2030"});
+        std::fs::write(&path, file.to_string()).unwrap();
+        let mut owned = Owned::load(path.clone());
+        assert_eq!(owned.problem, None);
+        assert_eq!((owned.keys().len(), owned.unknown().count()), (5, 2));
+        owned.erase(|key| matches!(key, Key::Link(_)));
+        let now: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(now["since"], "2030");
+        let left = now["keys"].as_array().unwrap();
+        assert_eq!(left.len(), 6);
+        assert!(unknown.iter().all(|key| left.contains(key)), "{now}");
     }
 
     #[test]

@@ -8,8 +8,13 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 use causeway_desired::input::Path;
+use causeway_model::nft::foreign::Dropping;
 use causeway_model::{Key, Object, Observed};
 use causeway_plan::{Op, TableId};
+use causeway_types::Family;
+use causeway_types::state::AttachmentRecord;
+
+use crate::redirect::Redirect;
 
 /// Kinds of objects whose last observation may be out of date.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,6 +109,12 @@ pub(crate) trait Port {
     /// A kernel parameter by its path below `/proc/sys`; `None` where there is none.
     fn parameter(&mut self, path: &str) -> Option<String>;
 
+    /// Makes the bridge what pods know of each other. Answers how many entries led past it. Pods that
+    /// are gone do not count.
+    fn redirect(&mut self, _to: &Redirect, _pods: &[AttachmentRecord]) -> Result<usize, String> {
+        Ok(0)
+    }
+
     /// What changed since the last call, by whomever. Never blocks.
     fn changes(&mut self) -> Stale;
 
@@ -111,6 +122,16 @@ pub(crate) trait Port {
     /// have.
     fn take_lost_table(&mut self) -> bool {
         false
+    }
+
+    /// Whether [`Port::changes`] told since the last call that tables of others changed, or may have.
+    fn take_foreign_change(&mut self) -> bool {
+        false
+    }
+
+    /// Chains of others that drop forwarded packets of these families, with what they accept.
+    fn dropping(&mut self, _: &[Family]) -> Result<Vec<Dropping>, String> {
+        Ok(Vec::new())
     }
 
     /// Becomes readable when [`Port::changes`] has something to say.

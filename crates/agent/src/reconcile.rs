@@ -5,20 +5,30 @@
 
 mod answers;
 mod closing;
+mod foreign;
+mod guards;
+mod isolation;
+mod live;
+mod owning;
+mod ready;
+mod taken;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use causeway_cluster::Snapshot;
+use causeway_desired::flannel::Annotations;
 use causeway_desired::input::{ClusterView, Config, Inputs, NodeFacts};
 use causeway_model::nft::NftFamily;
 use causeway_model::{Desired, Key, Object, Observed, Owner};
-use causeway_plan::{Op, Ownership, Plan, plan};
+use causeway_plan::{Op, Plan, plan};
+use causeway_plugins::usage::Usage;
 use causeway_types::state::{AttachmentRecord, NodeFile};
-use causeway_types::{NodeName, names};
+use causeway_types::{Cidr, NodeName};
 
 use crate::facts;
 use crate::marks;
@@ -30,8 +40,11 @@ use crate::port::{Look, Port, Stale, replace, table_of};
 use crate::records::Records;
 use crate::report::ViewFrom;
 use crate::retry::{Failure, Failures};
+use crate::self_test::SelfTest;
 use crate::status::Problem;
-use crate::wishes;
+use foreign::Foreign;
+use live::Live;
+use taken::Taken;
 
 /// More passes than any change of desired state needs: links, then what stands on them.
 const MAX_PASSES: usize = 8;
@@ -58,6 +71,11 @@ pub(crate) struct Core<P> {
     pub(crate) port: P,
     me: NodeName,
     config: Config,
+    live: Live,
+    foreign: Foreign,
+    pub(crate) taken: Taken,
+    boot_id: String,
+    conf_dir: PathBuf,
     metrics: Arc<Metrics>,
     started: Instant,
 
@@ -86,6 +104,14 @@ pub(crate) struct Core<P> {
     /// The node's own part of it can be said.
     known: bool,
     node_file: Option<NodeFile>,
+    claims: Option<Vec<Cidr>>,
+    /// What the node file on disk gave out beside the pod subnets before the records were last read:
+    /// whoever has read that file, and gave an address out, may have come after.
+    offered: Vec<Cidr>,
+    flannel: Option<Annotations>,
+    /// How many addresses are taken and free, and why that is not known.
+    usage: Result<Vec<Usage>, String>,
+    plugins: causeway_plugins::Paths,
     problems: Vec<Problem>,
     path_problems: Vec<String>,
     last_view_problem: Option<String>,
@@ -95,8 +121,13 @@ pub(crate) struct Core<P> {
     failures: Failures,
     trouble: Option<Failure>,
     settled: BTreeSet<Key>,
+    /// What was done in this round.
+    done: BTreeSet<Key>,
+    /// Neighbours of pods that were taken over are to be looked at again.
+    look_again: bool,
     last_plan: Plan,
     ready_files: ReadyFiles,
+    pub(crate) self_test: SelfTest,
     ready: bool,
     last_view: LastView,
     last_view_at: Option<Instant>,
@@ -113,11 +144,19 @@ impl<P: Port> Core<P> {
         metrics: Arc<Metrics>,
     ) -> Self {
         let mut looked_at = Look { kinds: Stale::ALL, ..Look::default() };
-        looked_at.tables.insert(marks::table());
+        looked_at.tables.extend([marks::table(), guards::table()]);
+        let ready_files = ReadyFiles::new(paths);
+        let announced = ready_files.written().is_some();
+        let self_test = if announced { SelfTest::passed() } else { SelfTest::default() };
         Self {
             port,
             me,
             config,
+            live: Live::new(&paths.config),
+            foreign: Foreign::default(),
+            taken: Taken::load(&paths.taken_over),
+            boot_id: boot_id.clone(),
+            conf_dir: paths.conf_dir.clone(),
             metrics,
             started: Instant::now(),
             snapshot: Snapshot::default(),
@@ -137,6 +176,11 @@ impl<P: Port> Core<P> {
             decided: false,
             known: false,
             node_file: None,
+            claims: None,
+            offered: Vec::new(),
+            flannel: None,
+            usage: Ok(Vec::new()),
+            plugins: paths.of_plugins(),
             problems: Vec::new(),
             path_problems: Vec::new(),
             last_view_problem: None,
@@ -144,8 +188,11 @@ impl<P: Port> Core<P> {
             failures: Failures::default(),
             trouble: None,
             settled: BTreeSet::new(),
+            done: BTreeSet::new(),
+            look_again: true,
             last_plan: Plan::default(),
-            ready_files: ReadyFiles::new(paths),
+            ready_files,
+            self_test,
             ready: false,
             last_view: LastView::new(paths.last_view.clone()),
             last_view_at: None,
@@ -195,7 +242,11 @@ impl<P: Port> Core<P> {
     /// One round.
     pub(crate) fn reconcile(&mut self, now: Instant) {
         let began = Instant::now();
+        self.offered = self.ready_files.offered().to_vec();
         if self.records.refresh() {
+            self.decided = false;
+        }
+        if self.live.refresh(&mut self.config, now) {
             self.decided = false;
         }
         self.use_last_view(now);
@@ -212,6 +263,11 @@ impl<P: Port> Core<P> {
         // A round does only so much.
         self.resume = self.stale.any().then(|| now + RESUME_AFTER);
         self.write_outputs(now);
+        self.look_at_foreign(now);
+        if self.offered != self.ready_files.offered() {
+            // A range goes when the records were read once more.
+            self.resume.get_or_insert(now + RESUME_AFTER);
+        }
         self.metrics.round(began.elapsed());
     }
 
@@ -235,7 +291,7 @@ impl<P: Port> Core<P> {
 
     /// Looks, plans and applies until nothing is left to do now.
     fn passes(&mut self, now: Instant) -> Result<(), String> {
-        let mut done: BTreeSet<Key> = BTreeSet::new();
+        self.done.clear();
         for pass in 0..MAX_PASSES {
             self.look()?;
             if self.view().1.is_none() {
@@ -247,7 +303,7 @@ impl<P: Port> Core<P> {
             let plan = plan(&self.desired, &self.seen, &self.ownership());
             let wanted: BTreeSet<Key> = plan.ops.iter().map(Op::key).collect();
             self.failures.retain(|key| wanted.contains(key));
-            for key in wanted.intersection(&done) {
+            for key in wanted.intersection(&self.done) {
                 let text = "the kernel took it, and shows something else: it is changed back by \
                             somebody else, or cannot be so on this kernel";
                 self.failures.failed(key.clone(), text.to_owned(), now);
@@ -255,16 +311,25 @@ impl<P: Port> Core<P> {
             let (due, waiting): (Vec<Op>, Vec<Op>) =
                 plan.ops.iter().cloned().partition(|op| !self.failures.must_wait(&op.key(), now));
             let due = closing::allowed(&due, &waiting, &plan.ops);
+            let (joining, due): (Vec<Op>, Vec<Op>) =
+                due.into_iter().partition(isolation::is_joining);
             if pass == 0 {
                 self.count_repairs(&due);
             }
             self.last_plan = plan;
-            if due.is_empty() {
+            let due = without_neighbours_in_use(due);
+            self.write_intent(&due)?;
+            let made = self.apply_closed(&due, waiting, now);
+            let idle = due.is_empty();
+            self.done.extend(made);
+            let isolated = self.isolate(joining, now);
+            if idle && isolated.is_empty() {
                 break;
             }
-            self.write_intent(&due)?;
-            done.extend(self.apply_closed(&due, waiting, now));
+            self.done.extend(isolated);
         }
+        self.look_again();
+        self.sweep_guards(now)?;
         self.settle();
         Ok(())
     }
@@ -325,9 +390,9 @@ impl<P: Port> Core<P> {
             return;
         }
         self.underlay_checked = true;
-        let underlay = facts::underlay(&self.seen, &self.config);
+        let underlay = facts::underlay(&self.seen, &self.config, self.taken.over());
         if self.underlay.as_ref() != Some(&underlay) {
-            let mut facts = facts::gather(&underlay, &mut self.port);
+            let mut facts = facts::gather(&underlay, &self.config, &mut self.port);
             let lost = |old| !facts.addresses.contains(old);
             self.moved |= self.facts.addresses.iter().any(lost);
             self.asked.clear();
@@ -375,16 +440,21 @@ impl<P: Port> Core<P> {
         if self.decided {
             return;
         }
-        let inputs = self.inputs(self.records.desired());
+        // Also what a plugin is making or removing has its addresses.
+        let inputs = self.inputs(self.records.all());
         let mut outcome = causeway_desired::node::node_objects(&inputs);
         self.known = outcome.known;
         if !outcome.known {
             self.keep_node_part(&mut outcome.desired);
         }
-        // What is wanted otherwise than before has nobody broken.
-        self.settled.retain(|key| {
+        // What is wanted otherwise than before has nobody broken, nor what goes with such a device.
+        let differs = |key: &Key| {
             let object = |d: &Desired| d.get(key).map(|e| e.object.clone());
-            object(&self.desired) == object(&outcome.desired)
+            object(&self.desired) != object(&outcome.desired)
+        };
+        self.settled.retain(|key| {
+            let device = self.desired.get(key).and_then(|e| marks::device(&e.object));
+            !differs(key) && device.is_none_or(|dev| !differs(&Key::Link(dev.clone())))
         });
         if *self.desired != outcome.desired {
             self.failures.hurry(now);
@@ -394,10 +464,15 @@ impl<P: Port> Core<P> {
             self.desired = Arc::new(outcome.desired);
         }
         self.node_file = outcome.node_file;
+        self.claims = outcome.claims;
+        self.flannel = outcome.flannel;
         self.problems = outcome
             .problems
             .into_iter()
-            .map(|p| Problem { owner: p.owner.to_string(), message: p.message })
+            .map(|p| Problem {
+                told_there: p.told_there,
+                ..Problem::new(p.owner.to_string(), p.message)
+            })
             .collect();
         self.decided = true;
     }
@@ -422,63 +497,9 @@ impl<P: Port> Core<P> {
             facts: self.facts.clone(),
             config: self.config.clone(),
             attachments,
+            taken: self.taken.over().cloned(),
+            boot_id: self.boot_id.clone(),
         }
-    }
-
-    fn ownership(&self) -> Ownership {
-        let mut recorded = self.owned.keys().clone();
-        // A plugin is at work on these: neither wanted nor to be taken from under its hands.
-        for key in self.pending_keys() {
-            recorded.remove(&key);
-        }
-        Ownership {
-            recorded,
-            route_protocol: self.config.route_protocol,
-            allow_removals: self.synced() && self.known,
-            makes_veths: false,
-        }
-    }
-
-    /// Keys of what the node holds for pods that a plugin is making or removing right now.
-    fn pending_keys(&self) -> BTreeSet<Key> {
-        let pending = self.records.pending();
-        if pending.is_empty() {
-            return BTreeSet::new();
-        }
-        wishes::host_keys(&pending, &self.config)
-    }
-
-    /// Takes wanted objects that carry our marks into the record: after the record was lost, or
-    /// when a plugin made what the agent keeps.
-    fn adopt(&mut self) -> Result<(), String> {
-        let ours = |key: &Key, owner: &Owner| {
-            !matches!(owner, Owner::Pod(_))
-                && self.seen.get(key).is_some_and(|o| marks::ours(o, &self.config))
-        };
-        let found: Vec<Key> = self
-            .desired
-            .iter()
-            .filter(|(key, entry)| !self.owned.keys().contains(*key) && ours(key, &entry.owner))
-            .map(|(key, _)| key.clone())
-            .collect();
-        if found.is_empty() {
-            return Ok(());
-        }
-        tracing::info!(count = found.len(), "adopted objects that carry our marks");
-        self.owned
-            .record(found)
-            .map_err(|e| format!("cannot write the record of what we made: {e}"))
-    }
-
-    /// Writes down what is about to be made, before the kernel hears of it.
-    fn write_intent(&mut self, due: &[Op]) -> Result<(), String> {
-        let made = due.iter().filter_map(|op| match op {
-            Op::Create(Object::Sysctl(_)) | Op::Change { .. } | Op::Remove(_) => None,
-            Op::Create(object) => Some(object.key()),
-            Op::Nft { table, .. } => (table.name == names::NFT_AGENT).then(|| op.key()),
-        });
-        let made: Vec<Key> = made.filter(|key| !self.owned.keys().contains(key)).collect();
-        self.owned.record(made).map_err(|e| format!("cannot write the record of what we made: {e}"))
     }
 
     /// Does the operations, part by part: what closes is done before what it closes is opened.
@@ -547,42 +568,23 @@ impl<P: Port> Core<P> {
         self.owned.erase(|key| desired.get(key).is_none() && seen.get(key).is_none());
     }
 
-    /// The node file, the configuration list and the last good view.
-    fn write_outputs(&mut self, now: Instant) {
-        let (from, view) = self.view();
-        if from == ViewFrom::Api {
-            let view = view.cloned().unwrap_or_default();
-            self.last_view_at = self.last_view.keep(&view, now);
-        }
-        let node_ok = self
-            .desired
-            .iter()
-            .all(|(key, entry)| entry.owner != Owner::Node || self.settled.contains(key));
-        self.ready = match &self.node_file {
-            Some(file) if node_ok && self.trouble.is_none() && from != ViewFrom::Nowhere => {
-                let config = &self.config;
-                let render = |file: &NodeFile| causeway_desired::conflist::render(config, file);
-                match self.ready_files.write(file.clone(), render) {
-                    Ok(()) => true,
-                    Err(error) => {
-                        tracing::warn!("{error}");
-                        self.trouble.get_or_insert_with(|| Failure::first(error, now));
-                        false
-                    }
-                }
-            }
-            _ => false,
-        };
-    }
-
     /// When the next round is due even if nothing happens.
     pub(crate) fn next_wake(&self) -> Option<Instant> {
         let patience =
             (self.view().1.is_none() && !self.disk_asked).then(|| self.started + API_PATIENCE);
         let trouble = self.trouble.as_ref().map(|t| t.next);
-        [self.failures.next(), trouble, self.last_view_at, patience, self.resume]
-            .into_iter()
-            .flatten()
-            .min()
+        let test = self.self_test.next_wake();
+        let (foreign, live) = (self.foreign.next_wake(), self.live.next_wake());
+        let own = [self.failures.next(), trouble, self.last_view_at, patience, self.resume];
+        own.into_iter().chain([test, foreign, live]).flatten().min()
     }
+}
+
+/// While routes change, the neighbours of before stay until the next pass: a packet that has found its
+/// route a moment ago still looks for them.
+fn without_neighbours_in_use(mut due: Vec<Op>) -> Vec<Op> {
+    if due.iter().any(|op| matches!(op, Op::Change { to: Object::Route(_), .. })) {
+        due.retain(|op| !matches!(op, Op::Remove(Object::Neigh(_) | Object::Fdb(_))));
+    }
+    due
 }

@@ -80,7 +80,8 @@ impl Records {
         Ok(names)
     }
 
-    fn read(&mut self, name: &str) -> bool {
+    /// Reads one file. True when it says something else than before.
+    pub(crate) fn read(&mut self, name: &str) -> bool {
         let path = self.dir.join(name);
         let Some(stamp) = stamp(&path) else { return self.forget(name) };
         if self.stamps.get(name) == Some(&stamp) {
@@ -126,8 +127,18 @@ impl Records {
         self.of_this_boot().filter(|r| r.pending).cloned().collect()
     }
 
+    /// Both.
+    pub(crate) fn all(&self) -> Vec<AttachmentRecord> {
+        self.of_this_boot().cloned().collect()
+    }
+
     fn of_this_boot(&self) -> impl Iterator<Item = &AttachmentRecord> {
         self.known.values().filter(|r| r.boot_id == self.boot_id)
+    }
+
+    /// False while there are files that cannot be used: of the pods that they speak of nothing is known.
+    pub(crate) fn all_understood(&self) -> bool {
+        self.problems.is_empty()
     }
 
     /// One sentence for each file that cannot be used, and for the directory.

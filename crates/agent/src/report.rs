@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use causeway_cluster::{FeedHealth, Health};
+use causeway_cluster::{FeedHealth, Health, OptionalHealth};
+use causeway_desired::flannel::Annotations;
 use causeway_model::{Desired, Key};
+use causeway_types::{Cidr, Mtu};
 
 use crate::retry::Failure;
-use crate::status::{FeedStatus, InputsStatus, ObjectStatus, Problem, State, Status};
+use crate::status::{
+    FeedStatus, InputsStatus, ObjectStatus, OptionalStatus, Problem, State, Status,
+};
 
 /// Where the view of the cluster comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,6 +33,12 @@ pub(crate) struct Report {
     pub(crate) ready: bool,
     /// What the node's pods get, for people.
     pub(crate) network: String,
+    /// What the node should claim; `None` while that cannot be told.
+    pub(crate) claims: Option<Vec<Cidr>>,
+    /// MTU of the node's pods.
+    pub(crate) pod_mtu: Option<Mtu>,
+    /// What the node should tell nodes of flannel; `None` while that is not known, or not ours to say.
+    pub(crate) flannel: Option<Annotations>,
     pub(crate) problems: Vec<Problem>,
     pub(crate) view_from: ViewFrom,
     pub(crate) synced: bool,
@@ -71,6 +81,7 @@ impl Report {
                 synced: self.synced,
                 nodes: feed(&health.nodes(), self.nodes_synced, self.nodes),
                 pods: feed(&health.pods(), self.pods_synced, self.pods),
+                optional: health.optionals().into_iter().map(optional).collect(),
                 attachments: self.attachments,
             },
             generation: self.generation,
@@ -127,7 +138,7 @@ fn no_api(nodes: &FeedHealth) -> Problem {
         None => "no answer yet".to_owned(),
     };
     let message = format!("the Kubernetes API has not told its Nodes: {why}");
-    Problem { owner: "node".to_owned(), message }
+    Problem::new("node", message)
 }
 
 fn unsaid(why: &str) -> Problem {
@@ -136,7 +147,16 @@ fn unsaid(why: &str) -> Problem {
          Kubernetes API: {why}; the agent needs patch of nodes and nodes/status, and create, get and \
          patch of events"
     );
-    Problem { owner: "node".to_owned(), message }
+    Problem::new("node", message)
+}
+
+fn optional((kind, health): (String, OptionalHealth)) -> OptionalStatus {
+    OptionalStatus {
+        kind,
+        served: health.served,
+        restarts: health.feed.restarts,
+        error: health.feed.error.map(|(_, text)| text),
+    }
 }
 
 fn feed(health: &FeedHealth, synced: bool, objects: usize) -> FeedStatus {

@@ -4,24 +4,30 @@ use std::future::IntoFuture;
 
 use anyhow::{Context, bail};
 use causeway_cluster::{Cluster, Connection};
+use causeway_kernel::signals;
 use causeway_types::NodeName;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use crate::config::Settings;
 use crate::engine::Engine;
 use crate::lock;
+use crate::log;
 use crate::options::Options;
 use crate::server::{self, App};
+use crate::wanted::Pods;
+
+/// Finds the most likely error of this node, in one line. It may take a second.
+pub type Diagnose = fn() -> Option<String>;
 
 /// Runs the agent until it is told to end by SIGTERM or SIGINT, and leaves the network as it is.
+/// Plugins whose ADD fails ask for what `diagnose` finds.
 ///
 /// # Errors
 /// When it cannot start (configuration, another agent on this node, an address that is taken), or
 /// when its reconcile loop ends by a fault.
-pub fn run(options: Options) -> anyhow::Result<()> {
+pub fn run(options: Options, diagnose: Diagnose) -> anyhow::Result<()> {
     let settings = options.settings()?;
-    start_log(settings.log_level.as_deref())?;
+    log::start(options.log_level.as_deref(), settings.log_level.as_deref())?;
     let me = options.node(&settings)?;
     let _lock = lock::take(&options.paths.lock)?;
     // What happens here is little and short; a single thread keeps the agent small.
@@ -29,32 +35,24 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let result = runtime.block_on(serve(&options, &settings, me));
+    let result = runtime.block_on(serve(&options, &settings, me, diagnose));
     // Requests in progress do not hold up the end.
     runtime.shutdown_background();
     result
 }
 
-/// Logs go to standard error, with as much as RUST_LOG, the option or the configuration says.
-fn start_log(level: Option<&str>) -> anyhow::Result<()> {
-    let filter = match (std::env::var("RUST_LOG"), level) {
-        (Ok(text), _) if !text.is_empty() => EnvFilter::try_new(text),
-        (_, Some(text)) => EnvFilter::try_new(text),
-        _ => EnvFilter::try_new("info"),
-    };
-    let filter = filter.context("log level: expected a word such as info, or TARGET=LEVEL,…")?;
-    // A caller that set up a log of its own keeps it.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .try_init();
-    Ok(())
-}
-
-async fn serve(options: &Options, settings: &Settings, me: NodeName) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+async fn serve(
+    options: &Options,
+    settings: &Settings,
+    me: NodeName,
+    diagnose: Diagnose,
+) -> anyhow::Result<()> {
+    // One that came between the handler and the ear for it would be lost, and the agent never end.
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt()];
+    let [terminate, interrupt] =
+        signals::held(&kinds.map(|kind| kind.as_raw_value()), || kinds.map(signal));
+    let (mut terminate, mut interrupt) =
+        (terminate.context("SIGTERM")?, interrupt.context("SIGINT")?);
     let paths = &options.paths;
     let health = server::bind_tcp(settings.health_address, "healthAddress").await?;
     let metrics = match settings.metrics_address {
@@ -81,6 +79,8 @@ async fn serve(options: &Options, settings: &Settings, me: NodeName) -> anyhow::
         inbox: engine.inbox.clone(),
         shared: engine.shared.clone(),
         leavers: engine.leavers.clone(),
+        pods: Pods { snapshots: cluster.snapshots.clone(), health: cluster.health.clone() },
+        diagnose,
     };
     let socket = server::bind_unix(&paths.socket)?;
     tracing::info!(node = %me, version = env!("CARGO_PKG_VERSION"), "causeway agent");

@@ -20,6 +20,8 @@ use tokio::sync::oneshot;
 use crate::engine::Shared;
 use crate::inbox::{Command, Inbox, Reply};
 use crate::leavers::Leavers;
+use crate::run::Diagnose;
+use crate::wanted::{Pods, Wanted};
 
 /// The loop answers plugins a little earlier by itself.
 const PLUGIN_PATIENCE: Duration = Duration::from_millis(1900);
@@ -32,6 +34,8 @@ pub(crate) struct App {
     pub(crate) inbox: Inbox,
     pub(crate) shared: Arc<Shared>,
     pub(crate) leavers: Leavers,
+    pub(crate) pods: Pods,
+    pub(crate) diagnose: Diagnose,
 }
 
 /// Everything, for the unix socket.
@@ -43,8 +47,11 @@ pub(crate) fn full(app: App) -> Router {
         .route("/v1/metrics", get(metrics))
         .route("/v1/attachments/{name}", post(attachment))
         .route("/v1/attachments/{name}/leave", post(leave))
+        .route("/v1/pods/{namespace}/{name}", get(wanted))
+        .route("/v1/holders/{ip}", get(holders))
         .route("/v1/reconcile", post(reconcile))
         .route("/v1/collect", post(collect))
+        .route("/v1/finding", get(finding))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(app)
@@ -106,6 +113,27 @@ async fn leave(State(app): State<App>, Path(name): Path<String>) -> Response {
     (StatusCode::ACCEPTED, "ok\n").into_response()
 }
 
+#[derive(serde::Deserialize)]
+struct PodQuery {
+    uid: Option<String>,
+}
+
+async fn wanted(
+    State(app): State<App>,
+    Path((namespace, name)): Path<(String, String)>,
+    Query(query): Query<PodQuery>,
+) -> Response {
+    match app.pods.wanted(&namespace, &name, query.uid.as_deref()).await {
+        Wanted::Address(text) => text.into_response(),
+        Wanted::NotSeen(why) => (StatusCode::NOT_FOUND, format!("{why}\n")).into_response(),
+        Wanted::Unknown(why) => unavailable(why),
+    }
+}
+
+async fn holders(State(app): State<App>, Path(ip): Path<std::net::IpAddr>) -> Response {
+    app.pods.holders(ip).into_response()
+}
+
 async fn reconcile(State(app): State<App>) -> Response {
     match ask(&app, Command::Reconcile, PATIENCE).await {
         Ok(()) => "ok\n".into_response(),
@@ -118,6 +146,12 @@ async fn collect(State(app): State<App>) -> Response {
         Ok(report) => Json(report).into_response(),
         Err(why) => unavailable(why),
     }
+}
+
+/// Empty where there is none. It is looked for beside the loop and the other answers.
+async fn finding(State(app): State<App>) -> Response {
+    let found = tokio::task::spawn_blocking(app.diagnose).await;
+    found.ok().flatten().unwrap_or_default().into_response()
 }
 
 async fn metrics(State(app): State<App>) -> Response {

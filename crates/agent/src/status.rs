@@ -64,6 +64,16 @@ pub struct Problem {
     pub owner: String,
     /// What is wrong and what to do.
     pub message: String,
+    /// The node that it is about says it in the API itself; for a thousand nodes to repeat it helps nobody.
+    #[serde(skip)]
+    pub told_there: bool,
+}
+
+impl Problem {
+    /// One that this node says.
+    pub fn new(owner: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { owner: owner.into(), message: message.into(), told_there: false }
+    }
 }
 
 /// The state of the inputs.
@@ -78,8 +88,26 @@ pub struct InputsStatus {
     pub nodes: FeedStatus,
     /// The watch of this node's Pods.
     pub pods: FeedStatus,
+    /// Watches of kinds that a cluster may not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub optional: Vec<OptionalStatus>,
     /// Attachment records that count.
     pub attachments: usize,
+}
+
+/// The state of the watch of a kind that a cluster may not have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OptionalStatus {
+    /// `PLURAL.GROUP`.
+    pub kind: String,
+    /// The API has the kind.
+    pub served: bool,
+    /// Times that the watch had to be begun anew.
+    pub restarts: u64,
+    /// The last error, until the watch works again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// The state of one watch.

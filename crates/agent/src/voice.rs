@@ -25,7 +25,13 @@ pub(crate) struct Voice {
 impl Voice {
     /// What to say after a report.
     pub(crate) fn say(&mut self, report: &Report, now: Instant) -> Announcement {
-        Announcement { network: self.network(report, now), problems: self.problems(report, now) }
+        Announcement {
+            network: self.network(report, now),
+            claims: report.claims.clone(),
+            pod_mtu: report.pod_mtu,
+            flannel: report.flannel.clone(),
+            problems: self.problems(report, now),
+        }
     }
 
     /// When there is something to say though nothing happens.
@@ -51,7 +57,7 @@ impl Voice {
 
     fn problems(&mut self, report: &Report, now: Instant) -> std::collections::BTreeSet<String> {
         let of_pods = |owner: &str| owner.starts_with("pod ");
-        let problems = report.problems.iter().filter(|p| !of_pods(&p.owner));
+        let problems = report.problems.iter().filter(|p| !of_pods(&p.owner) && !p.told_there);
         let problems = problems.map(|p| match p.owner.as_str() {
             "node" => p.message.clone(),
             owner => format!("{owner}: {}", p.message),
@@ -73,10 +79,7 @@ mod tests {
     use crate::status::Problem;
 
     fn report(ready: bool, problems: &[(&str, &str)]) -> Report {
-        let problem = |(owner, message): &(&str, &str)| Problem {
-            owner: (*owner).to_owned(),
-            message: (*message).to_owned(),
-        };
+        let problem = |(owner, message): &(&str, &str)| Problem::new(*owner, *message);
         let problems = problems.iter().map(problem).collect();
         Report { ready, problems, network: "pods of 10.244.1.0/24".to_owned(), ..Report::default() }
     }
@@ -116,5 +119,16 @@ mod tests {
         assert_eq!(voice.say(&report(true, &all), at(20)).problems.len(), 2);
         assert_eq!(voice.next_wake(at(20)), None);
         assert!(voice.say(&report(true, &[]), at(21)).problems.is_empty());
+    }
+
+    #[test]
+    fn what_a_peer_says_itself_is_not_repeated() {
+        let mut voice = Voice::default();
+        let mut found = report(true, &[("peer n2", "has no podCIDRs"), ("peer n3", "no route")]);
+        found.problems[0].told_there = true;
+        let start = Instant::now();
+        voice.say(&found, start);
+        let told = voice.say(&found, start + TOLD_AFTER).problems;
+        assert_eq!(told, ["peer n3: no route".into()].into());
     }
 }

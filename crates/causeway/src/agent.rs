@@ -7,12 +7,9 @@ use causeway_agent::{Options, Paths};
 
 use crate::words::say;
 
-/// Options of the agent; a value given here goes before the configuration file's.
+/// Who this node is, and how the API is reached; a value given here goes before the configuration file's.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// Configuration file (YAML); one that is not there leaves everything at its default.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+pub(crate) struct Place {
     /// This node's name in the cluster; else NODE_NAME or the host's name.
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
@@ -25,6 +22,30 @@ pub(crate) struct Args {
     /// Its port.
     #[arg(long, value_name = "PORT")]
     k8s_service_port: Option<u16>,
+}
+
+impl Place {
+    /// The agent's options with these.
+    pub(crate) fn options(self, paths: Paths, log_level: Option<String>) -> Options {
+        Options {
+            node_name: self.node_name,
+            kubeconfig: self.kubeconfig,
+            k8s_service_host: self.k8s_service_host,
+            k8s_service_port: self.k8s_service_port,
+            log_level,
+            paths,
+        }
+    }
+}
+
+/// Options of the agent; a value given here goes before the configuration file's.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Configuration file (YAML); one that is not there leaves everything at its default.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
     /// Says whether an agent would start with this configuration, and starts none.
     #[arg(long, value_name = "FILE")]
     check_config: Option<PathBuf>,
@@ -43,7 +64,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
             Settings::check_file(&file)?;
             say(&format!("{}: good\n", file.display()))
         }
-        None => causeway_agent::run(args.options()),
+        None => causeway_agent::run(args.options(), crate::doctor::first),
     }
 }
 
@@ -53,13 +74,6 @@ impl Args {
         if let Some(config) = self.config {
             paths.config = config;
         }
-        Options {
-            node_name: self.node_name,
-            kubeconfig: self.kubeconfig,
-            k8s_service_host: self.k8s_service_host,
-            k8s_service_port: self.k8s_service_port,
-            log_level: self.log_level,
-            paths,
-        }
+        self.place.options(paths, self.log_level)
     }
 }

@@ -10,7 +10,10 @@ mod doctor;
 mod install;
 mod ipam;
 mod lab;
+mod migrate;
 mod node;
+mod policy;
+mod reset;
 mod words;
 
 /// Pod networks for Kubernetes from what Linux has.
@@ -41,6 +44,13 @@ enum Command {
         /// The directory.
         dir: std::path::PathBuf,
     },
+    /// What network policies say: of the cluster, or of manifests without one.
+    #[command(subcommand)]
+    Policy(policy::Command),
+    /// Takes this node over from another pod network, with its running pods.
+    Migrate(migrate::Args),
+    /// Takes everything of Causeway off this node.
+    Reset(reset::Args),
     /// A whole cluster on this machine, made of network namespaces.
     #[command(subcommand)]
     Lab(lab::Command),
@@ -71,6 +81,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ipam(command) => ipam::run(&command)?,
         Command::Doctor(args) => return Ok(doctor::run(&args)),
         Command::Install { dir } => install::run(&dir)?,
+        Command::Policy(command) => return policy::run(&command),
+        Command::Migrate(args) => return migrate::run(args),
+        Command::Reset(args) => return reset::run(&args),
         Command::Lab(command) => return lab::run(command),
         Command::Version => words::say(&format!("causeway {}\n", env!("CARGO_PKG_VERSION")))?,
     }

@@ -54,6 +54,8 @@ fn a_bare_machine() {
     }
     assert_eq!(doctor(&["--nonsense"]).0, 2);
     assert!(doctor(&["--help"]).1.contains("Exit code: 0 nothing wrong"));
+    let (code, table) = doctor(&["--firewall"]);
+    assert!(code == 0 && table.starts_with("ROLE"), "{table}");
     let (code, file) = doctor(&["--print", "networkd"]);
     assert!(code == 0 && file.contains("Unmanaged=yes"), "{file}");
 }

@@ -3,6 +3,12 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+/// A number from 0 to 1 that spreads callers.
+pub(crate) fn random() -> f64 {
+    // A fresh RandomState is seeded by the system: random enough for that.
+    f64::from(RandomState::new().hash_one(0) as u32) / f64::from(u32::MAX)
+}
+
 /// Doubling pauses from 100 ms to 15 s, each with a random part, so that the nodes of a cluster
 /// do not come back to a restarted API in step.
 #[derive(Debug, Default)]
@@ -18,9 +24,7 @@ impl Backoff {
     pub(crate) fn next(&mut self) -> Duration {
         let step = Self::FIRST.saturating_mul(1 << self.attempts.min(16)).min(Self::MOST);
         self.attempts = self.attempts.saturating_add(1);
-        // A fresh RandomState is seeded by the system: random enough to spread callers.
-        let random = RandomState::new().hash_one(self.attempts) as u32;
-        step.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+        step.mul_f64(0.5 + 0.5 * random())
     }
 
     /// Begins anew after a success.

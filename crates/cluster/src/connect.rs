@@ -44,6 +44,15 @@ pub enum ConnectError {
 impl Connection {
     /// Reads the configuration anew, as certificates and tokens may have been replaced.
     pub(crate) async fn client(&self) -> Result<kube::Client, ConnectError> {
+        // A request that is never answered must end some day; a watch is ended by the server
+        // well before this.
+        let mut config = self.config(Duration::from_secs(u64::from(WATCH_SECONDS) + 15)).await?;
+        config.reset_reader_on_write = true;
+        kube::Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))
+    }
+
+    /// The configuration, with a limit for the silence of an answer.
+    pub(crate) async fn config(&self, silence: Duration) -> Result<kube::Config, ConnectError> {
         let mut config = match &self.kubeconfig {
             Some(path) => {
                 let wrap =
@@ -58,13 +67,10 @@ impl Connection {
         if let Some(host) = &self.host {
             config.cluster_url = self.url(host, config.cluster_url.scheme_str())?;
         }
-        // A request that is never answered must end some day; a watch is ended by the server
-        // well before this.
-        config.read_timeout = Some(Duration::from_secs(u64::from(WATCH_SECONDS) + 15));
-        config.reset_reader_on_write = true;
+        config.read_timeout = Some(silence);
         // Retries are ours: they show in health, and they stop when the task does.
         config.default_retry = false;
-        kube::Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))
+        Ok(config)
     }
 
     fn url(&self, host: &str, scheme: Option<&str>) -> Result<http::Uri, ConnectError> {

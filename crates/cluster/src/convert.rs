@@ -4,11 +4,16 @@
 use std::net::IpAddr;
 
 use causeway_desired::input::{NodeInfo, PodInfo};
-use causeway_types::{Cidr, NodeName, PodRef};
+use causeway_desired::{flannel, ranges};
+use causeway_types::{Cidr, Mtu, NodeName, PodRef, names};
 use serde_json::Value;
 
 use crate::objects::{NodeObject, PodObject};
 use crate::own::{self, Condition, OwnNode};
+
+/// Annotation of the object that a kubelet makes for a pod that it read from a file
+/// (`kubelet/pkg/types`, `ConfigMirrorAnnotationKey`).
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// The key and content of a Node. `None` for a name that no Node can have.
 pub(crate) fn node(object: &NodeObject) -> Option<(NodeName, NodeInfo)> {
@@ -16,6 +21,16 @@ pub(crate) fn node(object: &NodeObject) -> Option<(NodeName, NodeInfo)> {
     let mut info = NodeInfo::default();
     info.addresses = addresses(&object.status.addresses, &mut info.problems);
     info.pod_cidrs = pod_cidrs(object, &mut info.problems);
+    let annotation = |name: &str| object.metadata.annotations.as_ref()?.get(name);
+    if let Some(text) = annotation(names::EXTRA_POD_CIDRS) {
+        (info.extra_cidrs, info.range_problems) = ranges::parse(names::EXTRA_POD_CIDRS, text);
+    }
+    if let Some(text) = annotation(names::CLAIMED_POD_CIDRS) {
+        // The node's agent puts right what it did not write.
+        info.claimed_cidrs = ranges::parse(names::CLAIMED_POD_CIDRS, text).0;
+    }
+    info.pod_mtu = annotation(names::POD_MTU).and_then(|text| Mtu::new(text.parse().ok()?).ok());
+    info.flannel = flannel::ends(|key| annotation(key).map(String::as_str));
     Some((name, info))
 }
 
@@ -33,11 +48,22 @@ pub(crate) fn own(object: &NodeObject) -> OwnNode {
             reason: text(c, "reason"),
             message: text(c, "message"),
         });
+    let annotation = |name: &str| object.metadata.annotations.as_ref()?.get(name).cloned();
     let ours = |t: &Value| t.get("key").and_then(Value::as_str) == Some(own::TAINT);
     OwnNode {
         resource_version: object.metadata.resource_version.clone().unwrap_or_default(),
         condition,
         taint: list(&object.spec.taints).iter().position(ours),
+        claims: annotation(names::CLAIMED_POD_CIDRS),
+        pod_mtu: annotation(names::POD_MTU),
+        flannel: object
+            .metadata
+            .annotations
+            .iter()
+            .flatten()
+            .filter(|(key, _)| flannel::KEYS.contains(&key.as_str()))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
     }
 }
 
@@ -105,11 +131,14 @@ pub(crate) fn pod(object: &PodObject) -> Option<(String, PodInfo)> {
         name: object.metadata.name.clone()?,
         uid: object.metadata.uid.clone(),
     };
+    let annotation = |name: &str| object.metadata.annotations.as_ref()?.get(name);
     let phase = object.status.phase.as_deref().unwrap_or_default();
     let info = PodInfo {
         host_network: object.spec.host_network.unwrap_or(false),
         finished: matches!(phase, "Succeeded" | "Failed"),
         ips: pod_ips(object),
+        fixed_ip: annotation(names::POD_IP).cloned(),
+        mirror: annotation(MIRROR).is_some(),
         pod,
     };
     Some((info.pod.to_string(), info))
@@ -154,6 +183,31 @@ mod tests {
         assert_eq!(info.address(Family::V4), Some("192.168.1.11".parse().unwrap()));
         assert_eq!(info.address(Family::V6), Some("fd00::11".parse().unwrap()));
         assert_eq!(info.pod_cidr(Family::V6), Some("fd00:10:244:1::/64".parse().unwrap()));
+    }
+
+    #[test]
+    fn ranges_of_a_node_are_read_strictly() {
+        let (_, info) = node_of(json!({"metadata": {"name": "n", "annotations": {
+            "causeway.dev/extra-pod-cidrs": "10.250.0.0/24, fd00:250::/112,10.250.1.5/24,,x,10.250.0.0/24,127.0.0.0/8",
+            "causeway.dev/claimed-pod-cidrs": "10.250.0.0/24,junk",
+            "causeway.dev/pod-mtu": "1450",
+        }}}));
+        let c = |t: &str| t.parse::<Cidr>().unwrap();
+        assert_eq!(info.extra_cidrs, [c("10.250.0.0/24"), c("fd00:250::/112")]);
+        assert_eq!(info.claimed_cidrs, [c("10.250.0.0/24")]);
+        assert_eq!(info.pod_mtu, Mtu::new(1450).ok());
+        assert_eq!(info.problems, Vec::<String>::new());
+        let words = [
+            "did you mean 10.250.1.0/24",
+            "an entry is empty",
+            "\"x\"",
+            "twice",
+            "no pod can have",
+        ];
+        assert_eq!(info.range_problems.len(), words.len());
+        for (problem, word) in info.range_problems.iter().zip(words) {
+            assert!(problem.contains(word) && problem.contains("extra-pod-cidrs"), "{problem}");
+        }
     }
 
     #[test]

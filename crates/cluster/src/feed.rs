@@ -2,8 +2,10 @@
 
 #[cfg(test)]
 mod api;
+pub(crate) mod optional;
 #[cfg(test)]
 mod sequences;
+mod source;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -12,8 +14,6 @@ use std::time::Duration;
 
 use causeway_desired::input::{ClusterView, NodeInfo, PodInfo};
 use causeway_types::NodeName;
-use futures::StreamExt;
-use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -25,14 +25,8 @@ use crate::health::{Health, Which};
 use crate::objects::{NodeObject, PodObject};
 use crate::own::OwnNode;
 use crate::snapshot::Snapshot;
-
-/// `timeoutSeconds` of each watch. The server ends it then, and a connection that died without a
-/// word is noticed 5 s later (kube's idle limit).
-pub(crate) const WATCH_SECONDS: u32 = 180;
-
-/// How long a first list may say nothing at all. A server that passes over `sendInitialEvents`
-/// never sends the bookmark that ends it.
-const LIST_SILENCE: Duration = Duration::from_secs(20);
+pub(crate) use source::WATCH_SECONDS;
+use source::{Event, Failure, Source};
 
 /// Failures in a row after which the connection is made anew: its credentials may be out of date.
 const RECONNECT_AFTER: u32 = 3;
@@ -163,17 +157,6 @@ impl Kind for Pods {
     }
 }
 
-/// Why a stream is given up.
-#[derive(Debug, PartialEq, Eq)]
-enum Next {
-    /// Go on with this stream: it recovers by itself.
-    Continue,
-    /// Begin a new stream: what this one stands on is gone (410).
-    Restart,
-    /// Begin a new stream with paged lists: the API has no streaming ones.
-    Paged,
-}
-
 /// Follows one kind until the connection should be made anew.
 async fn feed<K: Kind>(
     api: Api<K::Object>,
@@ -182,47 +165,38 @@ async fn feed<K: Kind>(
     health: &Health,
     backoff: &mut Backoff,
 ) {
-    let mut streaming = true;
+    let mut source = Source::new(api, scope.selector);
+    let mut mirror = Mirror::<K> { fresh: None, own: scope.own };
     let mut failures = 0;
-    'streams: loop {
-        let mut stream = Box::pin(watcher::watcher(api.clone(), config(scope.selector, streaming)));
-        let mut mirror = Mirror::<K> { fresh: None, listed: false, own: scope.own };
-        loop {
-            let silence = if mirror.complete() { Duration::MAX } else { LIST_SILENCE };
-            let error = match tokio::time::timeout(silence, stream.next()).await {
-                Ok(Some(Ok(event))) => {
-                    if !matches!(event, Event::Init) {
-                        health.contact(K::WHICH);
-                        backoff.reset();
-                        failures = 0;
-                    }
-                    mirror.take(event, sender);
-                    continue;
+    loop {
+        let failure = match source.next().await {
+            Ok(event) => {
+                if !matches!(event, Event::Init) {
+                    health.contact(K::WHICH);
                 }
-                Ok(Some(Err(error))) => error,
-                Ok(None) => return,
-                Err(_) => {
-                    report::<K>(health, format!("a list said nothing for {LIST_SILENCE:?}"));
-                    // The two ways of listing take turns: the fault may be of either.
-                    streaming = !streaming;
-                    continue 'streams;
+                // A list may fail again and again before its end.
+                if !matches!(event, Event::Init | Event::InitApply(_)) {
+                    backoff.reset();
+                    failures = 0;
                 }
-            };
-            let next = judge(&error, streaming);
-            if next == Next::Paged {
+                mirror.take(event, sender);
+                continue;
+            }
+            Err(Failure::NotStreaming) => {
                 tracing::info!(feed = ?K::WHICH, "no streaming lists here: paged ones are used");
-                streaming = false;
-                continue 'streams;
+                continue;
             }
-            report::<K>(health, plain(&error));
-            tokio::time::sleep(pause(&error, backoff)).await;
-            failures += 1;
-            if failures >= RECONNECT_AFTER {
-                return;
-            }
-            if next == Next::Restart {
-                continue 'streams;
-            }
+            Err(failure) => failure,
+        };
+        report::<K>(health, plain(&failure));
+        tokio::time::sleep(pause(&failure, backoff)).await;
+        if matches!(failure, Failure::Short) {
+            // There is nothing wrong with who we are or where the API is.
+            continue;
+        }
+        failures += 1;
+        if failures >= RECONNECT_AFTER || unauthorized(&failure) {
+            return;
         }
     }
 }
@@ -232,44 +206,18 @@ fn report<K: Kind>(health: &Health, message: String) {
     health.failed(K::WHICH, message);
 }
 
-fn config(selector: Option<&str>, streaming: bool) -> watcher::Config {
-    let mut config = watcher::Config::default().timeout(WATCH_SECONDS);
-    if let Some(selector) = selector {
-        config = config.fields(selector);
-    }
-    if streaming { config.streaming_lists() } else { config }
-}
-
-/// The API's own answer in an error, where there is one.
-fn status(error: &watcher::Error) -> Option<&kube::core::Status> {
-    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
-    match error {
-        InitialListFailed(kube::Error::Api(status))
-        | WatchStartFailed(kube::Error::Api(status))
-        | WatchFailed(kube::Error::Api(status))
-        | WatchError(status) => Some(status),
-        _ => None,
-    }
-}
-
-fn judge(error: &watcher::Error, streaming: bool) -> Next {
-    match status(error).map(|s| s.code) {
-        // Servers before 1.27 or without WatchList refuse `sendInitialEvents` or
-        // `resourceVersionMatch` on a watch with one of these.
-        Some(400 | 405 | 422) if streaming => Next::Paged,
-        // An event with this code restarts the stream by itself; an HTTP answer does not.
-        Some(410) => Next::Restart,
-        _ => Next::Continue,
-    }
+/// The token or certificate has ended. The file that it is from has a new one by now, as a rule.
+fn unauthorized(failure: &Failure) -> bool {
+    failure.status().is_some_and(|status| status.code == 401)
 }
 
 /// One line for people: the API's message or the chain of causes.
-fn plain(error: &watcher::Error) -> String {
-    if let Some(status) = status(error) {
+fn plain(failure: &Failure) -> String {
+    if let Some(status) = failure.status() {
         return format!("the API answers {} {}: {}", status.code, status.reason, status.message);
     }
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
+    let mut text = failure.to_string();
+    let mut cause = std::error::Error::source(failure);
     while let Some(inner) = cause {
         let inner_text = inner.to_string();
         if !text.contains(&inner_text) {
@@ -281,18 +229,21 @@ fn plain(error: &watcher::Error) -> String {
 }
 
 /// How long to wait; the API's own wish (Retry-After) counts where it is longer.
-fn pause(error: &watcher::Error, backoff: &mut Backoff) -> Duration {
-    let asked = status(error)
-        .and_then(|s| s.details.as_ref())
-        .map_or(0, |d| u64::from(d.retry_after_seconds));
-    backoff.next().max(Duration::from_secs(asked.min(60)))
+fn pause(failure: &Failure, backoff: &mut Backoff) -> Duration {
+    let asked = failure.status().map_or(0, |status| match &status.details {
+        Some(details) if details.retry_after_seconds > 0 => details.retry_after_seconds,
+        // An API server with too much to do says so in plain text, and the time in a header that
+        // does not get here: 1 s at least (`tooManyRequests` in apiserver/pkg/server/filters).
+        _ if status.code == 429 => 1,
+        _ => 0,
+    });
+    backoff.next().max(Duration::from_secs(u64::from(asked.min(60))))
 }
 
 /// Turns events into changes of the snapshot.
 struct Mirror<'a, K: Kind> {
     /// The list in progress. The old view stays until it is complete.
     fresh: Option<BTreeMap<K::Key, K::Info>>,
-    listed: bool,
     own: Option<&'a Own>,
 }
 
@@ -310,18 +261,14 @@ impl<K: Kind> Mirror<'_, K> {
         });
     }
 
-    /// True when no list is in progress.
-    fn complete(&self) -> bool {
-        self.listed && self.fresh.is_none()
-    }
-
     fn take(&mut self, event: Event<K::Object>, sender: &watch::Sender<Snapshot>) {
         match &event {
             Event::Apply(object) | Event::InitApply(object) => self.take_own(object, true),
             Event::Delete(object) => self.take_own(object, false),
-            Event::Init | Event::InitDone => {}
+            Event::Init | Event::InitDone | Event::Idle => {}
         }
         match event {
+            Event::Idle => {}
             Event::Init => self.fresh = Some(BTreeMap::new()),
             Event::InitApply(object) => {
                 let entry = K::convert(&object);
@@ -329,7 +276,6 @@ impl<K: Kind> Mirror<'_, K> {
             }
             Event::InitDone => {
                 let all = self.fresh.take().unwrap_or_default();
-                self.listed = true;
                 publish::<K>(sender, |map| *map = all);
                 sender.send_if_modified(|snapshot| !std::mem::replace(K::synced(snapshot), true));
             }
@@ -342,7 +288,10 @@ impl<K: Kind> Mirror<'_, K> {
                 }
             }
             Event::Delete(object) => {
-                if let Some((key, _)) = K::convert(&object) {
+                let Some((key, _)) = K::convert(&object) else { return };
+                if let Some(fresh) = &mut self.fresh {
+                    fresh.remove(&key);
+                } else {
                     publish::<K>(sender, |map| drop(map.remove(&key)));
                 }
             }

@@ -1,5 +1,6 @@
 //! How the watches fare, and what is written, for status and metrics.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -11,6 +12,7 @@ pub struct Health(Arc<Mutex<Inner>>);
 struct Inner {
     nodes: FeedHealth,
     pods: FeedHealth,
+    optional: BTreeMap<String, OptionalHealth>,
     unsaid: Option<String>,
 }
 
@@ -23,6 +25,27 @@ pub struct FeedHealth {
     pub restarts: u64,
     /// The last error and when it came; `None` once the feed works again.
     pub error: Option<(SystemTime, String)>,
+}
+
+/// The state of the feed of a kind that a cluster may not have.
+#[derive(Clone, Debug, Default)]
+pub struct OptionalHealth {
+    /// The API serves the kind; false also while that is not known.
+    pub served: bool,
+    /// The feed, while it does.
+    pub feed: FeedHealth,
+}
+
+impl FeedHealth {
+    pub(crate) fn contact(&mut self) {
+        self.last_contact = Some(Instant::now());
+        self.error = None;
+    }
+
+    pub(crate) fn failed(&mut self, message: String) {
+        self.restarts += 1;
+        self.error = Some((SystemTime::now(), message));
+    }
 }
 
 /// Which feed.
@@ -43,6 +66,15 @@ impl Health {
         self.lock().pods.clone()
     }
 
+    /// Feeds of kinds that the cluster may not have, by `PLURAL.GROUP`.
+    pub fn optionals(&self) -> BTreeMap<String, OptionalHealth> {
+        self.lock().optional.clone()
+    }
+
+    pub(crate) fn optional(&self, name: &str, change: impl FnOnce(&mut OptionalHealth)) {
+        change(self.lock().optional.entry(name.to_owned()).or_default());
+    }
+
     /// Why this node cannot say in the API how its network is; `None` while it can.
     pub fn unsaid(&self) -> Option<String> {
         self.lock().unsaid.clone()
@@ -54,16 +86,12 @@ impl Health {
 
     pub(crate) fn contact(&self, which: Which) {
         let mut inner = self.lock();
-        let feed = inner.of(which);
-        feed.last_contact = Some(Instant::now());
-        feed.error = None;
+        inner.of(which).contact();
     }
 
     pub(crate) fn failed(&self, which: Which, message: String) {
         let mut inner = self.lock();
-        let feed = inner.of(which);
-        feed.restarts += 1;
-        feed.error = Some((SystemTime::now(), message));
+        inner.of(which).failed(message);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

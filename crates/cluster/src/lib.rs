@@ -15,9 +15,11 @@ mod health;
 mod objects;
 mod own;
 mod snapshot;
+pub mod survey;
 
 pub use connect::{ConnectError, Connection};
-pub use health::{FeedHealth, Health};
+pub use feed::optional::{OptionalKind, OptionalView};
+pub use health::{FeedHealth, Health, OptionalHealth};
 pub use own::{Announcement, NetworkState};
 pub use snapshot::Snapshot;
 
@@ -59,6 +61,17 @@ impl Cluster {
         let (connection, me, own) = (self.connection.clone(), self.me.clone(), self.own.clone());
         let keeper = own::keep(connection, me, own, said, self.health.clone());
         self.tasks.push(tokio::spawn(keeper));
+    }
+
+    /// Follows a kind that the cluster may not have. It has a connection of its own, and keeps nothing
+    /// else waiting: [`Snapshot::synced`] does not ask for it. How it fares shows in [`Cluster::health`].
+    pub fn follow<K: OptionalKind>(&mut self) -> watch::Receiver<OptionalView<K::Info>> {
+        let (sender, view) = watch::channel(OptionalView::default());
+        let again = self.again.subscribe();
+        let feed =
+            feed::optional::run::<K>(self.connection.clone(), sender, self.health.clone(), again);
+        self.tasks.push(tokio::spawn(feed));
+        view
     }
 
     /// Connects anew and lists again. For when an address of this node is gone: a watch from it

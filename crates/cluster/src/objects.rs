@@ -40,6 +40,10 @@ pub(crate) struct NodeStatus {
     pub(crate) addresses: Value,
     #[serde(default)]
     pub(crate) conditions: Value,
+    #[serde(default, rename = "nodeInfo")]
+    pub(crate) node_info: Value,
+    #[serde(default, rename = "daemonEndpoints")]
+    pub(crate) daemon_endpoints: Value,
 }
 
 /// A Pod, cut down.
@@ -57,6 +61,8 @@ pub(crate) struct PodObject {
 pub(crate) struct PodSpec {
     #[serde(default, rename = "hostNetwork")]
     pub(crate) host_network: Option<bool>,
+    #[serde(default, rename = "nodeName")]
+    pub(crate) node_name: Option<String>,
 }
 
 /// Of a Pod's status.

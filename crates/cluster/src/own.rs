@@ -4,17 +4,19 @@
 //! Level-triggered like everything: what should be said is compared with what the Node says now,
 //! whoever changed it, and only a difference is written. Nothing here disturbs the watches.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use causeway_types::NodeName;
+use causeway_desired::flannel::Annotations;
+use causeway_types::{Cidr, Mtu, NodeName, names};
 use k8s_openapi::api::core::v1::{Event, Node};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 use crate::backoff::Backoff;
 use crate::connect::{ConnectError, Connection};
@@ -32,6 +34,11 @@ const MANAGER: &str = "causeway";
 const ALREADY_EXISTS: u16 = 409;
 /// A write is repeated when the watch has not shown its effect in this time.
 const SHOWS_WITHIN: Duration = Duration::from_secs(10);
+/// A request that is not answered in this time has failed, as for a kubelet that tells of its node. The
+/// connection may be from an address that the node has lost.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+/// What stood for so long is written again at once when somebody changes it.
+const STOOD: Duration = Duration::from_secs(120);
 /// The longest text of an Event (`validation.go` of the Event API).
 const LONGEST_NOTE: usize = 1024;
 
@@ -40,6 +47,14 @@ const LONGEST_NOTE: usize = 1024;
 pub struct Announcement {
     /// Whether pods can be attached; `None` while that is not known, which changes nothing.
     pub network: Option<NetworkState>,
+    /// What beside its pod subnets the node's pods have addresses of, or may get; `None` while that is
+    /// not known, which changes nothing.
+    pub claims: Option<Vec<Cidr>>,
+    /// MTU of the node's pods; `None` while that is not known, which changes nothing.
+    pub pod_mtu: Option<Mtu>,
+    /// What the Node's annotations should tell nodes of flannel; `None` while that is not known or not
+    /// ours to say, which changes nothing.
+    pub flannel: Option<Annotations>,
     /// What an operator must know. Each becomes an Event when it is new.
     pub problems: BTreeSet<String>,
 }
@@ -68,6 +83,12 @@ pub(crate) struct OwnNode {
     pub(crate) condition: Option<Condition>,
     /// The place of our taint among the node's.
     pub(crate) taint: Option<usize>,
+    /// The annotation with the node's claims, as it stands there.
+    pub(crate) claims: Option<String>,
+    /// The annotation with its pods' MTU.
+    pub(crate) pod_mtu: Option<String>,
+    /// The annotations for nodes of flannel, as they stand there.
+    pub(crate) flannel: BTreeMap<String, String>,
 }
 
 /// Something to write.
@@ -75,12 +96,42 @@ pub(crate) struct OwnNode {
 enum Write {
     Condition(Condition),
     RemoveTaint(usize),
+    /// An annotation by its name; `None` takes it away.
+    Annotation(&'static str, Option<String>),
+    /// Annotations for nodes of flannel that differ.
+    Flannel(Annotations),
 }
 
 /// What the Node lacks of what should be said. Only a network that works takes the taint away; one that
 /// fails later does not bring it back: pods that are there would gain nothing, and the condition keeps
 /// new ones away.
-fn lacks(network: &NetworkState, node: &OwnNode) -> Vec<Write> {
+fn lacks(wanted: &Announcement, node: &OwnNode) -> Vec<Write> {
+    // First: addresses are given out when the claim stands.
+    let mut writes: Vec<Write> = claims(wanted, node).into_iter().collect();
+    let mtu = wanted.pod_mtu.map(|mtu| mtu.to_string());
+    if mtu.is_some() && mtu != node.pod_mtu {
+        writes.push(Write::Annotation(names::POD_MTU, mtu));
+    }
+    writes.extend(flannel(wanted, node));
+    if let Some(network) = &wanted.network {
+        writes.extend(network_writes(network, node));
+    }
+    writes
+}
+
+fn claims(wanted: &Announcement, node: &OwnNode) -> Option<Write> {
+    let claims: Vec<String> = wanted.claims.as_ref()?.iter().map(Cidr::to_string).collect();
+    let text = Some(claims.join(",")).filter(|text| !text.is_empty());
+    (text != node.claims).then_some(Write::Annotation(names::CLAIMED_POD_CIDRS, text))
+}
+
+fn flannel(wanted: &Announcement, node: &OwnNode) -> Option<Write> {
+    let mut differing = wanted.flannel.clone()?;
+    differing.retain(|key, value| node.flannel.get(key) != value.as_ref());
+    (!differing.is_empty()).then_some(Write::Flannel(differing))
+}
+
+fn network_writes(network: &NetworkState, node: &OwnNode) -> Vec<Write> {
     let (status, reason, message) = match network {
         NetworkState::Ready(message) => ("False", "CausewayIsUp", message),
         NetworkState::Unready(message) => ("True", "CausewayIsNotReady", message),
@@ -164,6 +215,12 @@ enum SayError {
     Api(#[from] kube::Error),
     #[error("{0}")]
     Body(#[from] serde_json::Error),
+    #[error("the API does not answer within {ANSWERED_WITHIN:?}")]
+    Silent,
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, SayError>>) -> Result<T, SayError> {
+    timeout(ANSWERED_WITHIN, work).await.map_err(|_| SayError::Silent)?
 }
 
 /// Keeps the Node saying what it should, for ever.
@@ -174,16 +231,23 @@ pub(crate) async fn keep(
     mut said: watch::Receiver<Announcement>,
     health: Health,
 ) {
-    let mut keeper = Keeper { connection, me, client: None, written: None, told: BTreeSet::new() };
+    let mut keeper = Keeper {
+        connection,
+        me,
+        client: None,
+        written: None,
+        again: Again::default(),
+        told: BTreeSet::new(),
+    };
     let mut backoff = Backoff::default();
     loop {
         let (now, wanted) = (node.borrow_and_update().clone(), said.borrow_and_update().clone());
         let pause = match keeper.say(now.as_ref(), &wanted).await {
-            Ok(wrote) => {
+            Ok(Next::Wait(pause)) => pause,
+            Ok(Next::Said(pause)) => {
                 backoff.reset();
                 health.set_unsaid(None);
-                // What was written shows in the watch; if not, it is written again.
-                if wrote { SHOWS_WITHIN } else { Duration::MAX }
+                pause
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot tell the Node how its network is");
@@ -209,50 +273,84 @@ struct Keeper {
     client: Option<Client>,
     /// The version of the Node on which a write was based, and which the watch still shows.
     written: Option<String>,
+    again: Again,
     /// Problems that became Events.
     told: BTreeSet<String>,
 }
 
+/// What comes after an attempt. Nothing is done for so long unless there is news.
+enum Next {
+    /// All is said, as far as is known.
+    Said(Duration),
+    /// It is too early for another attempt.
+    Wait(Duration),
+}
+
+/// When the same may be written once more. Somebody who changes it back each time, be it another
+/// controller or a webhook, is not answered without a pause, by each node of a cluster.
+#[derive(Debug, Default)]
+struct Again {
+    said: Option<(Option<NetworkState>, Option<Vec<Cidr>>)>,
+    pauses: Backoff,
+    not_before: Option<Instant>,
+}
+
+impl Again {
+    /// How long to wait before this is written; zero is told once, for one attempt.
+    fn pause(&mut self, wanted: &Announcement, now: Instant) -> Duration {
+        let said = Some((wanted.network.clone(), wanted.claims.clone()));
+        let not_before = self.not_before.filter(|at| said == self.said && now < *at + STOOD);
+        if not_before.is_none() {
+            self.pauses.reset();
+        }
+        self.said = said;
+        let pause = not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        if pause.is_zero() {
+            self.not_before = Some(now + self.pauses.next());
+        }
+        pause
+    }
+}
+
 impl Keeper {
-    /// Writes what the Node lacks. True when the watch is to show the effect of it.
+    /// Writes what the Node lacks.
     async fn say(
         &mut self,
         node: Option<&OwnNode>,
         wanted: &Announcement,
-    ) -> Result<bool, SayError> {
+    ) -> Result<Next, SayError> {
         self.told.retain(|problem| wanted.problems.contains(problem));
         // A Node that is not there is not made here: the kubelet registers it.
-        let Some(node) = node else { return Ok(false) };
-        let wrote = match &wanted.network {
-            Some(network) => self.say_network(network, node).await?,
-            None => false,
-        };
+        let Some(node) = node else { return Ok(Next::Said(Duration::MAX)) };
+        let next = self.say_state(wanted, node).await?;
         // Last: whoever may not write Events can still be scheduled to.
         for problem in &wanted.problems {
             if !self.told.contains(problem) {
-                self.tell(problem).await?;
+                in_time(self.tell(problem)).await?;
                 self.told.insert(problem.clone());
             }
         }
-        Ok(wrote)
+        Ok(next)
     }
 
-    async fn say_network(
-        &mut self,
-        network: &NetworkState,
-        node: &OwnNode,
-    ) -> Result<bool, SayError> {
+    async fn say_state(&mut self, wanted: &Announcement, node: &OwnNode) -> Result<Next, SayError> {
+        // What was written shows in the watch; if not, it is written again.
         if self.written.as_ref() == Some(&node.resource_version) {
-            return Ok(true);
+            return Ok(Next::Said(SHOWS_WITHIN));
         }
-        let writes = lacks(network, node);
+        let writes = lacks(wanted, node);
+        if writes.is_empty() {
+            return Ok(Next::Said(Duration::MAX));
+        }
+        let pause = self.again.pause(wanted, Instant::now());
+        if !pause.is_zero() {
+            return Ok(Next::Wait(pause));
+        }
         for write in &writes {
-            self.write(write, node).await?;
+            in_time(self.write(write, node)).await?;
         }
-        if !writes.is_empty() {
-            self.written = Some(node.resource_version.clone());
-        }
-        Ok(!writes.is_empty())
+        self.written = Some(node.resource_version.clone());
+        Ok(Next::Said(SHOWS_WITHIN))
     }
 
     async fn write(&mut self, write: &Write, node: &OwnNode) -> Result<(), SayError> {
@@ -263,6 +361,19 @@ impl Keeper {
                 let body = condition_patch(condition, node.condition.as_ref(), Timestamp::now());
                 api.patch_status(self.me.as_str(), &params, &Patch::Strategic(body)).await?;
                 tracing::info!(status = condition.status, "condition {CONDITION} written");
+            }
+            Write::Annotation(name, text) => {
+                let body = json!({"metadata": {"annotations": {*name: text}}});
+                api.patch(self.me.as_str(), &params, &Patch::Merge(body)).await?;
+                tracing::info!(
+                    text = text.as_deref().unwrap_or("none"),
+                    "annotation {name} written"
+                );
+            }
+            Write::Flannel(annotations) => {
+                let body = json!({"metadata": {"annotations": annotations}});
+                api.patch(self.me.as_str(), &params, &Patch::Merge(body)).await?;
+                tracing::info!("annotations for nodes of flannel written");
             }
             Write::RemoveTaint(at) => {
                 let patch: Patch<()> = Patch::Json(taint_patch(*at)?);
@@ -307,13 +418,21 @@ mod tests {
             reason: if status == "True" { "CausewayIsNotReady" } else { "CausewayIsUp" }.to_owned(),
             message: message.to_owned(),
         };
-        OwnNode { resource_version: "1".to_owned(), condition: Some(condition), taint }
+        OwnNode {
+            resource_version: "1".to_owned(),
+            condition: Some(condition),
+            taint,
+            claims: None,
+            pod_mtu: None,
+            flannel: BTreeMap::new(),
+        }
     }
 
     #[test]
     fn only_what_differs_is_written() {
-        let up = NetworkState::Ready("m".to_owned());
-        let down = NetworkState::Unready("m".to_owned());
+        let say = |network| Announcement { network: Some(network), ..Announcement::default() };
+        let up = say(NetworkState::Ready("m".to_owned()));
+        let down = say(NetworkState::Unready("m".to_owned()));
         assert_eq!(lacks(&up, &node("False", "m", None)), []);
         assert_eq!(lacks(&down, &node("True", "m", None)), []);
         assert_eq!(lacks(&down, &node("True", "m", Some(0))), [], "the taint stays");
@@ -325,6 +444,51 @@ mod tests {
         assert!(matches!(lacks(&up, &bare)[..], [Write::Condition(_)]));
         // Others' words, for example of a cloud's route controller.
         assert!(matches!(lacks(&up, &node("False", "x", None))[..], [Write::Condition(_)]));
+    }
+
+    #[test]
+    fn claims_are_written_when_they_are_known_and_others_stand_there() {
+        let say = |claims: Option<&[&str]>| Announcement {
+            claims: claims.map(|all| all.iter().map(|c| c.parse().unwrap()).collect()),
+            ..Announcement::default()
+        };
+        let found = |text: Option<&str>| OwnNode {
+            claims: text.map(str::to_owned),
+            ..node("False", "m", None)
+        };
+        let both = "10.250.0.0/24,fd00:250::/112";
+        let list = ["10.250.0.0/24", "fd00:250::/112"];
+        assert_eq!(lacks(&say(None), &found(Some("x"))), []);
+        assert_eq!(lacks(&say(Some(&[])), &found(None)), []);
+        assert_eq!(lacks(&say(Some(&list)), &found(Some(both))), []);
+        let claims = |text: Option<&str>| {
+            [Write::Annotation(names::CLAIMED_POD_CIDRS, text.map(str::to_owned))]
+        };
+        let write = claims(Some(both));
+        assert_eq!(lacks(&say(Some(&list)), &found(None)), write);
+        assert_eq!(lacks(&say(Some(&[])), &found(Some(both))), claims(None));
+        let mtu = Announcement { pod_mtu: Mtu::new(1450).ok(), ..Announcement::default() };
+        let text = Some("1450".to_owned());
+        let write = [Write::Annotation(names::POD_MTU, text.clone())];
+        assert_eq!(lacks(&mtu, &found(None)), write);
+        assert_eq!(lacks(&mtu, &OwnNode { pod_mtu: text, ..found(None) }), []);
+    }
+
+    #[test]
+    fn what_nodes_of_flannel_read_is_written_where_it_differs() {
+        let pairs = [("a", Some("1")), ("b", Some("2")), ("c", None)];
+        let wanted = pairs.map(|(k, v)| (k.to_owned(), v.map(str::to_owned)));
+        let say = |flannel| Announcement { flannel, ..Announcement::default() };
+        let found = |list: &[(&str, &str)]| OwnNode {
+            flannel: list.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            ..node("False", "m", None)
+        };
+        let wanted = say(Some(wanted.into()));
+        assert_eq!(lacks(&say(None), &found(&[("c", "3")])), []);
+        assert_eq!(lacks(&wanted, &found(&[("a", "1"), ("b", "2")])), []);
+        let write = [("b".to_owned(), Some("2".to_owned())), ("c".to_owned(), None)];
+        let writes = lacks(&wanted, &found(&[("a", "1"), ("b", "0"), ("c", "3")]));
+        assert_eq!(writes, [Write::Flannel(write.into())]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use causeway_cluster::{Cluster, Connection, Snapshot};
+use causeway_cluster::{Announcement, Cluster, Connection, NetworkState, Snapshot};
 use causeway_types::NodeName;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,6 +40,9 @@ async fn serve(mut stream: TcpStream, script: Arc<Script>) -> std::io::Result<()
     }
     let head = String::from_utf8_lossy(&head).into_owned();
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.map_or(0, |n| n.parse().expect("a length"))];
+    stream.read_exact(&mut body).await?;
     let answer = script(&path);
     let top = format!(
         "HTTP/1.1 {} X\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n",
@@ -152,6 +155,31 @@ async fn streaming_lists_and_later_events() {
     assert!(cluster.health.nodes().last_contact.is_some() && cluster.health.nodes().restarts == 0);
 }
 
+/// The API server streams what its cache holds, and then what has changed since, until that is as new as
+/// the request: only then comes the mark (`cacheWatcher` in apiserver/pkg/storage/cacher).
+#[tokio::test]
+async fn what_changes_during_a_streaming_list() {
+    let (mut cluster, _kept) = start(|path| {
+        if is_nodes(path) {
+            events(vec![
+                event("ADDED", node("n1", 1, "10.244.1.0/24")),
+                event("ADDED", node("n2", 2, "10.244.2.0/24")),
+                event("ADDED", node("n3", 3, "10.244.3.0/24")),
+                event("DELETED", node("n2", 4, "10.244.2.0/24")),
+                event("MODIFIED", node("n3", 5, "10.244.9.0/24")),
+                end_of_list(5, "Node"),
+            ])
+        } else {
+            events(vec![end_of_list(5, "Pod")])
+        }
+    })
+    .await;
+    let end = until(&mut cluster, "the list", Snapshot::synced).await;
+    assert!(end.view.nodes.keys().map(NodeName::as_str).eq(["n1", "n3"]), "{:?}", end.view.nodes);
+    let n3 = &end.view.nodes[&NodeName::new("n3").unwrap()];
+    assert_eq!(n3.pod_cidrs, ["10.244.9.0/24".parse().unwrap()]);
+}
+
 #[tokio::test]
 async fn an_api_without_streaming_lists() {
     let (mut cluster, _kept) = start(|path| match (is_watch(path), is_nodes(path)) {
@@ -231,4 +259,160 @@ async fn a_missing_permission_is_waited_out() {
     assert!(text.contains("403") && text.contains("scripted Forbidden"), "{text}");
     until(&mut cluster, "pods", |s| s.pods_synced).await;
     assert!(cluster.health.pods().error.is_none() && cluster.health.pods().restarts >= 4);
+}
+
+/// The parameters of a streaming list mean nothing to the server, and it says so by a bookmark that
+/// has no mark: paged lists are used at once.
+#[tokio::test]
+async fn an_api_that_passes_over_the_wish_for_a_streaming_list() {
+    let (mut cluster, _kept) = start(|path| match (is_watch(path), is_nodes(path)) {
+        (true, _) if path.contains("sendInitialEvents") => events(vec![
+            event("ADDED", node("n9", 4, "10.244.9.0/24")),
+            event(
+                "BOOKMARK",
+                json!({"apiVersion": "v1", "kind": "Node",
+                "metadata": {"resourceVersion": "4"}}),
+            ),
+        ]),
+        (true, _) => events(vec![]),
+        (false, true) => list("Node", 5, vec![node("n1", 5, "10.244.1.0/24")]),
+        (false, false) => list("Pod", 5, vec![]),
+    })
+    .await;
+    let end = until(&mut cluster, "the list in pages", Snapshot::synced).await;
+    assert!(end.view.nodes.keys().map(NodeName::as_str).eq(["n1"]), "{end:?}");
+    assert_eq!(cluster.health.nodes().restarts, 0, "the fallback is no failure");
+}
+
+/// Watches, and streaming lists, that are over as soon as they begin: a proxy that takes no long
+/// answers, say. The server is asked less and less, and what lists tell counts.
+#[tokio::test]
+async fn an_api_that_ends_its_watches_at_once_is_not_asked_without_a_pause() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let (mut cluster, _kept) = start(move |path| match (is_watch(path), is_nodes(path)) {
+        (true, _) => {
+            let seconds = path.split(['?', '&']).find_map(|p| p.strip_prefix("timeoutSeconds="));
+            seen.lock().unwrap().push(seconds.unwrap_or_default().parse::<u32>().unwrap());
+            Answer { code: 200, lines: vec![], stay: false }
+        }
+        (false, true) => list("Node", 5, vec![node("n1", 5, "10.244.1.0/24")]),
+        (false, false) => list("Pod", 5, vec![]),
+    })
+    .await;
+    until(&mut cluster, "lists", Snapshot::synced).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Pauses from 0.05 to 0.1 s on, doubled each time: at most six in 2 s, for each of two feeds.
+    let mut asked = asked.lock().unwrap().clone();
+    assert!(asked.len() <= 16, "{} watches in 2 s", asked.len());
+    // Each is to last another time: all agents come anew together when an API server was restarted.
+    assert!(asked.iter().all(|seconds| (120..=180).contains(seconds)), "{asked:?}");
+    asked.sort_unstable();
+    asked.dedup();
+    assert!(asked.len() > 2, "{asked:?}");
+    let text = cluster.health.nodes().error.map(|(_, text)| text).unwrap_or_default();
+    assert!(text.contains("ended at once"), "{text}");
+}
+
+/// A page that is refused is asked for again; those before it are not.
+#[tokio::test]
+async fn a_page_that_is_refused_is_asked_for_again() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&asked);
+    let (mut cluster, _kept) = start(move |path| match (is_watch(path), is_nodes(path)) {
+        (true, _) if path.contains("sendInitialEvents") => refuse(422, "Invalid"),
+        (true, _) => events(vec![]),
+        (false, false) => list("Pod", 5, vec![]),
+        (false, true) => {
+            let mut seen = seen.lock().unwrap();
+            let token =
+                path.split('&').find_map(|p| p.strip_prefix("continue=")).map(str::to_owned);
+            seen.push(token.clone().unwrap_or_default());
+            let page = |name, next: &str| {
+                let mut answer = list("Node", 5, vec![node(name, 5, "10.244.1.0/24")]);
+                answer.lines[0]["metadata"]["continue"] = json!(next);
+                answer
+            };
+            match (token.as_deref(), seen.iter().filter(|t| *t == "two").count()) {
+                (None, _) => page("n1", "two"),
+                (Some("two"), 1) => refuse(500, "InternalError"),
+                (Some("two"), 2) => {
+                    // As an overloaded server says it: not a Status at all.
+                    let text = json!("Too many requests, please try again later.");
+                    Answer { code: 429, lines: vec![text], stay: false }
+                }
+                (Some("two"), _) => page("n2", "three"),
+                _ => page("n3", ""),
+            }
+        }
+    })
+    .await;
+    let end = until(&mut cluster, "three pages", |s| s.nodes_synced).await;
+    assert_eq!(end.view.nodes.len(), 3);
+    assert_eq!(*asked.lock().unwrap(), ["", "two", "two", "two", "three"]);
+}
+
+/// A server with the Node `n1`, whose every watch tells that the Node has changed, and whose condition
+/// somebody writes with words of their own. `patch` answers requests that change it.
+async fn with_own_node(
+    patch: impl Fn(usize) -> Answer + Send + Sync + 'static,
+) -> (Cluster, Kept, Arc<Mutex<usize>>) {
+    let (versions, patches) = (Mutex::new(1), Arc::new(Mutex::new(0)));
+    let count = Arc::clone(&patches);
+    let (cluster, kept) = start(move |path| match (is_watch(path), is_nodes(path)) {
+        (_, false) => events(vec![end_of_list(1, "Pod")]),
+        (false, true) => {
+            assert!(path.starts_with("/api/v1/nodes/n1/status"), "{path}");
+            let mut count = count.lock().unwrap();
+            *count += 1;
+            patch(*count)
+        }
+        (true, true) => {
+            let mut version = versions.lock().unwrap();
+            *version += 1;
+            let mut own = node("n1", *version, "10.244.1.0/24");
+            own["status"]["conditions"] = json!([{"type": "NetworkUnavailable", "status": "False",
+                "reason": "RouteCreated", "message": "RouteController created a route"}]);
+            let first = path.contains("sendInitialEvents");
+            let end = first.then(|| end_of_list(*version, "Node"));
+            let lines = [event("MODIFIED", own)].into_iter().chain(end).collect();
+            Answer { code: 200, lines, stay: false }
+        }
+    })
+    .await;
+    (cluster, kept, patches)
+}
+
+fn ready() -> tokio::sync::watch::Receiver<Announcement> {
+    let network = Some(NetworkState::Ready("pods get addresses".to_owned()));
+    tokio::sync::watch::channel(Announcement { network, ..<_>::default() }).1
+}
+
+/// Two that change one another's words again and again do it less and less often.
+#[tokio::test]
+async fn what_somebody_changes_back_is_not_written_without_a_pause() {
+    let (mut cluster, _kept, patches) =
+        with_own_node(|_| once(200, node("n1", 1, "10.244.1.0/24"))).await;
+    cluster.announce(ready());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let patches = *patches.lock().unwrap();
+    // Pauses from 0.05 to 0.1 s on, doubled each time.
+    assert!((2..=7).contains(&patches), "{patches} in 2 s");
+}
+
+/// A request that nobody answers, as from an address that the node has lost, holds up nothing for long.
+#[tokio::test]
+async fn what_is_not_answered_is_written_again() {
+    let (mut cluster, _kept, patches) = with_own_node(|n| match n {
+        1 => events(vec![]),
+        _ => once(200, node("n1", 1, "10.244.1.0/24")),
+    })
+    .await;
+    cluster.announce(ready());
+    let again = async {
+        while *patches.lock().unwrap() < 2 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(14), again).await.expect("written again");
 }

@@ -1,12 +1,14 @@
 //! `runtimeConfig`: what the runtime passes in for the capabilities that a plugin declared
 //! (the specification's CONVENTIONS, "Well-known Capabilities").
+//!
+//! containerd (its library go-cni) names the keys of objects below it as Go names fields, `HostPort`
+//! and `IngressRate`: decoders in Go take keys in any case. These names are taken as well.
 
 use std::net::IpAddr;
 
+use crate::result::{ip_or_none, null_is_default};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-
-use crate::result::{ip_or_none, null_is_default};
 
 /// The well-known capabilities, typed. Others stay in the raw configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,11 +55,14 @@ pub struct RuntimeConfig {
 pub struct PortMapping {
     /// Port on the host, 1–65535; absent or 0 asks for none, and the mapping is to be passed over.
     #[serde(default)]
+    #[serde(alias = "HostPort")]
     pub host_port: u16,
     /// Port in the container, 1–65535.
+    #[serde(alias = "ContainerPort")]
     pub container_port: u16,
     /// `tcp`, `udp` or `sctp`, in either case; absent or empty means tcp.
     #[serde(default, deserialize_with = "null_is_default")]
+    #[serde(alias = "Protocol")]
     pub protocol: String,
     /// Address on the host to listen on; absent means all.
     #[serde(
@@ -66,6 +71,7 @@ pub struct PortMapping {
         skip_serializing_if = "Option::is_none",
         deserialize_with = "ip_or_none"
     )]
+    #[serde(alias = "HostIP")]
     pub host_ip: Option<IpAddr>,
 }
 
@@ -81,12 +87,16 @@ impl PortMapping {
 #[serde(default, rename_all = "camelCase")]
 pub struct Bandwidth {
     /// Rate towards the container, bits per second.
+    #[serde(alias = "IngressRate")]
     pub ingress_rate: u64,
     /// Burst towards the container, bits.
+    #[serde(alias = "IngressBurst")]
     pub ingress_burst: u64,
     /// Rate from the container, bits per second.
+    #[serde(alias = "EgressRate")]
     pub egress_rate: u64,
     /// Burst from the container, bits.
+    #[serde(alias = "EgressBurst")]
     pub egress_burst: u64,
     /// Networks to which no limit applies.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
@@ -102,12 +112,15 @@ pub struct Bandwidth {
 pub struct RuntimeDns {
     /// Domains to search.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    #[serde(alias = "Searches")]
     pub searches: Vec<String>,
     /// Addresses of name servers.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    #[serde(alias = "Servers")]
     pub servers: Vec<String>,
     /// Options for the resolver.
     #[serde(skip_serializing_if = "Vec::is_empty", deserialize_with = "null_is_default")]
+    #[serde(alias = "Options")]
     pub options: Vec<String>,
 }
 
@@ -117,14 +130,18 @@ pub struct RuntimeDns {
 pub struct RangeConf {
     /// The network.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "Subnet")]
     pub subnet: Option<IpNet>,
     /// First address to give out.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "ip_or_none")]
+    #[serde(alias = "RangeStart")]
     pub range_start: Option<IpAddr>,
     /// Last address to give out.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "ip_or_none")]
+    #[serde(alias = "RangeEnd")]
     pub range_end: Option<IpAddr>,
     /// The network's gateway, never given out.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "ip_or_none")]
+    #[serde(alias = "Gateway")]
     pub gateway: Option<IpAddr>,
 }

@@ -79,6 +79,42 @@ fn what_the_runtime_passes_in() {
     assert_eq!(conf.raw["runtimeConfig"]["future"]["a"], 1);
 }
 
+/// As containerd 1.6 writes it (go-cni 1.1, whose structs name no keys).
+#[test]
+fn containerd_names_keys_as_go_names_fields() {
+    let conf = parse(&json!({
+        "cniVersion": "1.0.0", "name": "net", "type": "causeway",
+        "runtimeConfig": {
+            "portMappings": [{"HostPort": 18080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "::1"}],
+            "bandwidth": {"IngressRate": 80, "IngressBurst": 4_294_967_295u64, "EgressRate": 40,
+                "EgressBurst": 4_294_967_295u64},
+            "ipRanges": [[{"Subnet": "10.1.0.0/24", "RangeStart": "10.1.0.4", "RangeEnd": "",
+                "Gateway": "10.1.0.1"}]],
+            "dns": {"Servers": ["10.96.0.10"], "Searches": ["svc"], "Options": ["ndots:5"]}},
+    }));
+    let runtime = &conf.runtime_config;
+    let mapping = PortMapping {
+        host_port: 18080,
+        container_port: 80,
+        protocol: "tcp".into(),
+        host_ip: Some("::1".parse().unwrap()),
+    };
+    assert_eq!(runtime.port_mappings, [mapping]);
+    let bandwidth = runtime.bandwidth.as_ref().unwrap();
+    assert_eq!((bandwidth.ingress_rate, bandwidth.egress_rate), (80, 40));
+    assert_eq!(
+        (bandwidth.ingress_burst, bandwidth.egress_burst),
+        (u32::MAX.into(), u32::MAX.into())
+    );
+    let range = &runtime.ip_ranges[0][0];
+    assert_eq!(range.subnet, Some("10.1.0.0/24".parse().unwrap()));
+    assert_eq!(range.range_start, Some("10.1.0.4".parse().unwrap()));
+    assert_eq!((range.range_end, range.gateway), (None, Some("10.1.0.1".parse().unwrap())));
+    let dns = runtime.dns.as_ref().unwrap();
+    assert_eq!((&dns.servers[0], &dns.searches[0]), (&"10.96.0.10".into(), &"svc".into()));
+    assert_eq!(dns.options, ["ndots:5"]);
+}
+
 #[test]
 fn host_local_reads_all_places_in_order() {
     let conf = parse(&json!({

@@ -1,24 +1,32 @@
 //! The CNI configuration list that the agent writes.
 
 use causeway_types::state::NodeFile;
-use causeway_types::{Cidr, Family};
+use causeway_types::{Cidr, Family, names};
 use serde_json::{Value, json};
 
 use crate::input::{Config, PluginType};
 
-/// Renders the list: type `causeway`, or the classic bridge with the node's own subnets.
+/// Renders the list: type `causeway`, which does all that runtimes ask for, or the classic bridge with
+/// the node's own subnets and, after it, what limits pods and gives them ports of the node.
 pub fn render(config: &Config, node: &NodeFile) -> Value {
-    let plugin = match config.plugin {
+    let plugins = match config.plugin {
         PluginType::Causeway => {
-            json!({"type": "causeway", "capabilities": {"ips": true, "mac": true}})
+            vec![json!({"type": "causeway", "capabilities": {
+                "portMappings": true, "bandwidth": true, "ips": true, "mac": true,
+                names::ANNOTATIONS_CAPABILITY: true,
+            }})]
         }
-        PluginType::Bridge => bridge(config, node),
+        PluginType::Bridge => vec![
+            bridge(config, node),
+            json!({"type": "portmap", "capabilities": {"portMappings": true}}),
+            json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}),
+        ],
     };
     json!({
         "cniVersion": "1.0.0",
         "cniVersions": ["0.4.0", "1.0.0", "1.1.0"],
         "name": config.network,
-        "plugins": [plugin],
+        "plugins": plugins,
     })
 }
 
@@ -32,15 +40,21 @@ fn bridge(config: &Config, node: &NodeFile) -> Value {
         })
         .collect();
     let ipam = match &node.pod_cidrs[..] {
-        [one] => json!({"type": "host-local", "subnet": one, "routes": routes}),
+        [one] if node.extra_cidrs.is_empty() => {
+            json!({"type": "host-local", "subnet": one, "routes": routes})
+        }
         many => {
-            let range = |c: &Cidr| json!([{"subnet": c}]);
-            let ranges: Vec<Value> = many.iter().map(range).collect();
+            let set = |c: &Cidr| {
+                let of_family = node.ranges().filter(|r| r.family() == c.family());
+                of_family.map(|r| json!({"subnet": r})).collect::<Value>()
+            };
+            let ranges: Vec<Value> = many.iter().map(set).collect();
             json!({"type": "host-local", "ranges": ranges, "routes": routes})
         }
     };
     json!({
         "type": "bridge",
+        "capabilities": {names::ANNOTATIONS_CAPABILITY: true},
         "bridge": config.bridge,
         "isGateway": true,
         "ipMasq": config.masquerade,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use causeway_types::state::{Attach, AttachmentRecord};
-use causeway_types::{Cidr, Family, IfName, Mtu, NodeName, PodRef, Vni};
+use causeway_types::{Cidr, Family, IfName, Mac, Mtu, NodeName, PodRef, Vni};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -27,9 +27,24 @@ pub struct NodeInfo {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`, at most one a family.
     pub pod_cidrs: Vec<Cidr>,
+    /// Ranges that the node is to have besides, in the order in which they are used up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra_cidrs: Vec<Cidr>,
+    /// What the node's agent says that its pods have addresses of, or may get, beside `pod_cidrs`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claimed_cidrs: Vec<Cidr>,
+    /// MTU of its pods in bytes, as its agent says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_mtu: Option<Mtu>,
+    /// The ends of flannel's tunnels, as the Node's annotations tell them, at most one a family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flannel: Vec<FlannelEnd>,
     /// What of the Node object could not be read, in words for a person.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+    /// The same of its ranges, which is for its own agent to say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub range_problems: Vec<String>,
 }
 
 impl NodeInfo {
@@ -38,9 +53,94 @@ impl NodeInfo {
         self.addresses.iter().copied().find(|a| Family::of(*a) == family)
     }
 
+    /// The end of flannel's tunnel whose outer packets are of a family, in a certain network.
+    pub fn flannel_end(&self, outer: Family, vni: Vni) -> Option<FlannelEnd> {
+        let mut ends = self.flannel.iter().copied();
+        ends.find(|end| Family::of(end.address) == outer && end.vni == vni)
+    }
+
     /// The pod subnet of a family.
     pub fn pod_cidr(&self, family: Family) -> Option<Cidr> {
         self.pod_cidrs.iter().copied().find(|c| c.family() == family)
+    }
+}
+
+/// Where a node takes packets of flannel's tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlannelEnd {
+    /// Network identifier.
+    pub vni: Vni,
+    /// MAC of the tunnel device (`VtepMAC`).
+    pub mac: Mac,
+    /// The node's address on the underlay; its family is that of the pods, too.
+    pub address: IpAddr,
+}
+
+/// What was taken over of another network ([`causeway_types::names::TAKEN_OVER`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TakenOver {
+    /// Whose it was.
+    pub from: Former,
+    /// The boot in which it was taken over.
+    pub boot_id: String,
+    /// The bridge, which keeps its MAC until the next boot: the pods of then know it by that.
+    pub bridge: TakenBridge,
+    /// Tunnel devices. They keep name and MAC, also over a boot: peers know them by these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tunnels: Vec<TakenTunnel>,
+    /// Files in the directory of CNI configurations that make runtimes call the former network's
+    /// plugins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub configurations: Vec<String>,
+}
+
+/// A network that can be taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Former {
+    /// flannel with the backend `vxlan`.
+    Flannel,
+    /// The plugin `bridge` with `host-local`, and routes between nodes that somebody made by hand.
+    Bridge,
+}
+
+/// A bridge that was taken over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TakenBridge {
+    /// Name.
+    pub name: IfName,
+    /// Ethernet address.
+    pub mac: Mac,
+}
+
+/// A tunnel device that was taken over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TakenTunnel {
+    /// The family of its outer packets, and of the pods' packets in it.
+    pub family: Family,
+    /// Name.
+    pub name: IfName,
+    /// Ethernet address.
+    pub mac: Mac,
+    /// VXLAN network identifier.
+    pub vni: Vni,
+    /// VXLAN UDP port.
+    pub port: u16,
+}
+
+impl TakenOver {
+    /// The tunnel device whose outer packets are of a family.
+    pub fn tunnel(&self, outer: Family) -> Option<&TakenTunnel> {
+        self.tunnels.iter().find(|t| t.family == outer)
+    }
+
+    /// Whether an interface was taken over.
+    pub fn has(&self, name: &IfName) -> bool {
+        self.bridge.name == *name || self.tunnels.iter().any(|t| t.name == *name)
     }
 }
 
@@ -56,6 +156,12 @@ pub struct PodInfo {
     pub finished: bool,
     /// `status.podIPs`.
     pub ips: Vec<IpAddr>,
+    /// The addresses that it is to have, as written (annotation `causeway.dev/ip`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed_ip: Option<String>,
+    /// The object stands for a pod that the kubelet read from a file, whose UID is another one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mirror: bool,
 }
 
 /// The road to other nodes.
@@ -99,6 +205,10 @@ pub struct Config {
     pub cluster_cidrs: Vec<Cidr>,
     /// The route protocol number that marks our routes.
     pub route_protocol: u8,
+    /// Addresses that no pod gets.
+    pub reserved: Vec<Cidr>,
+    /// Seconds for which an address that was given back is not given out again.
+    pub cool_down: u32,
 }
 
 /// The plugin type that the agent writes into the configuration list.
@@ -128,6 +238,8 @@ impl Default for Config {
             masquerade_except: Vec::new(),
             cluster_cidrs: Vec::new(),
             route_protocol: names::ROUTE_PROTOCOL,
+            reserved: Vec::new(),
+            cool_down: 0,
         }
     }
 }
@@ -149,6 +261,9 @@ pub struct NodeFacts {
     /// br_netfilter hands bridged packets to the forward hook (bridge-nf-call-iptables=1), or
     /// `None` where the module is not there.
     pub bridge_nf_call: Option<bool>,
+    /// Tunnel devices of others with the configured network identifier and port, beside which the
+    /// kernel makes none of ours.
+    pub tunnels_of_others: Vec<IfName>,
 }
 
 /// How packets to a peer leave the node.
@@ -176,4 +291,8 @@ pub struct Inputs {
     pub config: Config,
     /// The pod interfaces that the plugins made on this node.
     pub attachments: Vec<AttachmentRecord>,
+    /// What was taken over of another network, if anything.
+    pub taken: Option<TakenOver>,
+    /// The boot ID; what was taken over in another boot has pods no more.
+    pub boot_id: String,
 }

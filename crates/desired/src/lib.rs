@@ -5,10 +5,14 @@
 
 pub mod cidrs;
 pub mod conflist;
+pub mod flannel;
 mod guard;
 pub mod input;
+mod mtu;
 mod nft_agent;
 pub mod node;
 pub mod pod;
+pub mod ranges;
 mod roads;
 pub mod script;
+mod tunnels;

@@ -1,16 +1,16 @@
 //! The agent's table: closed tunnels and masquerade.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use causeway_model::nft::{
     Base, Chain, ChainType, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily, NftTable, Policy,
     Rule, Set, Stmt, Verdict,
 };
-use causeway_types::state::Attach;
 use causeway_types::{Cidr, Family, IfName, names};
 
 use crate::cidrs;
-use crate::input::{Config, NodeInfo, Road};
+use crate::input::{Config, Road};
 use crate::roads::{Peer, PeerRoad};
 
 const UDP: u8 = 17;
@@ -22,12 +22,16 @@ const TO_NODE: &str = "to_node";
 /// What the table depends on.
 pub(crate) struct Ground<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) own: &'a NodeInfo,
+    /// There are pods at the bridge, or may be.
+    pub(crate) bridged: bool,
+    pub(crate) local: &'a [Cidr],
     pub(crate) all_cidrs: Vec<Cidr>,
     pub(crate) all_nodes: Vec<IpAddr>,
     pub(crate) peers: &'a [Peer],
     pub(crate) families: &'a [Family],
     pub(crate) no_masquerade: &'a [Cidr],
+    /// Names of the node's tunnel devices.
+    pub(crate) tunnels: Vec<IfName>,
 }
 
 fn set(field: fn(Family) -> Field, family: Family, op: MatchOp, name: &str) -> Stmt {
@@ -58,7 +62,7 @@ pub(crate) fn table(ground: &Ground<'_>) -> NftTable {
         sets(&mut table, ground, family);
     }
     closed_tunnel(&mut table, ground);
-    if ground.config.attach == Attach::Bridge && ground.families.contains(&Family::V6) {
+    if ground.bridged && ground.families.contains(&Family::V6) {
         let stmts = vec![
             Stmt::is(Field::OifName, KeyPart::IfName(ground.config.bridge.clone())),
             Stmt::is(Field::Icmpv6Type, KeyPart::Icmpv6(137)),
@@ -124,7 +128,7 @@ fn closed_tunnel(table: &mut NftTable, ground: &Ground<'_>) {
     if ground.config.road != Road::Direct {
         peers_only(&udp, &mut inward, &mut outward, &mut arriving);
     }
-    peers_pods_only(&mut inward);
+    ground.tunnels.iter().for_each(|dev| peers_pods_only(dev, &mut inward));
     let mut filter = |name: &str, hook, priority, rules| {
         table.chains.insert(name.to_owned(), base(ChainType::Filter, hook, priority, rules));
     };
@@ -157,8 +161,7 @@ fn peers_only(
 }
 
 /// On every road: the device of a former one may still be there when the table is written.
-fn peers_pods_only(inward: &mut Vec<Rule>) {
-    let dev = IfName::new(names::VXLAN_DEV).expect("a valid name");
+fn peers_pods_only(dev: &IfName, inward: &mut Vec<Rule>) {
     for family in Family::BOTH {
         let from = Stmt::is(Field::IifName, KeyPart::IfName(dev.clone()));
         let stmts = vec![from, set(Field::Saddr, family, MatchOp::Ne, "remote")];
@@ -183,18 +186,22 @@ fn sets(table: &mut NftTable, ground: &Ground<'_>, family: Family) {
     };
     let tunnelled: Vec<&Peer> =
         ground.peers.iter().filter(|p| matches!(p.road, PeerRoad::Vxlan(_))).collect();
-    let remote: Vec<Cidr> = tunnelled.iter().flat_map(|p| p.cidrs.iter().copied()).collect();
-    let mut outer = tunnelled.iter().filter_map(|p| match p.road {
-        PeerRoad::Vxlan(to) => Some(to),
-        PeerRoad::Direct(_) => None,
-    });
+    let remote: Vec<Cidr> =
+        tunnelled.iter().flat_map(|p| p.cidrs.iter().chain(&p.claims).copied()).collect();
+    let outer: BTreeSet<IpAddr> = tunnelled
+        .iter()
+        .flat_map(|p| match &p.road {
+            PeerRoad::Vxlan(ways) => ways.values().map(|way| way.to).collect(),
+            PeerRoad::Direct(_) => Vec::new(),
+        })
+        .collect();
     let mut add = |name: &str, set: Set| {
         table.sets.insert(suffixed(name, family), set);
     };
     add("pods", nets(&ground.all_cidrs));
-    add("local", nets(&ground.own.pod_cidrs));
+    add("local", nets(ground.local));
     add("nodes", hosts(&mut ground.all_nodes.iter().copied()));
-    add("peers", hosts(&mut outer));
+    add("peers", hosts(&mut outer.iter().copied()));
     add("remote", nets(&remote));
     add("nomasq", nets(ground.no_masquerade));
 }

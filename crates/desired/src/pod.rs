@@ -50,7 +50,7 @@ pub fn host_objects(record: &AttachmentRecord, context: &PodContext) -> Desired 
     add(format!("the node's end of the veth pair of {pod}"), Object::Link(veth(record, context)));
     match record.attach {
         Attach::Routed => routed_host(record, context, &pod, &mut add),
-        Attach::Bridge if context.served => served_bridge(record, &pod, &mut add),
+        Attach::Bridge if context.served => served_bridge(record, context, &pod, &mut add),
         Attach::Bridge => {}
     }
     if context.served || record.attach == Attach::Routed {
@@ -110,13 +110,31 @@ fn routed_host(
     }
 }
 
-fn served_bridge(record: &AttachmentRecord, pod: &str, add: &mut impl FnMut(String, Object)) {
+/// The node sends to a pod by its port, past the bridge. Where br_netfilter hands bridged packets to
+/// iptables, a packet that a Service turned to a pod of this node would else be bridged to its port
+/// (`br_nf_pre_routing_finish`: the new way leads out by the same bridge), and ports are isolated.
+fn served_bridge(
+    record: &AttachmentRecord,
+    context: &PodContext,
+    pod: &str,
+    add: &mut impl FnMut(String, Object),
+) {
     let Some(bridge) = &record.bridge else { return };
-    let fdb = Fdb { dev: record.host_ifname.clone(), mac: record.mac, dst: None, permanent: true };
+    let dev = &record.host_ifname;
+    let fdb = Fdb { dev: dev.clone(), mac: record.mac, dst: None, permanent: true };
     add(format!("the bridge knows the port of {pod} without learning"), Object::Fdb(fdb));
     for addr in &record.addresses {
         let ip = addr.addr();
-        add(format!("the node knows {pod} without asking"), neigh(bridge, ip, record.mac));
+        // The pod sees the node by the bridge's address, whichever way it sends.
+        let own = Cidr::of(*addr).gateway();
+        let route = Route {
+            src: record.gateways.contains(&own).then_some(own),
+            ..host_route(dev, Cidr::host(ip), None, context.route_protocol)
+        };
+        add(format!("{pod} is behind its own port"), Object::Route(route));
+        add(format!("the node knows {pod} without asking"), neigh(dev, ip, record.mac));
+        // What a pod asks on the bridge would make an entry there that counts against gc_thresh.
+        add(format!("the node learns nothing of {pod}"), neigh(bridge, ip, record.mac));
         if Family::of(ip) == Family::V6 {
             let proxy = Neigh { dev: bridge.clone(), ip, mac: None, proxy: true, permanent: true };
             let why =

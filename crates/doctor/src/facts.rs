@@ -9,6 +9,8 @@ use causeway_types::state::{Attach, NodeFile};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub mod cluster;
+
 /// Everything.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -37,6 +39,12 @@ pub struct Facts {
     pub managers: Managers,
     /// The clock.
     pub clock: Clock,
+    /// The API; absent where it was not asked.
+    pub api: Option<cluster::Api>,
+    /// The other nodes.
+    pub site: cluster::Site,
+    /// UDP port of the tunnel.
+    pub vxlan_port: u16,
     /// What could not be looked at.
     pub unread: Vec<Unread>,
 }
@@ -60,10 +68,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// What has to pass the node: its pod subnets, else the addresses of its pods.
+    /// What has to pass the node: its pod subnets and extra ranges, else the addresses of its pods.
     pub fn nets(&self) -> Vec<IpNet> {
         match &self.file {
-            Some(file) => file.pod_cidrs.iter().map(|cidr| cidr.net()).collect(),
+            Some(file) => file.ranges().map(|cidr| cidr.net()).collect(),
             None => self.pods.iter().map(|ip| IpNet::from(*ip)).collect(),
         }
     }

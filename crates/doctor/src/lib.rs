@@ -10,6 +10,7 @@ pub mod checks;
 pub mod facts;
 mod finding;
 mod ids;
+pub mod leftovers;
 pub mod openings;
 pub mod text;
 

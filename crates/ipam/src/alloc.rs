@@ -1,6 +1,5 @@
 //! Choosing addresses: round robin after the last one given out, one address per range set.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -32,12 +31,16 @@ pub enum AllocError {
         owner: Owner,
     },
     /// All addresses of the set are taken.
-    #[error("no IP addresses available in range set: {ranges}: all {capacity} are taken")]
+    #[error(
+        "no IP addresses available in range set: {ranges}: all {capacity} are taken ({held} leases)"
+    )]
     Exhausted {
         /// The ranges as text, `first-last` with commas.
         ranges: String,
         /// How many addresses the set can give out.
         capacity: u128,
+        /// How many addresses of the ranges are held.
+        held: usize,
     },
     /// A requested address is held by somebody else.
     #[error("requested IP address {ip} is not available in range set {ranges}: {owner} has it")]
@@ -55,6 +58,9 @@ pub enum AllocError {
     /// A requested address is a network's first or broadcast address.
     #[error("requested IP address {0} is the network or broadcast address of its subnet")]
     Unusable(IpAddr),
+    /// A requested address is kept out of the set.
+    #[error("requested IP address {0} is reserved: no container gets it")]
+    Reserved(IpAddr),
     /// Requested addresses that no set contains, or several for the same set.
     #[error("failed to allocate all requested IPs: {}: not in any range set, or more than one in the same", list(.0))]
     NotInRanges(Vec<IpAddr>),
@@ -111,6 +117,7 @@ impl State {
             None => self.next_free(index, set).ok_or_else(|| AllocError::Exhausted {
                 ranges: set.to_string(),
                 capacity: set.capacity(),
+                held: self.held_in(set),
             })?,
         };
         let address = IpNet::new(ip, range.subnet().prefix_len())
@@ -123,8 +130,11 @@ impl State {
         if set.is_gateway(ip) {
             return Err(AllocError::Gateway(ip));
         }
-        if set.excluded().contains(&to_num(ip)) {
+        if range.unusable().any(|n| n == to_num(ip)) {
             return Err(AllocError::Unusable(ip));
+        }
+        if set.is_reserved(ip) {
+            return Err(AllocError::Reserved(ip));
         }
         match self.owner_of(ip) {
             None => Ok(range),
@@ -135,48 +145,78 @@ impl State {
         }
     }
 
+    fn held_in(&self, set: &RangeSet) -> usize {
+        set.ranges().iter().map(|r| self.taken_between(r.start(), r.end()).count()).sum()
+    }
+
     /// The first free address after the last one given out, going on through the ranges in
-    /// their order and around to that address itself.
+    /// their order and around to that address itself; in an ordered set, around each range before
+    /// the next. One that cools down only where no other is free, the one that has done so longest.
     fn next_free<'a>(&self, index: usize, set: &'a RangeSet) -> Option<(IpAddr, &'a Range)> {
+        let closed = set.closed();
+        let stretches = self.stretches(index, set);
+        let found = stretches.into_iter().find_map(|(i, (from, to))| {
+            let n = self.free_between(from, to, set.is_ipv4(), &closed)?;
+            Some((from_num(n, set.is_ipv4()), &set.ranges()[i]))
+        });
+        found.or_else(|| {
+            let free = |ip: &IpAddr| {
+                let n = to_num(*ip);
+                let shut = |(from, to): &(u128, u128)| (*from..=*to).contains(&n);
+                self.owner_of(*ip).is_none() && !closed.iter().any(shut)
+            };
+            let cooling = self.cooling().filter(|(ip, _)| set.contains(*ip) && free(ip));
+            let (ip, _) = cooling.min_by_key(|(_, since)| *since)?;
+            Some((ip, set.range_of(ip)?))
+        })
+    }
+
+    /// The numbers that are looked through, range by range.
+    fn stretches(&self, index: usize, set: &RangeSet) -> Vec<(usize, (u128, u128))> {
         let ranges = set.ranges();
-        let excluded = set.excluded();
         let last = self
             .last(index)
             .and_then(|ip| ranges.iter().position(|r| r.contains(ip)).map(|at| (at, to_num(ip))));
         let whole = |i: usize| (i, ranges[i].bounds());
-        let stretches: Vec<(usize, (u128, u128))> = match last {
-            None => (0..ranges.len()).map(whole).collect(),
-            Some((at, n)) => {
-                let (start, end) = ranges[at].bounds();
-                let tail = n.checked_add(1).filter(|next| *next <= end).map(|n| (at, (n, end)));
-                tail.into_iter()
-                    .chain((at + 1..ranges.len()).chain(0..at).map(whole))
-                    .chain([(at, (start, n))])
-                    .collect()
+        let Some((at, n)) = last else { return (0..ranges.len()).map(whole).collect() };
+        let (start, end) = ranges[at].bounds();
+        let tail = n.checked_add(1).filter(|next| *next <= end).map(|n| (at, (n, end)));
+        let (tail, head) = (tail.into_iter(), [(at, (start, n))]);
+        match set.is_ordered() {
+            true => (0..at)
+                .map(whole)
+                .chain(tail)
+                .chain(head)
+                .chain((at + 1..ranges.len()).map(whole))
+                .collect(),
+            false => {
+                let others = (at + 1..ranges.len()).chain(0..at).map(whole);
+                tail.chain(others).chain(head).collect()
             }
-        };
-        stretches.into_iter().find_map(|(i, (from, to))| {
-            let n = self.free_between(from, to, set.is_ipv4(), &excluded)?;
-            Some((from_num(n, set.is_ipv4()), &ranges[i]))
-        })
+        }
     }
 
-    /// The first number in `from..=to` that is neither leased nor excluded. Walks over leases,
-    /// never over free addresses, so that a /64 costs what its leases cost.
+    /// The first number in `from..=to` that is neither leased, nor closed, nor cooling down. Walks
+    /// over leases, never over free addresses, so that a /64 costs what its leases cost.
     fn free_between(
         &self,
         from: u128,
         to: u128,
         ipv4: bool,
-        excluded: &BTreeSet<u128>,
+        closed: &[(u128, u128)],
     ) -> Option<u128> {
         let mut taken =
             self.taken_between(from_num(from, ipv4), from_num(to, ipv4)).map(to_num).peekable();
         let mut n = from;
         while n <= to {
-            // Both are sorted, so a lease that is not `n` lies beyond it.
-            let leased = taken.next_if(|t| *t <= n).is_some();
-            if !leased && !excluded.contains(&n) {
+            // The last that begins at or before it: they are disjoint.
+            let at = closed.partition_point(|(begin, _)| *begin <= n);
+            if let Some((_, end)) = at.checked_sub(1).map(|i| closed[i]).filter(|(_, e)| *e >= n) {
+                n = end.checked_add(1)?;
+                continue;
+            }
+            while taken.next_if(|t| *t < n).is_some() {}
+            if taken.peek() != Some(&n) && !self.is_cooling(from_num(n, ipv4)) {
                 return Some(n);
             }
             n = n.checked_add(1)?;

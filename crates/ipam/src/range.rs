@@ -193,6 +193,10 @@ impl fmt::Display for Range {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeSet {
     ranges: Vec<Range>,
+    /// Numbers that are not given out beside those of the ranges themselves, from and to.
+    reserved: Vec<(u128, u128)>,
+    ordered: bool,
+    cool_down: u64,
 }
 
 impl RangeSet {
@@ -210,7 +214,47 @@ impl RangeSet {
                 return Err(RangeError::Overlap(other.to_string(), range.to_string()));
             }
         }
-        Ok(RangeSet { ranges })
+        Ok(RangeSet { ranges, reserved: Vec::new(), ordered: false, cool_down: 0 })
+    }
+
+    /// The same set, from which a range is used only when those before it are used up. Otherwise the
+    /// ranges follow each other round and round, as with host-local.
+    #[must_use]
+    pub fn in_order(mut self) -> RangeSet {
+        self.ordered = true;
+        self
+    }
+
+    /// The same set, from which nothing in these networks is given out.
+    #[must_use]
+    pub fn without(mut self, networks: impl IntoIterator<Item = IpNet>) -> RangeSet {
+        let of_family = networks.into_iter().filter(|net| is_ipv4(net) == self.is_ipv4());
+        self.reserved = of_family.map(|n| (to_num(n.network()), to_num(n.broadcast()))).collect();
+        self
+    }
+
+    /// The same set, from which an address that was given back is not given out for so many seconds,
+    /// unless no other is free. Time is the caller's: it notes what cools down in [`crate::State`].
+    #[must_use]
+    pub fn cooling(mut self, seconds: u64) -> RangeSet {
+        self.cool_down = seconds;
+        self
+    }
+
+    /// How long an address is not given out after it was given back, in seconds.
+    pub fn cool_down(&self) -> u64 {
+        self.cool_down
+    }
+
+    /// Is a range used only when those before it are used up?
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.ordered
+    }
+
+    /// Is the address in one of the networks of [`RangeSet::without`]?
+    pub fn is_reserved(&self, ip: IpAddr) -> bool {
+        let within = |(from, to): &(u128, u128)| (*from..=*to).contains(&to_num(ip));
+        ip.is_ipv4() == self.is_ipv4() && self.reserved.iter().any(within)
     }
 
     /// The ranges in the order in which they are used up.
@@ -239,22 +283,34 @@ impl RangeSet {
     }
 
     /// How many addresses the set can give out when nothing is taken: all of its ranges less
-    /// gateways, network and broadcast addresses. Saturates at `u128::MAX`.
+    /// gateways, network and broadcast addresses and what is reserved. Saturates at `u128::MAX`.
     pub fn capacity(&self) -> u128 {
-        let total = self
-            .ranges
-            .iter()
-            .fold(0u128, |sum, r| sum.saturating_add((r.end - r.start).saturating_add(1)));
-        total - self.excluded().len() as u128
+        let closed = self.closed();
+        self.ranges.iter().fold(0, |sum: u128, r| {
+            let total = (r.end - r.start).saturating_add(1);
+            let shut = closed.iter().fold(0u128, |shut, (from, to)| {
+                let (from, to) = ((*from).max(r.start), (*to).min(r.end));
+                let inside = to.checked_sub(from).map_or(0, |n| n.saturating_add(1));
+                shut.saturating_add(inside)
+            });
+            sum.saturating_add(total.saturating_sub(shut))
+        })
     }
 
-    /// Addresses inside the ranges that are never given out.
-    pub(crate) fn excluded(&self) -> std::collections::BTreeSet<u128> {
-        self.ranges
-            .iter()
-            .flat_map(|r| r.unusable().chain(r.gateway))
-            .filter(|n| self.ranges.iter().any(|r| r.contains_num(*n)))
-            .collect()
+    /// Numbers that are never given out, from and to, in order and disjoint.
+    pub(crate) fn closed(&self) -> Vec<(u128, u128)> {
+        let single = self.ranges.iter().flat_map(|r| r.unusable().chain(r.gateway));
+        let mut all: Vec<(u128, u128)> =
+            single.map(|n| (n, n)).chain(self.reserved.iter().copied()).collect();
+        all.sort_unstable();
+        let mut merged: Vec<(u128, u128)> = Vec::new();
+        for (from, to) in all {
+            match merged.last_mut() {
+                Some((_, last)) if from <= *last => *last = (*last).max(to),
+                _ => merged.push((from, to)),
+            }
+        }
+        merged
     }
 }
 

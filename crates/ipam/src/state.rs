@@ -47,6 +47,7 @@ pub struct State {
     leases: BTreeMap<IpAddr, Owner>,
     by_owner: BTreeMap<Owner, BTreeSet<IpAddr>>,
     last: BTreeMap<usize, IpAddr>,
+    cooling: BTreeMap<IpAddr, u64>,
 }
 
 impl State {
@@ -84,6 +85,20 @@ impl State {
     /// The address given out last from a range set.
     pub fn last(&self, set: usize) -> Option<IpAddr> {
         self.last.get(&set).copied()
+    }
+
+    /// Notes an address that was given back a moment ago, with a number that is the less the longer ago
+    /// that was: it is given out again only where no other is free.
+    pub fn set_cooling(&mut self, ip: IpAddr, since: u64) {
+        self.cooling.insert(ip, since);
+    }
+
+    pub(crate) fn cooling(&self) -> impl Iterator<Item = (IpAddr, u64)> + '_ {
+        self.cooling.iter().map(|(ip, since)| (*ip, *since))
+    }
+
+    pub(crate) fn is_cooling(&self, ip: IpAddr) -> bool {
+        self.cooling.contains_key(&ip)
     }
 
     /// Who holds an address.

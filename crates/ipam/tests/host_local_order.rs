@@ -153,7 +153,7 @@ fn ranges_of_a_set_follow_each_other() {
     let error = state.allocate(&sets, &pod(9), &[]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "no IP addresses available in range set: 10.1.0.10-10.1.0.11,10.2.0.1-10.2.0.3: all 4 are taken"
+        "no IP addresses available in range set: 10.1.0.10-10.1.0.11,10.2.0.1-10.2.0.3: all 4 are taken (4 leases)"
     );
 }
 

@@ -56,6 +56,18 @@ pub enum Routes {
     All,
 }
 
+impl Scope {
+    /// Interfaces alone.
+    pub const LINKS: Self = Self {
+        addrs: false,
+        routes: Routes::None,
+        neighbours: false,
+        fdb: false,
+        tables: Vec::new(),
+        sysctls: Vec::new(),
+    };
+}
+
 impl Default for Scope {
     /// Everything that rtnetlink shows, routes of table `main` alone; no nftables, no kernel
     /// parameters.
@@ -156,17 +168,18 @@ impl Handle {
         Ok(seen.map(|s| s.index))
     }
 
-    /// Whether packets pass an interface (`IFF_RUNNING`); `None` when there is none of this name.
+    /// Whether packets pass an interface; `None` when there is none of this name.
     ///
     /// The kernel learns only a moment after both ends of a veth pair are up that there is a
     /// carrier, and drops packets until then, at a bridge's port as well. Some versions catch
-    /// up when they are asked.
+    /// up when they are asked. `IFF_RUNNING` alone does not tell: it is there before the kernel has looked
+    /// at all, and before it has made the queue. Who has the RTNL lock sees no such state in between.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn link_running(&mut self, name: &IfName) -> Result<Option<bool>, Error> {
-        if self.there.contains(name) && self.route.is_running(name) {
-            return Ok(Some(true));
+        if self.there.contains(name) && self.route.is_at_rest(name) {
+            return Ok(Some(false));
         }
         let seen = self.route.get("look up an interface", link::get_by_name(name), link::decode)?;
         Ok(seen.map(|s| s.running))

@@ -38,9 +38,10 @@ impl Socket {
         netdevice::index_to_name_inlined(self.as_fd(), index).is_ok()
     }
 
-    /// Whether packets pass an interface (`IFF_RUNNING`). False also when the kernel does not say.
-    pub(crate) fn is_running(&self, name: &IfName) -> bool {
-        flags(self.as_fd(), name).is_ok_and(|flags| flags & libc::IFF_RUNNING as u16 != 0)
+    /// Whether it is certain that no packets pass an interface: it is there, without `IFF_RUNNING`. With
+    /// it nothing is certain.
+    pub(crate) fn is_at_rest(&self, name: &IfName) -> bool {
+        flags(self.as_fd(), name).is_ok_and(|flags| flags & libc::IFF_RUNNING as u16 == 0)
     }
 }
 

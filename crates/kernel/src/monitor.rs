@@ -29,6 +29,9 @@ const DELTABLE: u16 = NFTABLES << 8 | 2;
 /// `NFPROTO_INET` and `NFPROTO_NETDEV`.
 const INET: u8 = 1;
 const NETDEV: u8 = 5;
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+const IP: u8 = 2;
+const IP6: u8 = 10;
 /// How much is read at a time, so that a flood of news cannot hold up the reader.
 const DATAGRAMS: usize = 1024;
 
@@ -89,6 +92,8 @@ pub enum Event {
         /// Of which family.
         family: Family,
     },
+    /// Something in a table of family `ip` or `ip6`, which those of iptables are. We have none there.
+    Foreign,
     /// An nftables table, or something in it.
     Table {
         /// Family.
@@ -273,6 +278,7 @@ fn table(reply: Reply<'_>) -> Option<Event> {
     let family = match *reply.body.first()? {
         INET => NftFamily::Inet,
         NETDEV => NftFamily::Netdev,
+        IP | IP6 => return Some(Event::Foreign),
         _ => return None,
     };
     let name = read::text(attribute(reply.body, 4, 1)?)?.to_owned();

@@ -89,7 +89,7 @@ fn inputs(attach: Attach) -> Inputs {
                     cidr(format!("10.244.{i}.0/24")),
                     cidr(format!("fd00:10:244:{i}::/64")),
                 ],
-                problems: vec![],
+                ..NodeInfo::default()
             },
         );
         let mtu = Mtu::new(1500).unwrap();

@@ -86,9 +86,9 @@ const LONGEST: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Agents {
-    /// Starts the agents of all nodes.
+    /// Starts the agents of all nodes that are to have one.
     pub(crate) fn start(causeway: &Path, spec: &Spec) -> Self {
-        let all = spec.node_names().into_iter().map(|node| {
+        let all = spec.served().into_iter().map(|node| {
             let (orders, inbox) = tokio::sync::mpsc::unbounded_channel();
             let (tx, state) = watch::channel(AgentState::default());
             let program = Program { path: causeway.to_owned(), clock: None };

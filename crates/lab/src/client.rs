@@ -14,8 +14,9 @@ use serde_json::Value;
 
 use crate::spec::Dirs;
 
-/// Longer than any answer takes that is not a watch.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than any answer takes that is not a watch: on a busy machine processes that are asked to end have been
+/// seen to take half a minute.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// An answer that is not a success.
 #[derive(Debug, thiserror::Error)]

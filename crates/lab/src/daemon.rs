@@ -57,7 +57,7 @@ async fn serve_lab(record: &Record, caller: TcpListener) -> Result<()> {
     let ranges = spec.cluster_cidrs().into_iter().map(|c| PodRange::new(c.net())).collect();
     let config = ControllersConfig { pod_ranges: ranges, schedule: true };
     tokio::spawn(controllers::run(api.clone(), config, std::future::pending()));
-    let nodes = spec.node_names();
+    let (nodes, served) = (spec.node_names(), spec.served());
     let mut kubelets = std::collections::BTreeMap::new();
     for node in &nodes {
         let kubelet = Kubelet::new(api.clone(), spec, node, &record.causeway);
@@ -65,6 +65,9 @@ async fn serve_lab(record: &Record, caller: TcpListener) -> Result<()> {
         kubelet.register()?;
         // As nodes join one after another, so that node N has subnet N.
         wait_for_cidr(&api, node).await?;
+        if !served.contains(node) {
+            continue;
+        }
         tokio::spawn(kubelet.clone().report_ready());
         tokio::spawn(kubelet.run_pods());
     }
@@ -96,7 +99,7 @@ fn start_api(spec: &Spec, dirs: &Dirs, caller: TcpListener) -> Result<Store> {
         spec.families.list().iter().map(|f| spec.node_addr("cp", *f).addr()).collect();
     let mut hosts: Vec<String> = inside.iter().map(IpAddr::to_string).collect();
     hosts.extend(["127.0.0.1", "localhost"].map(str::to_owned));
-    let config = Config::new(&spec.name, hosts)?;
+    let config = Config { version: spec.kubernetes, ..Config::new(&spec.name, hosts)? };
     let cidr = |text: &str| text.parse().expect("a valid prefix");
     let service_cidrs = spec.families.list().iter().map(|f| match f {
         causeway_types::Family::V4 => cidr("10.96.0.0/16"),
@@ -119,7 +122,7 @@ fn start_api(spec: &Spec, dirs: &Dirs, caller: TcpListener) -> Result<Store> {
         let path = dirs.node(&node).join("etc-causeway/kubeconfig");
         secret(&path, &config.kubeconfig(&in_lab))?;
     }
-    secret(&dirs.token(), &config.token)?;
+    secret(&dirs.token(), config.tokens.own())?;
     tokio::spawn(serve_local(config.clone(), store.clone(), local));
     let serving = serve(config, store.clone(), listeners, std::future::pending());
     tokio::spawn(log_end("the API", serving));

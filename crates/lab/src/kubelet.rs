@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use causeway_cni_spec::exec::{Exec, Output, run_watched};
 use causeway_cni_spec::runtime::{Attachment, Runtime, load_dir};
 use causeway_kernel::netns::{self, NetNs};
+use causeway_types::names;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ use crate::api::{
 };
 use crate::enter::wrapper;
 use crate::procs;
-use crate::spec::{Dirs, Spec};
+use crate::spec::{Dirs, KubernetesVersion, Spec};
 
 /// Runs plugins inside the node.
 #[derive(Clone, Debug)]
@@ -82,6 +83,7 @@ pub(crate) struct Kubelet {
     causeway: PathBuf,
     runtime: Runtime<InNode>,
     status_delay: Duration,
+    kubernetes: KubernetesVersion,
     to_kill: Arc<AtomicU32>,
     /// The sandboxes that each pod (by UID) has had so far. Each is a container of its own.
     sandboxes: Mutex<HashMap<String, u32>>,
@@ -120,6 +122,7 @@ impl Kubelet {
             dirs,
             causeway: causeway.to_owned(),
             status_delay: Duration::from_millis(spec.status_delay_ms),
+            kubernetes: spec.kubernetes,
             to_kill,
             sandboxes: Mutex::default(),
             power: RwLock::default(),
@@ -142,7 +145,7 @@ impl Kubelet {
                 "capacity": {"cpu": "1", "memory": "1Gi", "pods": "110"},
                 "allocatable": {"cpu": "1", "memory": "1Gi", "pods": "110"},
                 "nodeInfo": {
-                    "kubeletVersion": "v1.32.0", "osImage": "Causeway lab",
+                    "kubeletVersion": self.kubernetes.release(), "osImage": "Causeway lab",
                     "containerRuntimeVersion": "lab://1", "operatingSystem": "linux",
                 },
                 "conditions": [condition("Ready", false, "KubeletNotReady", NOT_READY)],
@@ -294,7 +297,14 @@ impl Kubelet {
         let sandbox = self.sandboxes(|all| all.get(uid).copied().unwrap_or_default());
         let id = format!("{}{sandbox:032x}", uid.replace('-', ""));
         let netns = self.dirs.pod_netns(&self.node, namespace, name);
-        Attachment::new(id, netns, "eth0").for_pod(namespace, name, uid)
+        // As containerd and CRI-O do.
+        let annotations = match &pod["metadata"]["annotations"] {
+            Value::Null => json!({}),
+            some => some.clone(),
+        };
+        Attachment::new(id, netns, "eth0")
+            .for_pod(namespace, name, uid)
+            .with_capability(names::ANNOTATIONS_CAPABILITY, annotations)
     }
 
     fn sandboxes<T>(&self, look: impl FnOnce(&mut HashMap<String, u32>) -> T) -> T {

@@ -41,5 +41,5 @@ pub use pods::{Pod, create_pod, delete_pod, exec_in_pod, find_pod, pods};
 pub use podserver::serve as serve_pod;
 pub use probe::{Loss, fetch, inside, ping, watch_loss, watch_loss_while};
 pub use record::{Record, names};
-pub use spec::{Dirs, Families, OUTSIDE_PORT, Plugin, Road, Spec, Topology};
+pub use spec::{Dirs, Families, KubernetesVersion, OUTSIDE_PORT, Plugin, Road, Spec, Topology};
 pub use status::{NodeStatus, nodes};

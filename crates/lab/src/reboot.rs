@@ -26,12 +26,18 @@ pub(crate) async fn reboot(
     if node == "cp" {
         bail!("the lab's API lives in cp and would end with it; reboot another node");
     }
-    agents.act(node, Action::Halt).await?;
+    let served = spec.served().iter().any(|name| name == node);
+    if served {
+        agents.act(node, Action::Halt).await?;
+    }
     let (spec, name) = (spec.clone(), node.to_owned());
     tokio::task::spawn_blocking(move || kubelet.rebooted(|| cut(&spec, &name)))
         .await
         .context("the reboot")??;
-    agents.act(node, Action::Start).await.map(drop)
+    if served {
+        agents.act(node, Action::Start).await?;
+    }
+    Ok(())
 }
 
 /// The power goes, and comes back.

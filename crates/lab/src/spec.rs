@@ -8,6 +8,8 @@ use causeway_types::{Cidr, Family, Mtu};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use crate::api::KubernetesVersion;
+
 /// Address families of nodes and pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -67,6 +69,13 @@ pub struct Spec {
     /// one is seldom quick, and who watches pods learns of an address that late.
     #[serde(default)]
     pub status_delay_ms: u64,
+    /// The version of Kubernetes that the API plays.
+    #[serde(default)]
+    pub kubernetes: KubernetesVersion,
+    /// Workers are machines with a Node object and no more: no agent and no kubelet of the lab's.
+    /// Whoever wants pods there brings a container runtime.
+    #[serde(default)]
+    pub bare: bool,
 }
 
 impl Default for Spec {
@@ -81,6 +90,8 @@ impl Default for Spec {
             topology: Topology::Flat,
             mtu: Mtu::new(1500).expect("in range"),
             status_delay_ms: 0,
+            kubernetes: KubernetesVersion::default(),
+            bare: false,
         }
     }
 }
@@ -117,6 +128,12 @@ impl Spec {
     pub fn node_names(&self) -> Vec<String> {
         let workers = (1..=self.nodes).map(|i| format!("node-{i}"));
         std::iter::once("cp".to_owned()).chain(workers).collect()
+    }
+
+    /// The nodes that the lab runs an agent and a kubelet for.
+    pub fn served(&self) -> Vec<String> {
+        let all = self.node_names();
+        if self.bare { all.into_iter().take(1).collect() } else { all }
     }
 
     /// A node of the lab?

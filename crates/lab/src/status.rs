@@ -73,7 +73,9 @@ pub(crate) fn missing(spec: &Spec) -> Vec<String> {
         Err(error) => return vec![format!("{error:#}")],
     };
     let count = nodes.len();
-    nodes.iter().flat_map(|n| lacks(n, count)).collect()
+    let served = spec.served();
+    let all = nodes.iter().filter(|n| served.contains(&n.name));
+    all.flat_map(|n| lacks(n, count)).collect()
 }
 
 fn lacks(node: &NodeStatus, count: usize) -> Vec<String> {

@@ -5,7 +5,7 @@ mod api_support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api_support::Lab;
+use api_support::{Lab, VERSIONS};
 use causeway_lab::api::{Config, Store, StoreConfig, serve};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -171,13 +171,18 @@ async fn bodies_and_forms_are_negotiated() {
 
 #[tokio::test]
 async fn versions_are_asked_for_as_documented() {
-    let lab = Lab::start(100);
+    for kubernetes in VERSIONS {
+        resource_versions(&Lab::start_as(kubernetes, 100)).await;
+    }
+}
+
+async fn resource_versions(lab: &Lab) {
     let maps = "/api/v1/namespaces/default/configmaps";
     let first =
-        get(&lab, maps).await.json()["metadata"]["resourceVersion"].as_str().unwrap().to_string();
-    send(&lab, "POST", maps, &[], r#"{"metadata":{"name":"a"}}"#).await;
+        get(lab, maps).await.json()["metadata"]["resourceVersion"].as_str().unwrap().to_string();
+    send(lab, "POST", maps, &[], r#"{"metadata":{"name":"a"}}"#).await;
     let count = async |query: String| {
-        get(&lab, &format!("{maps}?{query}")).await.json()["items"].as_array().map(Vec::len)
+        get(lab, &format!("{maps}?{query}")).await.json()["items"].as_array().map(Vec::len)
     };
     assert_eq!(count(format!("resourceVersion={first}")).await, Some(1));
     assert_eq!(count(format!("resourceVersion={first}&limit=9")).await, Some(0));
@@ -196,11 +201,11 @@ async fn versions_are_asked_for_as_documented() {
         ("fieldSelector=spec.color=red".into(), 400),
         ("watch=1&sendInitialEvents=true".into(), 422),
     ] {
-        assert_eq!(get(&lab, &format!("{maps}?{query}")).await.code, code, "{query}");
+        assert_eq!(get(lab, &format!("{maps}?{query}")).await.code, code, "{query}");
     }
     // A watch that ends tells its version.
     let events = get(
-        &lab,
+        lab,
         &format!(
             "{maps}?watch=1&timeoutSeconds=1&allowWatchBookmarks=true&resourceVersion={first}"
         ),
@@ -213,11 +218,57 @@ async fn versions_are_asked_for_as_documented() {
         (&json!("ADDED"), &json!("a"))
     );
     assert!(events.len() > 2 && events[1..].iter().all(|e| e["type"] == "BOOKMARK"), "{events:?}");
-    let old = get(&lab, &format!("{maps}?watch=1&resourceVersion=1")).await;
+    let old = get(lab, &format!("{maps}?watch=1&resourceVersion=1")).await;
     assert_eq!(
         (old.code, &old.json()["type"], &old.json()["object"]["code"]),
         (200, &json!("ERROR"), &json!(410))
     );
+}
+
+/// What tells versions apart on the wire.
+#[tokio::test]
+async fn each_version_serves_what_its_gates_say() {
+    for (kubernetes, streams, beta, v2) in [
+        ("1.28", false, true, false),
+        ("1.31", false, true, true),
+        ("1.32", true, true, true),
+        ("1.33", false, false, true),
+        ("1.37", true, false, true),
+    ] {
+        let lab = Lab::start_as(kubernetes.parse().unwrap(), 100);
+        let version = get(&lab, "/version").await.json();
+        let minor = kubernetes.strip_prefix("1.").unwrap();
+        assert_eq!((&version["major"], &version["minor"]), (&json!("1"), &json!(minor)));
+        let git = version["gitVersion"].as_str().unwrap();
+        assert!(git.starts_with(&format!("v{kubernetes}.0+")), "{git}");
+
+        let stream = "/api/v1/namespaces?watch=1&sendInitialEvents=true&allowWatchBookmarks=true\
+                      &resourceVersionMatch=NotOlderThan&timeoutSeconds=1";
+        let answer = get(&lab, stream).await;
+        if streams {
+            let mark = "\"k8s.io/initial-events-end\":\"true\"";
+            assert_eq!(answer.text.matches(mark).count(), 1, "{kubernetes}: {}", answer.text);
+        } else {
+            let said = answer.json();
+            assert_eq!((answer.code, &said["reason"]), (422, &json!("Invalid")));
+            assert_eq!(said["details"]["causes"][0]["field"], "sendInitialEvents");
+            let words = "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: \
+                         sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
+            assert_eq!(said["message"], words);
+        }
+        for (by, there) in [("v2beta1", beta), ("v2", v2)] {
+            let kind =
+                format!("application/json;g=apidiscovery.k8s.io;v={by};as=APIGroupDiscoveryList");
+            let asked = format!("{kind},application/json");
+            for path in ["/api", "/apis"] {
+                let answer = send(&lab, "GET", path, &[("accept", &asked)], "").await;
+                let said = answer.headers["content-type"].to_str().unwrap();
+                assert_eq!(said == kind, there, "{kubernetes} {by} {path}: {said}");
+                let version = answer.json()["apiVersion"].clone();
+                assert_eq!(version == json!(format!("apidiscovery.k8s.io/{by}")), there);
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -228,6 +279,7 @@ async fn faults_are_set_over_the_network() {
     assert_eq!(set(r#"{"tooManyRequestsSeconds":60,"retryAfterSeconds":7}"#).await, 200);
     let busy = get(&lab, "/api/v1/nodes").await;
     assert_eq!((busy.code, busy.headers["retry-after"].to_str().unwrap()), (429, "7"));
+    assert!(busy.text.starts_with("Too many requests"), "{}", busy.text);
     assert_eq!(get(&lab, "/readyz").await.code, 200);
 
     set(r#"{"latencyMs":150}"#).await;

@@ -53,7 +53,7 @@ fn code(result: Result<impl std::fmt::Debug, kube::Error>) -> u16 {
 async fn objects_are_made_read_changed_and_removed() {
     let lab = Lab::start(1000);
     let client = client(&lab).await;
-    assert_eq!(client.apiserver_version().await.unwrap().minor, "32");
+    assert_eq!(client.apiserver_version().await.unwrap().minor, "37");
     let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
     let created = maps.create(&PostParams::default(), &map("a")).await.unwrap();
     assert_eq!(code(maps.create(&PostParams::default(), &map("a")).await), 409);

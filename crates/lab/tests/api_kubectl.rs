@@ -6,7 +6,7 @@ mod api_support;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use api_support::Lab;
+use api_support::{Lab, VERSIONS};
 use causeway_lab::api::{DeleteOptions, Key, Part};
 use serde_json::json;
 use tempfile::TempDir;
@@ -104,14 +104,16 @@ metadata: {name: web}
 spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}]}]}
 ";
 
-/// Runs a test that blocks while the server runs beside it.
-async fn with_kubectl(test: impl FnOnce(&Lab, &Kubectl) + Send + 'static) {
-    let lab = Lab::start(1000);
-    let result = tokio::task::spawn_blocking(move || {
-        let kubectl = Kubectl::new(&lab);
-        test(&lab, &kubectl);
-    });
-    result.await.expect("the test");
+/// Runs a test that blocks while a server of each version runs beside it.
+async fn with_kubectl(test: impl Fn(&Lab, &Kubectl) + Copy + Send + 'static) {
+    for version in VERSIONS {
+        let lab = Lab::start_as(version, 1000);
+        let result = tokio::task::spawn_blocking(move || {
+            let kubectl = Kubectl::new(&lab);
+            test(&lab, &kubectl);
+        });
+        result.await.unwrap_or_else(|error| panic!("Kubernetes {version}: {error}"));
+    }
 }
 
 /// Waits for what the controllers do.

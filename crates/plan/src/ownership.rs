@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use causeway_model::{Key, LinkKind, Object, Observed, Route};
-use causeway_types::names;
+use causeway_types::{IfName, names};
 
 /// What the planner knows of ownership.
 #[derive(Clone, Debug)]
@@ -17,24 +17,30 @@ pub struct Ownership {
     /// True for a plugin, which makes pods' veth pairs. The agent cannot: a missing pod interface
     /// is reported, and what depends on it waits.
     pub makes_veths: bool,
+    /// Devices that were taken over from another network: routes over them are ours.
+    pub taken: BTreeSet<IfName>,
 }
 
 impl Ownership {
     /// Nothing recorded, nothing removed, veth pairs made: what a plugin plans with.
     pub fn plugin(route_protocol: u8) -> Self {
-        Self { recorded: BTreeSet::new(), route_protocol, allow_removals: false, makes_veths: true }
+        Self {
+            recorded: BTreeSet::new(),
+            route_protocol,
+            allow_removals: false,
+            makes_veths: true,
+            taken: BTreeSet::new(),
+        }
     }
 
     /// Why an observed object under a key that we want cannot be touched, or `None` when it can.
     pub(crate) fn foreign(&self, want: &Object, have: &Object) -> Option<String> {
         match (want, have) {
-            (Object::Route(_), Object::Route(r)) if r.protocol != self.route_protocol => {
-                Some(format!(
-                    "a route of protocol {} made by somebody else leads elsewhere; remove it, or \
+            (Object::Route(_), Object::Route(r)) if !self.is_ours(r) => Some(format!(
+                "a route of protocol {} made by somebody else leads elsewhere; remove it, or \
                      take the prefix out of the cluster's",
-                    r.protocol
-                ))
-            }
+                r.protocol
+            )),
             (Object::Link(want), Object::Link(have)) if !want.same_device(have) => {
                 let ours = self.recorded.contains(&Object::Link(have.clone()).key())
                     || have.name.as_str().starts_with("cw");
@@ -50,12 +56,18 @@ impl Ownership {
         }
     }
 
+    /// A route with our mark, or over a device that is ours by now.
+    fn is_ours(&self, route: &Route) -> bool {
+        let taken = route.dev.as_ref().is_some_and(|dev| self.taken.contains(dev));
+        route.protocol == self.route_protocol || taken
+    }
+
     /// True when an observed object that nobody wants any more is ours to remove.
     pub(crate) fn removable(&self, key: &Key, have: &Object, observed: &Observed) -> bool {
         self.allow_removals
             && self.recorded.contains(key)
             && match have {
-                Object::Route(Route { protocol, .. }) => *protocol == self.route_protocol,
+                Object::Route(route) => self.is_ours(route),
                 Object::Table(t) => t.name == names::NFT_AGENT,
                 // Pods may hang on it: their interfaces go first, by the plugin.
                 Object::Link(link) => {

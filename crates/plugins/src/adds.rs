@@ -36,6 +36,12 @@ pub(crate) fn short(name: &str) -> String {
     format!("#{}", &names::ifb(name, "", "").as_str()[3..])
 }
 
+/// An ADD is under way until this is dropped.
+#[derive(Debug)]
+pub(crate) struct UnderWay {
+    _file: Option<File>,
+}
+
 /// The ADDs of this node.
 #[derive(Clone, Debug)]
 pub(crate) struct Adds {
@@ -69,12 +75,12 @@ impl Adds {
         }
     }
 
-    /// An ADD begins, and is under way until the process ends.
+    /// An ADD begins.
     ///
     /// # Errors
     /// Code 11 when GC is not done with the attachment for too long.
-    pub(crate) fn begin(&self, owner: &Owner) -> Result<(), CniError> {
-        let Some(file) = self.open() else { return Ok(()) };
+    pub(crate) fn begin(&self, owner: &Owner) -> Result<UnderWay, CniError> {
+        let Some(file) = self.open() else { return Ok(UnderWay { _file: None }) };
         let (byte, start) = (byte(owner), Instant::now());
         // A file system without locks keeps nobody out.
         while let Ok(false) = byte_lock::try_lock(&file, byte, Hold::Shared) {
@@ -90,10 +96,7 @@ impl Adds {
             }
             std::thread::sleep(BETWEEN_LOOKS);
         }
-        // Closed, and with that unlocked, by the end of the process: the runtime must hear of the
-        // attachment first.
-        std::mem::forget(file);
-        Ok(())
+        Ok(UnderWay { _file: Some(file) })
     }
 
     /// Keeps ADDs of an attachment out; `None` while one is under way.
@@ -123,10 +126,13 @@ mod tests {
         let quiet = adds.keep_out(&one).unwrap();
         assert!(adds.keep_out(&one).is_none());
         drop(quiet);
-        adds.begin(&one).unwrap();
-        adds.begin(&one).unwrap();
+        let (under_way, again) = (adds.begin(&one).unwrap(), adds.begin(&one).unwrap());
         assert!(adds.keep_out(&one).is_none());
         assert!(adds.keep_out(&other).is_some());
+        drop(under_way);
+        assert!(adds.keep_out(&one).is_none());
+        drop(again);
+        assert!(adds.keep_out(&one).is_some());
     }
 
     #[test]
@@ -140,7 +146,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(20));
         assert!(!add.is_finished());
         drop(quiet);
-        add.join().unwrap();
+        let _under_way = add.join().unwrap();
         assert!(adds.keep_out(&owner).is_none());
     }
 

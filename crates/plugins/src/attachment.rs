@@ -137,7 +137,7 @@ pub(crate) fn refuse_existing(node: &mut Space, record: &AttachmentRecord) -> Re
 }
 
 /// Makes the attachment: the record first, then the node's side with the veth pair, then the
-/// pod's side, then the record is completed and the agent told.
+/// pod's side, then the record is completed and the agent asked where the pod has to wait for it.
 ///
 /// # Errors
 /// What failed; `rollback` then holds how to undo it.
@@ -149,8 +149,9 @@ pub(crate) fn wire(
     rollback: &mut Rollback,
 ) -> Result<(), CniError> {
     let records = Attachments::at(&call.paths);
-    if wiring.served.is_some() {
+    if let Some(served) = wiring.served {
         note_record(&records, record, rollback)?;
+        served.still_has(call, &addresses_of(record))?;
     }
     // Opened first: a path that is no namespace must fail before anything is made.
     let mut pod = Space::pod(&record.netns)?;
@@ -268,7 +269,7 @@ pub(crate) fn detach(
     if noted.is_some_and(|noted| !noted.pending) {
         // So that an ADD after a DEL that was killed goes on by itself. A disk without room, or one
         // that is read-only, must not keep the interface.
-        let _ = records.write(&AttachmentRecord { pending: true, ..record.clone() });
+        let _ = records.amend(&AttachmentRecord { pending: true, ..record.clone() });
     }
     let mut host = host_objects(record, &context(kept.served));
     if kept.mac_check {

@@ -228,7 +228,9 @@ impl Witness {
             (None, Some(n)) if n.boot_id != self.boot_id => {
                 Verdict::Stale("it is from before the last boot".to_owned())
             }
-            (None, _) if self.has_derived(&owner) => Verdict::Live,
+            (None, _) if self.has_derived(&owner) || self.has_unknown(network, &owner)? => {
+                Verdict::Live
+            }
             (None, noted) if !network.own && noted.as_ref().is_none_or(|n| n.seen) => {
                 Verdict::Kept(
                     "it has no record of ours: another plugin may have given it".to_owned(),
@@ -237,6 +239,17 @@ impl Witness {
             (None, _) => Verdict::Stale("no attachment and no interface go with it".to_owned()),
         };
         Ok(Held { ip, owner, pod, verdict, generation, noted: noted.is_some() })
+    }
+
+    /// Another version attached the owner, in a way that is not known here, and its namespace is there.
+    ///
+    /// # Errors
+    /// Code 5; code 999 when it cannot be told.
+    fn has_unknown(&self, network: &Network, owner: &Owner) -> Result<bool, CniError> {
+        let vital = Attachments::at(&network.paths).vital(owner)?;
+        let Some(vital) = vital.filter(|v| v.boot_id == self.boot_id) else { return Ok(false) };
+        let found = NetNs::find(&vital.netns).map_err(|e| CniError::internal(e.to_string()))?;
+        Ok(found.is_some())
     }
 
     /// The interface that we would have made for this owner is there.

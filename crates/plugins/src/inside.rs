@@ -94,6 +94,14 @@ impl LinkRecords {
         files::replace(&self.path(&record.container_id, record.ifname.as_str()), &text)
     }
 
+    /// Writes a record that was read and is to say more now, as [`record::amend`].
+    ///
+    /// # Errors
+    /// Code 5.
+    fn amend(&self, record: &LinkRecord) -> Result<(), CniError> {
+        record::amend(&self.path(&record.container_id, record.ifname.as_str()), record)
+    }
+
     /// Erases a record; one that is not there is fine.
     ///
     /// # Errors
@@ -216,7 +224,7 @@ pub(crate) fn del(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
     let record = match noted {
         Some(noted) => {
             // So that an ADD after a DEL that was killed goes on by itself.
-            let _ = records.write(&LinkRecord { pending: true, ..noted.clone() });
+            let _ = records.amend(&LinkRecord { pending: true, ..noted.clone() });
             match &call.env.netns {
                 // The place is sure, and others of the chain may have given what was made there
                 // another address.

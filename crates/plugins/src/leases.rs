@@ -49,19 +49,26 @@ impl Leases {
         look: Look,
     ) -> Result<(Vec<Lease>, InFlight), CniError> {
         let dir = LeaseDir::open(&self.dir)?;
+        let cooling =
+            dir.cooling(sets.iter().map(RangeSet::cool_down).max().unwrap_or_default())?;
+        let cooled = |mut loaded: Loaded| {
+            cooling.iter().for_each(|(ip, since)| loaded.state.set_cooling(*ip, *since));
+            loaded
+        };
+        let all = || Ok(cooled(taken(dir.load()?)));
         let mut loaded = match look {
             // Who holds what is asked for belongs into the answer.
             Look::ForMarks if requested.is_empty() && !dir.may_hold(owner) => {
-                dir.load_last(sets.len())?
+                cooled(dir.load_last(sets.len())?)
             }
-            _ => taken(dir.load()?),
+            _ => all()?,
         };
         if !loaded.read && !find_free(&dir, &mut loaded.state, sets, owner) {
-            loaded = taken(dir.load()?);
+            loaded = all()?;
         }
         let leases = loop {
             let mut chosen = loaded.state.allocate(sets, owner, requested);
-            if used_up(&chosen) && self.reclaim(&dir, &mut loaded)? > 0 {
+            if lacks(&chosen) && self.reclaim(&dir, &mut loaded)? > 0 {
                 chosen = loaded.state.allocate(sets, owner, requested);
             }
             let leases = chosen.map_err(|e| self.refusal(&e, &loaded))?;
@@ -69,12 +76,12 @@ impl Leases {
                 break leases;
             }
             if !loaded.read {
-                loaded = taken(dir.load()?);
+                loaded = all()?;
             }
         };
         // The lease first: whoever releases an attachment's leases finds its records by them.
         let written = dir.write(&leases, owner).and_then(|in_flight| {
-            self.write_records(&leases)?;
+            self.write_records(&leases, owner)?;
             Ok(in_flight)
         });
         let in_flight = written.inspect_err(|_| {
@@ -114,9 +121,16 @@ impl Leases {
         Ok(true)
     }
 
-    fn write_records(&self, leases: &[Lease]) -> Result<(), CniError> {
-        let Some(record) = &self.record else { return Ok(()) };
-        leases.iter().try_for_each(|lease| self.records.write(lease.address.addr(), record))
+    /// Where no records are written, one that the attachment had there before must not outlive the lease
+    /// that it spoke of: a later boot would take it for that of the new one.
+    fn write_records(&self, leases: &[Lease], owner: &Owner) -> Result<(), CniError> {
+        addresses(leases).into_iter().try_for_each(|ip| match &self.record {
+            Some(record) => self.records.write(ip, record),
+            None => match self.records.read(ip)?.filter(|record| is_of(record, owner)) {
+                Some(_) => self.records.remove(ip),
+                None => Ok(()),
+            },
+        })
     }
 
     /// Takes back the leases whose record names another boot: no pod lives that could use them.
@@ -138,29 +152,6 @@ impl Leases {
             loaded.state.remove(*ip);
         }
         Ok(stale.len())
-    }
-
-    fn refusal(&self, error: &AllocError, loaded: &Loaded) -> CniError {
-        match error {
-            AllocError::Exhausted { .. } => CniError::internal(format!(
-                "{error}; leases are in {}: remove those of pods that are gone (the command GC \
-                 does) or enlarge the range{}",
-                self.dir.display(),
-                match loaded.torn.iter().next() {
-                    Some(ip) => format!(
-                        "; {} of them, {ip} first, hold nothing that can be read and may be in use",
-                        loaded.torn.len()
-                    ),
-                    None => String::new(),
-                }
-            )),
-            AllocError::Duplicate { .. } | AllocError::Taken { .. } => {
-                CniError::internal(error.to_string())
-            }
-            AllocError::Gateway(_) | AllocError::Unusable(_) | AllocError::NotInRanges(_) => {
-                CniError::invalid_config(error.to_string())
-            }
-        }
     }
 
     /// The addresses that an attachment holds.
@@ -265,6 +256,7 @@ impl Leases {
         if self.records.witness(ip)?.is_none_or(|other| other == *owner) {
             self.records.remove(ip)?;
         }
+        dir.note_released(ip);
         dir.remove(ip)
     }
 
@@ -303,7 +295,7 @@ impl Leases {
         let mut loaded = taken(dir.load().map_err(unavailable)?);
         let nobody = Owner::new("status", "");
         let mut chosen = loaded.state.allocate(sets, &nobody, &[]);
-        if used_up(&chosen) && self.reclaim(&dir, &mut loaded).map_err(unavailable)? > 0 {
+        if lacks(&chosen) && self.reclaim(&dir, &mut loaded).map_err(unavailable)? > 0 {
             chosen = loaded.state.allocate(sets, &nobody, &[]);
         }
         chosen.map(drop).map_err(|e| unavailable(self.refusal(&e, &loaded)))
@@ -369,213 +361,10 @@ fn addresses(leases: &[Lease]) -> Vec<IpAddr> {
     leases.iter().map(|l| l.address.addr()).collect()
 }
 
-fn used_up(chosen: &Result<Vec<Lease>, AllocError>) -> bool {
-    matches!(chosen, Err(AllocError::Exhausted { .. }))
+/// Leases that nobody needs any more may stand in the way.
+fn lacks(chosen: &Result<Vec<Lease>, AllocError>) -> bool {
+    matches!(chosen, Err(AllocError::Exhausted { .. } | AllocError::Taken { .. }))
 }
 
 #[cfg(test)]
-mod tests {
-    use causeway_ipam::Range;
-
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::garbage::Stale;
-    use crate::paths::Paths;
-
-    fn sets() -> Vec<RangeSet> {
-        let range = Range::new("10.1.2.0/30".parse().unwrap(), None, None, None).unwrap();
-        vec![RangeSet::new(vec![range]).unwrap()]
-    }
-
-    fn leases(tmp: &std::path::Path, boot: Option<&str>) -> Leases {
-        let paths = Paths {
-            lease_records: tmp.join("records"),
-            attachments: tmp.join("attachments"),
-            ..Paths::default()
-        };
-        let record = boot.map(|boot| LeaseRecord {
-            container_id: "c".into(),
-            ifname: "eth0".into(),
-            pod: None,
-            boot_id: boot.into(),
-            seen: false,
-        });
-        Leases { dir: tmp.join("net"), records: LeaseRecords::at(&paths, "net"), record }
-    }
-
-    fn owner(id: &str) -> Owner {
-        Owner::new(id, "eth0")
-    }
-
-    #[test]
-    fn the_last_address_then_none_then_given_back() {
-        let tmp = tempfile::tempdir().unwrap();
-        let l = leases(tmp.path(), None);
-        l.has_free(&sets()).unwrap();
-        assert!(!l.dir.exists(), "asking makes nothing");
-        l.allocate(&sets(), &owner("a"), &[], Look::Closely).unwrap();
-        let err = l.allocate(&sets(), &owner("b"), &[], Look::Closely).unwrap_err();
-        assert_eq!(err.code, 999, "{err}");
-        assert_eq!(l.has_free(&sets()).unwrap_err().code, 50);
-        l.release(&owner("a"), &[]).unwrap();
-        l.release(&owner("a"), &[]).unwrap();
-        l.allocate(&sets(), &owner("b"), &[], Look::Closely).unwrap();
-        let twice = l.allocate(&sets(), &owner("b"), &[], Look::Closely).unwrap_err();
-        assert!(twice.msg.contains("duplicate allocation is not allowed"), "{twice}");
-    }
-
-    #[test]
-    fn leases_from_before_the_boot_come_back_when_needed() {
-        let tmp = tempfile::tempdir().unwrap();
-        leases(tmp.path(), Some("boot-1"))
-            .allocate(&sets(), &owner("c"), &[], Look::Closely)
-            .unwrap();
-        let now = leases(tmp.path(), Some("boot-2"));
-        now.allocate(&sets(), &owner("b"), &[], Look::Closely).unwrap();
-        assert!(now.held(&owner("c")).unwrap().is_empty());
-        assert!(now.allocate(&sets(), &owner("d"), &[], Look::Closely).is_err());
-    }
-
-    /// The reference gave the address back, which leaves our record of before the boot, and gave it
-    /// to a pod of this boot: that one lives.
-    #[test]
-    fn a_record_of_somebody_else_takes_nothing_back() {
-        let tmp = tempfile::tempdir().unwrap();
-        leases(tmp.path(), Some("boot-1"))
-            .allocate(&sets(), &owner("c"), &[], Look::Closely)
-            .unwrap();
-        let now = leases(tmp.path(), Some("boot-2"));
-        std::fs::write(now.dir.join("10.1.2.2"), "by-reference\r\neth0").unwrap();
-        assert!(now.allocate(&sets(), &owner("c2"), &[], Look::Closely).is_err());
-        assert_eq!(now.held(&owner("by-reference")).unwrap().len(), 1);
-    }
-
-    /// The records of a pod of this boot that has the address.
-    fn recorded(tmp: &std::path::Path, l: &Leases, id: &str) -> std::net::IpAddr {
-        let (given, _) = l.allocate(&sets(), &owner(id), &[], Look::Closely).unwrap();
-        let ip = given[0].address.addr();
-        let paths = Paths { attachments: tmp.join("attachments"), ..Paths::default() };
-        let record = serde_json::json!({
-            "containerId": id, "ifname": "eth0", "pending": false, "netns": "/run/netns/x", "network": "net",
-            "attach": "bridge", "hostIfname": causeway_types::names::host_veth(id, "eth0"),
-            "mac": "02:00:00:00:00:01", "hostMac": "02:00:00:00:00:02", "mtu": 1500,
-            "addresses": [given[0].address.to_string()], "gateways": [], "bootId": "boot-1",
-        });
-        crate::record::Attachments::at(&paths)
-            .write(&serde_json::from_value(record).unwrap())
-            .unwrap();
-        ip
-    }
-
-    #[test]
-    fn records_restore_what_is_damaged_or_lost() {
-        for damage in [Some(""), Some("c"), Some("c\r\neth"), None] {
-            let tmp = tempfile::tempdir().unwrap();
-            let l = leases(tmp.path(), Some("boot-1"));
-            let ip = recorded(tmp.path(), &l, "c");
-            let file = l.dir.join(ip.to_string());
-            match damage {
-                Some(text) => std::fs::write(&file, text).unwrap(),
-                None => std::fs::remove_file(&file).unwrap(),
-            }
-            assert!(
-                l.allocate(&sets(), &owner("d"), &[], Look::Closely).is_err(),
-                "{damage:?}: {ip} twice"
-            );
-            l.stale(&BTreeSet::from([owner("c")]), 1).unwrap();
-            assert_eq!(l.held(&owner("c")).unwrap(), [ip], "{damage:?}");
-        }
-    }
-
-    /// The reference gave the address back, which leaves our records, and out again.
-    #[test]
-    fn a_whole_lease_counts_more_than_anothers_records() {
-        let tmp = tempfile::tempdir().unwrap();
-        let l = leases(tmp.path(), Some("boot-1"));
-        let ip = recorded(tmp.path(), &l, "c");
-        let file = l.dir.join(ip.to_string());
-        std::fs::write(&file, "by-reference\r\neth0").unwrap();
-        let valid = BTreeSet::from([owner("by-reference")]);
-        assert_eq!(l.stale(&valid, 1).unwrap(), Stale::default());
-        assert_eq!(l.held(&owner("by-reference")).unwrap(), [ip]);
-        // DEL takes the lease, and leaves what may protect the other.
-        l.release(&owner("by-reference"), &[]).unwrap();
-        assert!(!file.exists());
-        assert!(l.records.witness(ip).unwrap() == Some(owner("c")));
-    }
-
-    #[test]
-    fn gc_leaves_an_add_alone_that_has_not_ended() {
-        let tmp = tempfile::tempdir().unwrap();
-        let l = leases(tmp.path(), None);
-        let (given, in_flight) = l.allocate(&sets(), &owner("a"), &[], Look::Closely).unwrap();
-        let ip = given[0].address.addr();
-        assert_eq!(l.stale(&BTreeSet::new(), 1).unwrap(), Stale::default());
-        l.release_if(ip, &owner("a")).unwrap();
-        assert_eq!(l.held(&owner("a")).unwrap(), [ip]);
-        assert!(l.is_in_flight(&owner("a")).unwrap());
-        drop(in_flight);
-        assert!(!l.is_in_flight(&owner("a")).unwrap());
-        assert_eq!(l.stale(&BTreeSet::new(), 1).unwrap().leases, [(ip, owner("a"))]);
-    }
-
-    #[test]
-    fn gc_lets_go_only_what_it_saw() {
-        let tmp = tempfile::tempdir().unwrap();
-        let l = leases(tmp.path(), None);
-        l.allocate(&sets(), &owner("a"), &[], Look::Closely).unwrap();
-        let stale = l.stale(&BTreeSet::new(), 1).unwrap().leases;
-        l.release(&owner("a"), &[]).unwrap();
-        l.allocate(&sets(), &owner("b"), &[], Look::Closely).unwrap();
-        l.release_if(stale[0].0, &stale[0].1).unwrap();
-        assert_eq!(l.held(&owner("b")).unwrap().len(), 1);
-    }
-
-    #[test]
-    fn what_is_not_looked_at_is_not_given_out_and_not_given_back() {
-        let tmp = tempfile::tempdir().unwrap();
-        let l = leases(tmp.path(), None);
-        let (first, _) = l.allocate(&sets(), &owner("a"), &[], Look::ForMarks).unwrap();
-        let ip = first[0].address.addr();
-        // The mark has it look closely.
-        let twice = l.allocate(&sets(), &owner("a"), &[], Look::ForMarks).unwrap_err();
-        assert!(twice.msg.contains("duplicate allocation"), "{twice}");
-        let full = l.allocate(&sets(), &owner("b"), &[], Look::ForMarks).unwrap_err();
-        assert_eq!(full.code, 999, "{full}");
-        // An ADD that got nothing, or another address, gives back that alone.
-        l.give_back(&owner("b"), &[ip]).unwrap();
-        assert_eq!(l.held(&owner("a")).unwrap(), [ip]);
-        // What lies there from before the boot is free, once it is looked at.
-        let file = l.dir.join(ip.to_string());
-        std::fs::write(&file, "").unwrap();
-        let file = std::fs::File::options().write(true).open(file).unwrap();
-        file.set_modified(std::time::UNIX_EPOCH).unwrap();
-        l.allocate(&sets(), &owner("b"), &[], Look::ForMarks).unwrap();
-        l.give_back(&owner("b"), &[ip]).unwrap();
-        assert!(l.held(&owner("b")).unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_removal_that_began_is_looked_for() {
-        let tmp = tempfile::tempdir().unwrap();
-        let l = leases(tmp.path(), None);
-        // With room for more: nothing but the mark tells.
-        let range = Range::new("10.1.2.0/28".parse().unwrap(), None, None, None).unwrap();
-        let wide = [RangeSet::new(vec![range]).unwrap()];
-        l.allocate(&wide, &owner("a"), &[], Look::ForMarks).unwrap();
-        let twice = l.allocate(&wide, &owner("a"), &[], Look::ForMarks).unwrap_err();
-        assert!(twice.msg.contains("duplicate allocation"), "{twice}");
-        // As if others had made it.
-        std::fs::remove_file(l.dir.join(".holds-a-eth0")).unwrap();
-        l.begin_release(&owner("a"), &[]);
-        let twice = l.allocate(&wide, &owner("a"), &[], Look::ForMarks).unwrap_err();
-        assert!(twice.msg.contains("duplicate allocation"), "{twice}");
-        l.release(&owner("a"), &[]).unwrap();
-        assert!(
-            std::fs::read_dir(&l.dir).unwrap().all(|entry| {
-                !entry.unwrap().file_name().to_string_lossy().starts_with(".holds-")
-            })
-        );
-    }
-}
+mod tests;

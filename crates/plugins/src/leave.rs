@@ -20,35 +20,50 @@ use crate::paths::Paths;
 use crate::record::{Attachments, LeaseRecords};
 use crate::space::Space;
 
-/// How long the agent has until the interface is gone. It needs a few milliseconds; after this the
-/// plugin does all by itself.
+/// How long the agent has until it is at work, or the interface is gone. It needs a few milliseconds;
+/// after this the plugin does all by itself.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// So often that is waited while the agent is at work.
+const LOOKS: usize = 10;
 
 /// Leaves the removal to the agent, and waits until the interface is gone. `leases`: the directory
 /// that the attachment's addresses go back to, in host-local's layout, if there is one. False: there
 /// is no agent, or it did not do it in time; the caller removes all.
+///
+/// Runtimes call DEL again and again, also while the agent is at the rest of the removal, which a busy
+/// kernel may hold up for long. Such a DEL answers as the one before it did: the interface is gone.
 pub(crate) fn hand_over(
     paths: &Paths,
     node: &mut Space,
     record: &AttachmentRecord,
     leases: Option<&Path>,
 ) -> bool {
+    let records = Attachments::at(paths);
+    let is_at_it = || records.is_locked(&record.container_id, record.ifname.as_str());
+    let Ok(Some(index)) = node.index(&record.host_ifname) else {
+        return record.leaving.is_some() && is_at_it();
+    };
     if !notify::is_there(&paths.agent_socket) {
         return false;
     }
-    // Without an interface there is nothing to wait for.
-    let Ok(Some(index)) = node.index(&record.host_ifname) else { return false };
     let leaving = Some(Leaving { lease_dir: leases.map(Path::to_owned) });
     let record = AttachmentRecord { pending: true, leaving, ..record.clone() };
-    if Attachments::at(paths).write(&record).is_err() {
+    if records.amend(&record).is_err() {
         return false;
     }
     match notify::leave(&paths.agent_socket, &record.container_id, record.ifname.as_str()) {
-        Answer::Done => {
-            node.kernel(|handle| handle.wait_link_gone(index, PATIENCE)).unwrap_or(false)
-        }
-        Answer::Nobody | Answer::Failed(_) => false,
+        Answer::Done => {}
+        Answer::Nobody | Answer::Failed(_) => return false,
     }
+    for _ in 0..LOOKS {
+        match node.kernel(|handle| handle.wait_link_gone(index, PATIENCE)) {
+            Ok(true) => return true,
+            // It has begun, and waits for the kernel as anybody would.
+            Ok(false) if is_at_it() => {}
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// The record files of attachments that are leaving.

@@ -15,11 +15,15 @@ pub mod call;
 mod causeway;
 mod chain;
 pub mod collect;
+mod cooling;
 #[cfg(test)]
 mod faults;
 mod files;
 mod firewall;
+mod fixed;
 mod foreign_chains;
+#[cfg(test)]
+mod formats;
 pub mod garbage;
 mod host_device;
 mod host_local;
@@ -40,6 +44,7 @@ mod paths;
 mod portmap;
 mod ptp;
 pub mod record;
+mod refusal;
 pub mod restore;
 pub mod rollback;
 mod sbr;
@@ -47,6 +52,7 @@ mod space;
 mod static_ipam;
 pub mod store;
 mod tuning;
+pub mod usage;
 #[cfg(test)]
 mod walk;
 
@@ -55,7 +61,7 @@ use std::path::Path;
 
 use causeway_cni_spec::{CniError, CniResult, Command, Env, NetConf, Version, version};
 
-use crate::adds::Adds;
+use crate::adds::{Adds, UnderWay};
 use crate::call::Call;
 pub use crate::paths::Paths;
 
@@ -111,7 +117,8 @@ pub fn by_hand(words: &[String]) -> Option<Result<String, String>> {
 }
 
 /// Runs one call: reads `env` and `stdin`, acts, writes a result or an error object to `stdout`.
-/// Without `CNI_COMMAND` in the environment it says on `stderr` what it is. Answers the exit code.
+/// Without `CNI_COMMAND` in the environment it says on `stderr` what it is. Answers the exit code, for
+/// a process that ends with it: GC keeps off an attachment until then.
 pub fn run(
     program: &str,
     env: impl Fn(&str) -> Option<String>,
@@ -122,24 +129,53 @@ pub fn run(
     if !Env::is_plugin_call(&env) {
         return u8::from(writeln!(stderr, "{}", about(program)).is_err());
     }
-    let (text, code) = match answer(program, env, stdin, Paths::default()) {
-        Ok(text) => (text, 0),
-        Err(error) => (error.to_json(), 1),
+    let (answer, code) = match answer(program, env, stdin, Paths::default()) {
+        Ok(answer) => (answer, 0),
+        Err(error) => (Answer { text: error.to_json(), under_way: None }, 1),
     };
-    if text.is_empty() {
+    // The runtime takes the process's end for that of the ADD: closed by that, not before.
+    std::mem::forget(answer.under_way);
+    if answer.text.is_empty() {
         return code;
     }
-    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    let written = writeln!(stdout, "{}", answer.text).and_then(|()| stdout.flush());
     if written.is_ok() { code } else { 1 }
 }
 
-/// The text for standard output.
+/// One call within this process, on the calling thread and in its network namespace: the text that
+/// the program would write to its standard output.
+///
+/// # Errors
+/// The error object that the program would write.
+pub fn call(
+    program: &str,
+    env: impl Fn(&str) -> Option<String>,
+    stdin: &[u8],
+    paths: Paths,
+) -> Result<String, CniError> {
+    answer(program, env, stdin, paths).map(|answer| answer.text)
+}
+
+/// What to say of a call.
+struct Answer {
+    /// For standard output.
+    text: String,
+    /// GC keeps off as long as this is there.
+    under_way: Option<UnderWay>,
+}
+
+impl From<String> for Answer {
+    fn from(text: String) -> Self {
+        Self { text, under_way: None }
+    }
+}
+
 fn answer(
     program: &str,
     env: impl Fn(&str) -> Option<String>,
     mut stdin: impl Read,
     paths: Paths,
-) -> Result<String, CniError> {
+) -> Result<Answer, CniError> {
     let env = Env::parse(env)?;
     let mut input = Vec::new();
     stdin.read_to_end(&mut input).map_err(|e| {
@@ -148,11 +184,17 @@ fn answer(
     let command = env.command;
     let versions = plugin(file_name(program)).map_or(&Version::ALL[..], |plugin| plugin.versions());
     if command == Command::Version {
-        return Ok(version::reply(&input, versions).to_string());
+        return Ok(version::reply(&input, versions).to_string().into());
     }
     let conf = NetConf::parse(&input, command, versions)?;
     let version = conf.cni_version;
-    act(program, env, conf, paths, version).map_err(|e| e.in_version(version))
+    let socket = paths.agent_socket.clone();
+    // Who calls a type for addresses says it itself.
+    let is_called = [ipam::HOST_LOCAL, ipam::STATIC].contains(&file_name(program));
+    act(program, env, conf, paths, version).map_err(|error| match command {
+        Command::Add if !is_called => diagnosed(&socket, error).in_version(version),
+        _ => error.in_version(version),
+    })
 }
 
 fn act(
@@ -161,23 +203,32 @@ fn act(
     conf: NetConf,
     paths: Paths,
     version: Version,
-) -> Result<String, CniError> {
+) -> Result<Answer, CniError> {
     let plugin = chosen(program, &conf.plugin_type)?;
     let call = Call::new(env, conf, paths)?;
-    let none = String::new();
+    let none = |()| Answer::from(String::new());
     match call.env.command {
         Command::Add => {
-            if plugin.is_collected() {
-                Adds::at(&call.paths).begin(&call.owner())?;
-            }
-            plugin.add(&call)?.to_json(version)
+            let collected = plugin.is_collected();
+            let begin = || Adds::at(&call.paths).begin(&call.owner());
+            let under_way = collected.then(begin).transpose()?;
+            let text = plugin.add(&call)?.to_json(version)?;
+            Ok(Answer { text, under_way })
         }
-        Command::Del => plugin.del(&call).map(|()| none),
-        Command::Check => plugin.check(&call).map(|()| none),
-        Command::Status => plugin.status(&call).map(|()| none),
-        Command::Gc => plugin.gc(&call).map(|()| none),
-        Command::Version => Ok(none),
+        Command::Del => plugin.del(&call).map(none),
+        Command::Check => plugin.check(&call).map(none),
+        Command::Status => plugin.status(&call).map(none),
+        Command::Gc => plugin.gc(&call).map(none),
+        Command::Version => Ok(none(())),
     }
+}
+
+/// What is most likely wrong with the node stands before what failed.
+fn diagnosed(socket: &Path, mut error: CniError) -> CniError {
+    if let Some(line) = notify::finding(socket) {
+        error.msg = format!("{line}; ADD: {}", error.msg);
+    }
+    error
 }
 
 /// The type by the program's name, else by the configuration.

@@ -4,11 +4,14 @@ use std::net::IpAddr;
 
 use causeway_cni_spec::{CniError, Command};
 use causeway_desired::pod;
+use causeway_ipam::RangeSet;
 use causeway_types::state::{LeaseRecord, NodeFile};
-use causeway_types::{Cidr, IfName, Mac};
+use causeway_types::{Cidr, IfName, Mac, PodRef};
 use ipnet::IpNet;
 
 use crate::call::Call;
+use crate::fixed;
+use crate::ipam::Ipam;
 use crate::notify::{self, Answer};
 use crate::record;
 
@@ -41,10 +44,9 @@ impl Served {
         call: &Call,
         networks: impl IntoIterator<Item = IpNet>,
     ) -> Result<(), CniError> {
-        let own = &self.file.pod_cidrs;
-        let inside = |net: &IpNet| own.iter().any(|c| c.covers(Cidr::of(*net)));
+        let inside = |net: &IpNet| self.file.ranges().any(|c| c.covers(Cidr::of(*net)));
         let Some(other) = networks.into_iter().find(|net| !inside(net)) else { return Ok(()) };
-        let own: Vec<String> = own.iter().map(Cidr::to_string).collect();
+        let own: Vec<String> = self.file.ranges().map(|c| c.to_string()).collect();
         Err(CniError::invalid_config(format!(
             "addresses of {} are not of this node's pod subnets ({}), which is all that other \
              nodes send here: change \"ipam.subnet\" of network {:?} on this node to its own",
@@ -52,6 +54,51 @@ impl Served {
             own.join(", "),
             call.conf.name
         )))
+    }
+
+    /// Whether the addresses of a record that was just written are the node's still. Its agent lets go of
+    /// an extra range where no record speaks of it, and reads the records after it has written the file
+    /// without the range: either it sees this one, or the file is seen here.
+    ///
+    /// # Errors
+    /// Code 11 where a range is gone; codes 5 and 6 when the file cannot be read.
+    pub(crate) fn still_has(&self, call: &Call, addresses: &[IpAddr]) -> Result<(), CniError> {
+        let inside = |ranges: &[Cidr], ip: &IpAddr| ranges.iter().any(|c| c.contains(*ip));
+        let mut extra = addresses.iter().filter(|ip| inside(&self.file.extra_cidrs, ip)).peekable();
+        if extra.peek().is_none() {
+            return Ok(());
+        }
+        let now =
+            record::node_file(&call.paths)?.map_or(Vec::new(), |file| file.ranges().collect());
+        match extra.find(|ip| !inside(&now, ip)) {
+            None => Ok(()),
+            Some(ip) => Err(CniError::try_again(format!(
+                "the range of address {ip} was taken from this node at this moment: the next attempt gets \
+                 another address"
+            ))),
+        }
+    }
+
+    /// Address management of a call as the node's agent wants it: what is reserved, what cools down,
+    /// ranges in their order and, for ADD, the address that the pod is to have.
+    ///
+    /// # Errors
+    /// As [`fixed::addresses`].
+    pub(crate) fn shape(&self, call: &Call, mut ipam: Ipam) -> Result<Ipam, CniError> {
+        let Ipam::HostLocal { conf, .. } = &mut ipam else { return Ok(ipam) };
+        conf.sets = std::mem::take(&mut conf.sets).into_iter().map(|s| self.shaped(s)).collect();
+        if call.env.command == Command::Add {
+            for ip in fixed::addresses(call, &conf.sets)? {
+                if !conf.requested.contains(&ip) {
+                    conf.requested.push(ip);
+                }
+            }
+        }
+        Ok(ipam)
+    }
+
+    fn shaped(&self, set: RangeSet) -> RangeSet {
+        shaped(&self.file, set)
     }
 
     /// The node, if it serves the call's network of type `bridge`.
@@ -91,19 +138,22 @@ impl Served {
         pod::bridge_mac(bridge, &gateways)
     }
 
-    /// Tells the agent of the attachment. A pod in a namespace with policies may start only when
-    /// the agent has put them into the kernel; any other pod does not need the agent.
+    /// A pod in a namespace with policies may start only when the agent has put them into the kernel.
+    /// Any other pod does not need the agent, which finds its record by itself.
     ///
     /// # Errors
     /// Code 11 where the agent's word is needed and did not come.
     pub(crate) fn confirm(&self, call: &Call) -> Result<(), CniError> {
+        let guarded = |pod: &PodRef| self.file.policy_namespaces.contains(&pod.namespace);
+        if !call.pod().as_ref().is_some_and(guarded) {
+            return Ok(());
+        }
         let answer =
             notify::attachment(&call.paths.agent_socket, &call.env.container_id, &call.env.ifname);
-        let needed = call.pod().filter(|p| self.file.policy_namespaces.contains(&p.namespace));
-        let why = match (answer, needed) {
-            (Answer::Done, _) | (_, None) => return Ok(()),
-            (Answer::Nobody, Some(_)) => "no agent listens there".to_owned(),
-            (Answer::Failed(why), Some(_)) => why,
+        let why = match answer {
+            Answer::Done => return Ok(()),
+            Answer::Nobody => "no agent listens there".to_owned(),
+            Answer::Failed(why) => why,
         };
         Err(CniError::try_again(format!(
             "namespace {} has network policies, and the agent at {} did not confirm that they are \
@@ -112,6 +162,12 @@ impl Served {
             call.paths.agent_socket.display()
         )))
     }
+}
+
+/// A set of ranges with what the node file says of all of them.
+pub(crate) fn shaped(file: &NodeFile, set: RangeSet) -> RangeSet {
+    let reserved = file.reserved.iter().map(|c| c.net());
+    set.in_order().without(reserved).cooling(file.cool_down.into())
 }
 
 /// Lease records are kept of served networks alone, and over a boot.

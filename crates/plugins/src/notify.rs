@@ -1,9 +1,12 @@
 //! Questions to the agent: is the pod's policy in the kernel, and why is the node not ready?
 
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+use causeway_types::PodRef;
 
 /// How long the agent may take, all in all.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -41,32 +44,76 @@ pub fn leave(socket: &Path, container_id: &str, ifname: &str) -> Answer {
     ask(socket, "POST", &format!("/v1/attachments/{name}/leave"))
 }
 
+/// The most likely error of this node, in the agent's words (`GET /v1/finding`); `None` where it knows
+/// of none, does not run, or takes too long.
+pub(crate) fn finding(socket: &Path) -> Option<String> {
+    match request(socket, "GET", "/v1/finding") {
+        Reply::Said(200, line) if !line.is_empty() => Some(line),
+        _ => None,
+    }
+}
+
 /// Something is at the agent's socket, be it left by one that is gone.
 pub(crate) fn is_there(socket: &Path) -> bool {
     socket.symlink_metadata().is_ok()
 }
 
+/// What the agent knows of the addresses that a pod is to have: its annotation, where it has one
+/// (`GET /v1/pods/NAMESPACE/NAME?uid=UID`).
+pub(crate) fn wanted_addresses(socket: &Path, pod: &PodRef) -> Reply {
+    let uid = pod.uid.as_ref().map(|uid| format!("?uid={}", escape(uid))).unwrap_or_default();
+    let path = format!("/v1/pods/{}/{}{uid}", escape(&pod.namespace), escape(&pod.name));
+    request(socket, "GET", &path)
+}
+
+/// Which nodes could give out an address, in words (`GET /v1/holders/ADDRESS`).
+pub(crate) fn holders(socket: &Path, ip: IpAddr) -> Option<String> {
+    match request(socket, "GET", &format!("/v1/holders/{}", escape(&ip.to_string()))) {
+        Reply::Said(200..=299, text) => Some(text),
+        _ => None,
+    }
+}
+
+/// What came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// A status of HTTP, and a text.
+    Said(u16, String),
+    /// Nobody listens: no agent runs here.
+    Nobody,
+    /// Nothing came, or nothing in time.
+    Failed(String),
+}
+
 fn ask(socket: &Path, method: &str, path: &str) -> Answer {
+    match request(socket, method, path) {
+        Reply::Said(200..=299, _) => Answer::Done,
+        Reply::Said(status, body) => Answer::Failed(format!("it answered {status}: {body}")),
+        Reply::Nobody => Answer::Nobody,
+        Reply::Failed(why) => Answer::Failed(why),
+    }
+}
+
+fn request(socket: &Path, method: &str, path: &str) -> Reply {
     let mut stream = match UnixStream::connect(socket) {
         Ok(stream) => stream,
         Err(e)
             if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
         {
-            return Answer::Nobody;
+            return Reply::Nobody;
         }
-        Err(e) => return Answer::Failed(e.to_string()),
+        Err(e) => return Reply::Failed(e.to_string()),
     };
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: causeway\r\nconnection: close\r\n\
          content-length: 0\r\n\r\n"
     );
     match exchange(&mut stream, request.as_bytes()) {
-        Ok((200..=299, _)) => Answer::Done,
-        Ok((status, body)) => Answer::Failed(format!("it answered {status}: {body}")),
+        Ok((status, body)) => Reply::Said(status, body),
         Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-            Answer::Failed(format!("no answer within {} s", LIMIT.as_secs()))
+            Reply::Failed(format!("no answer within {} s", LIMIT.as_secs()))
         }
-        Err(e) => Answer::Failed(e.to_string()),
+        Err(e) => Reply::Failed(e.to_string()),
     }
 }
 
@@ -137,6 +184,10 @@ mod tests {
     use super::*;
 
     fn ask(reply: &'static [u8]) -> (Answer, String) {
+        ask_by(reply, |path| attachment(path, "c1", "eth0"))
+    }
+
+    fn ask_by<T>(reply: &'static [u8], ask: impl FnOnce(&Path) -> T) -> (T, String) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let listener = UnixListener::bind(&path).unwrap();
@@ -149,8 +200,25 @@ mod tests {
             }
             String::from_utf8_lossy(&request[..n]).into_owned()
         });
-        let answer = attachment(&path, "c1", "eth0");
+        let answer = ask(&path);
         (answer, server.join().unwrap())
+    }
+
+    #[test]
+    fn findings() {
+        let (line, request) =
+            ask_by(b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nx: y\nz\n", finding);
+        assert_eq!(line.as_deref(), Some("x: y; z"));
+        assert!(request.starts_with("GET /v1/finding HTTP/1.1\r\n"), "{request}");
+        for none in [
+            &b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"[..],
+            // An agent of before.
+            b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\nno",
+            b"nonsense\r\n\r\n",
+        ] {
+            assert_eq!(ask_by(none, finding).0, None);
+        }
+        assert_eq!(finding(Path::new("/nonexistent/s")), None);
     }
 
     #[test]

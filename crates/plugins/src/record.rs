@@ -11,8 +11,9 @@ use causeway_ipam::Owner;
 use causeway_types::names;
 use causeway_types::state::{AttachmentRecord, LeaseRecord, NodeFile};
 use rustix::fs::OFlags;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::files::{self, Planned};
 use crate::paths::Paths;
@@ -79,8 +80,7 @@ impl Attachments {
     /// # Errors
     /// Code 11 when another holds it for too long.
     pub fn lock(&self, container_id: &str, ifname: &str) -> Result<Option<Lock>, CniError> {
-        let name = AttachmentRecord::file_name(container_id, ifname);
-        let path = self.locks.join(name.trim_end_matches(".json"));
+        let path = self.lock_path(container_id, ifname);
         let start = Instant::now();
         while start.elapsed() < LOCK_PATIENCE {
             let Some(file) = self.lock_file(&path) else { return Ok(None) };
@@ -97,6 +97,19 @@ impl Attachments {
              whoever holds {} (`lslocks` shows the process)",
             path.display()
         )))
+    }
+
+    /// Somebody is removing the attachment at this moment.
+    pub(crate) fn is_locked(&self, container_id: &str, ifname: &str) -> bool {
+        let path = self.lock_path(container_id, ifname);
+        let file = files::open_plain(&path, OFlags::RDWR | OFlags::NOFOLLOW);
+        let locked = |file: &File| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+        file.is_ok_and(|file| locked(&file) && is_at(&file, &path))
+    }
+
+    fn lock_path(&self, container_id: &str, ifname: &str) -> PathBuf {
+        let name = AttachmentRecord::file_name(container_id, ifname);
+        self.locks.join(name.trim_end_matches(".json"))
     }
 
     fn lock_file(&self, path: &Path) -> Option<File> {
@@ -152,6 +165,28 @@ impl Attachments {
         files::make_dir(&self.dir, 0o700)?;
         let path = self.path(&record.container_id, record.ifname.as_str());
         files::replace(&path, &json(record))
+    }
+
+    /// Writes a record that was read and is to say more now. What another version wrote beside it stays.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn amend(&self, record: &AttachmentRecord) -> Result<(), CniError> {
+        amend(&self.path(&record.container_id, record.ifname.as_str()), record)
+    }
+
+    /// What can be told of an attachment whose record this version does not understand; `None` where
+    /// there is no record, or nothing of it can be read.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn vital(&self, owner: &Owner) -> Result<Option<Vital>, CniError> {
+        let file = AttachmentRecord::file_name(&owner.container_id, &owner.ifname);
+        // As in `named`.
+        if file.contains('/') || file.starts_with('.') {
+            return Ok(None);
+        }
+        read_state(&self.dir.join(file))
     }
 
     /// Erases a record; one that is not there is fine.
@@ -281,13 +316,50 @@ impl LeaseRecords {
 fn is_named(record: &AttachmentRecord, name: &str) -> bool {
     let (id, ifname) = (&record.container_id, record.ifname.as_str());
     name == AttachmentRecord::file_name(id, ifname)
-        && record.host_ifname == names::host_veth(id, ifname)
+        && (record.host_ifname == names::host_veth(id, ifname) || record.is_taken_over())
+}
+
+/// By what a record of any version tells whether its pod lives.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Vital {
+    /// Boot ID under which the interface was made.
+    pub boot_id: String,
+    /// The path of the pod's network namespace.
+    pub netns: String,
+}
+
+/// Writes what was read from a file and changed since. Keys that are not known here stay as they are:
+/// another version wrote them, and may come back.
+///
+/// # Errors
+/// Code 5.
+pub(crate) fn amend(path: &Path, value: &impl Serialize) -> Result<(), CniError> {
+    let old = files::read_state(path)?.and_then(|text| serde_json::from_slice(&text).ok());
+    let mut all: Value = old.unwrap_or_default();
+    merge(&mut all, serde_json::to_value(value).map_err(|e| CniError::internal(e.to_string()))?);
+    files::replace(path, &json(&all))
+}
+
+fn merge(old: &mut Value, new: Value) {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            for (key, value) in new {
+                merge(old.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (old, new) => *old = new,
+    }
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CniError> {
     let Some(content) = files::read(path)? else { return Ok(None) };
     serde_json::from_slice(&content).map(Some).map_err(|e| {
-        CniError::decoding(format!("cannot understand {}: {e}; remove it", path.display()))
+        CniError::decoding(format!(
+            "cannot understand {}: {e}; an agent of another version wrote it, or it is damaged: see \
+             that `causeway agent` of this version runs, it writes the file anew",
+            path.display()
+        ))
     })
 }
 
@@ -300,4 +372,43 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("plain structs always serialize");
     text.push(b'\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_another_version_wrote_stays() {
+        let tmp = tempfile::tempdir().unwrap();
+        let records = Attachments { dir: tmp.path().into(), locks: tmp.path().join("locks") };
+        let host = names::host_veth("c1", "eth0");
+        let newer = json!({
+            "containerId": "c1", "ifname": "eth0", "netns": "/run/netns/x", "network": "n",
+            "pod": {"namespace": "a", "name": "b", "owner": "Deployment"},
+            "attach": "routed", "pending": false, "hostIfname": host.as_str(),
+            "mac": "02:00:00:00:00:01", "hostMac": "02:00:00:00:00:02", "mtu": 1450,
+            "addresses": ["10.244.1.2/32"], "gateways": ["169.254.1.1"], "bootId": "b",
+            "qos": {"class": "gold"},
+        });
+        let path = tmp.path().join("c1-eth0.json");
+        std::fs::write(&path, newer.to_string()).unwrap();
+        let record = records.read("c1", "eth0").unwrap().expect("it is understood");
+        records.amend(&AttachmentRecord { pending: true, ..record }).unwrap();
+        let mut expected = newer.clone();
+        expected["pending"] = json!(true);
+        let now: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(now, expected);
+        // In place of one that is torn, and of one of another kind of pod's end.
+        std::fs::write(&path, "{").unwrap();
+        records.amend(&serde_json::from_value(newer.clone()).unwrap()).unwrap();
+        assert!(records.read("c1", "eth0").unwrap().is_some());
+        let mut other = newer;
+        other["attach"] = json!("netkit");
+        std::fs::write(&path, other.to_string()).unwrap();
+        assert!(records.read("c1", "eth0").unwrap().is_none());
+        let vital = records.vital(&Owner::new("c1", "eth0")).unwrap().unwrap();
+        assert_eq!((vital.boot_id.as_str(), vital.netns.as_str()), ("b", "/run/netns/x"));
+    }
 }

@@ -41,16 +41,6 @@ pub(crate) fn warn_not_back(failed: &[String]) {
     failed.iter().for_each(|what| warn(&format!("not brought back: {what}")));
 }
 
-/// Interfaces alone.
-const NOTHING: Scope = Scope {
-    addrs: false,
-    routes: Routes::None,
-    neighbours: false,
-    fdb: false,
-    tables: Vec::new(),
-    sysctls: Vec::new(),
-};
-
 /// The node's namespace, or a pod's.
 pub(crate) struct Space {
     handle: Handle,
@@ -321,7 +311,7 @@ impl Space {
     /// # Errors
     /// Code 999 when the kernel does not say.
     pub(crate) fn default_device(&mut self) -> Result<Option<IfName>, CniError> {
-        let scope = Scope { routes: Routes::Table(Route::MAIN), ..NOTHING };
+        let scope = Scope { routes: Routes::Table(Route::MAIN), ..Scope::LINKS };
         let observed = self.handle.observe(&scope).map_err(|e| self.unreadable(&e))?;
         let defaults = observed.iter().filter_map(|(_, object)| match object {
             Object::Route(route) if route.dst.prefix_len() == 0 => {
@@ -337,7 +327,7 @@ impl Space {
     /// # Errors
     /// Code 999 when the kernel does not say.
     pub(crate) fn links(&mut self) -> Result<BTreeSet<IfName>, CniError> {
-        let observed = self.handle.observe(&NOTHING).map_err(|e| self.unreadable(&e))?;
+        let observed = self.handle.observe(&Scope::LINKS).map_err(|e| self.unreadable(&e))?;
         let names = observed.iter().filter_map(|(key, _)| match key {
             Key::Link(name) => Some(name.clone()),
             _ => None,
@@ -358,7 +348,7 @@ impl Space {
     /// # Errors
     /// Code 999 when the kernel does not say.
     pub(crate) fn observe(&mut self, keys: &[Key]) -> Result<Observed, CniError> {
-        let mut scope = NOTHING;
+        let mut scope = Scope::LINKS;
         for key in keys {
             match key {
                 Key::Link(_) => {}
@@ -399,7 +389,7 @@ impl Space {
     /// # Errors
     /// Code 999 when the kernel does not say, or refuses.
     pub(crate) fn keep_router_advertisements(&mut self) -> Result<(), CniError> {
-        let scope = Scope { routes: Routes::Table(Route::MAIN), ..NOTHING };
+        let scope = Scope { routes: Routes::Table(Route::MAIN), ..Scope::LINKS };
         let observed = self.handle.observe(&scope).map_err(|e| self.unreadable(&e))?;
         let devices: BTreeSet<IfName> = observed
             .iter()

@@ -44,7 +44,7 @@ const OTHER_MAC: &str = ".other-mac-";
 /// The leases of one network, locked.
 #[derive(Debug)]
 pub struct LeaseDir {
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// The lock file is what other plugins lock; the directory is locked besides, because a lock
     /// file that somebody removes locks nobody out.
     _locks: [Option<File>; 2],
@@ -432,7 +432,7 @@ fn booted() -> Result<i64, CniError> {
 
 /// The address that a file is named after. Only the form in which addresses are written counts:
 /// another one could not be found again.
-fn address_of(name: &str) -> Option<IpAddr> {
+pub(crate) fn address_of(name: &str) -> Option<IpAddr> {
     name.parse().ok().filter(|ip: &IpAddr| ip.to_string() == name)
 }
 

@@ -36,7 +36,7 @@ fn failure_09_not_ready_and_why() {
     node.pod("p1");
     let why = "node: Node node-1 has no spec.podCIDRs; start kube-controller-manager with \
                --allocate-node-cidrs=true\n";
-    let agent = unready(why, 2);
+    let agent = unready(why, 3);
     let conf = json!({"cniVersion": "1.1.0", "name": "pod-network", "type": "causeway"});
     for (command, want) in [("ADD", 11), ("STATUS", 50)] {
         let (code, message) = node.call(command, "p1", &conf).run().err();
@@ -45,7 +45,9 @@ fn failure_09_not_ready_and_why() {
             assert!(message.contains(part), "{command}: {message}");
         }
     }
-    assert_eq!(agent.join().unwrap(), ["GET /readyz HTTP/1.1"; 2]);
+    // What is most likely wrong is asked for beside what failed.
+    let asked = ["/readyz", "/v1/finding", "/readyz"].map(|path| format!("GET {path} HTTP/1.1"));
+    assert_eq!(agent.join().unwrap(), asked);
     // An agent that does not answer keeps nobody from removing.
     node.del("p1", &conf);
     assert_eq!(node.residue(), "");

@@ -238,15 +238,15 @@ fn failure_32_a_served_bridge_with_the_old_subnet() {
                 }
                 assert_eq!(node.residue(), "");
                 conf["ipam"]["ranges"] = json!([[{"subnet": "10.244.2.0/24"}]]);
-                let (code, message) = node.call("ADD", "p1", &conf).run().err();
-                assert_eq!(code, 999, "{message}");
-                for part in ["10.244.1.1/24", "10.244.2.1/24", "already has an IP address"] {
-                    assert!(message.contains(part), "{message}");
-                }
+                // A served bridge may have the gateways of several ranges: this one is in nobody's way.
+                let ips = addresses(&node.add("p1", &conf));
+                assert!(ips[0].starts_with("10.244.2."), "{ips:?}");
+                answers(Way::Served(mode), &ips);
+                node.del("p1", &conf);
                 assert_eq!(node.residue(), "");
             }
             // The agent is done.
-            sh("ip addr del 10.244.1.1/24 dev cni0 && ip addr add 10.244.2.1/24 dev cni0");
+            sh("ip addr del 10.244.1.1/24 dev cni0 && ip addr replace 10.244.2.1/24 dev cni0");
             let ips = addresses(&node.add("p1", &conf));
             assert!(ips[0].starts_with("10.244.2."), "{mode:?}: {ips:?}");
             answers(Way::Served(mode), &ips);

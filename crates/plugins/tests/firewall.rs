@@ -9,7 +9,7 @@ use common::outside::node;
 use common::trace::Held;
 use common::traffic::{serve, tcp};
 use common::ways::{check, gc};
-use common::{Node, pings, sh, try_sh};
+use common::{Node, pings, points, sh, try_sh};
 use serde_json::{Value, json};
 
 const REFERENCE: &str = "/usr/lib/cni";
@@ -384,7 +384,7 @@ fn killed_at_any_system_call() {
     };
     let mut calls = [0, 0];
     for (which, command) in ["ADD", "DEL"].into_iter().enumerate() {
-        for at in 1.. {
+        for at in points(1) {
             if command == "DEL" {
                 node.add("p1", &conf);
             }

@@ -1,14 +1,14 @@
 //! A plugin killed at any system call: the next DEL, GC or ADD puts everything right.
 //!
 //! The plugin runs under ptrace and is killed as it enters its first, second, … system call, until it
-//! ends by itself before that.
+//! ends by itself before that; in the selection of tests at some of them, others each time.
 
 mod common;
 
 use common::lan::lan_with;
 use common::served::{Families, Mode, addresses, conf, serve};
 use common::trace::Held;
-use common::{Node, sh, try_sh, tutorial};
+use common::{Node, at_points, sh, try_sh, tutorial};
 use serde_json::{Value, json};
 
 /// How a plugin ended.
@@ -51,6 +51,8 @@ struct Case<'a> {
     recorded: bool,
     /// From where the pod is to be reached: a command before the ping.
     from: &'a str,
+    /// Every system call, or one in so many.
+    step: usize,
 }
 
 impl Case<'_> {
@@ -94,12 +96,12 @@ impl Case<'_> {
 
     /// Kills ADD at each of its system calls.
     fn add(&self) -> usize {
-        for at in 1.. {
+        at_points(self.step, |at| {
             if let End::Itself(code) = run_until(self.node, "ADD", "p1", self.conf, at) {
                 assert_eq!(code, 0, "{}: the plugin fails by itself", self.what);
                 self.node.del("p1", self.conf);
                 self.clean("ADD");
-                return at;
+                return false;
             }
             let when = format!("ADD killed at system call {at}");
             match at % 3 {
@@ -113,18 +115,18 @@ impl Case<'_> {
             if at % 8 == 0 && self.conf["type"] != "host-local" {
                 self.works(&when);
             }
-        }
-        unreachable!("a plugin ends some day")
+            true
+        })
     }
 
     /// Kills DEL at each of its system calls.
     fn del(&self) -> usize {
-        for at in 1.. {
+        at_points(self.step, |at| {
             self.node.add("p1", self.conf);
             if let End::Itself(code) = run_until(self.node, "DEL", "p1", self.conf, at) {
                 assert_eq!(code, 0, "{}: the plugin fails by itself", self.what);
                 self.clean("DEL");
-                return at;
+                return false;
             }
             let when = format!("DEL killed at system call {at}");
             match at % 3 {
@@ -136,8 +138,8 @@ impl Case<'_> {
                 _ => self.node.del("p1", self.conf),
             }
             self.clean(&when);
-        }
-        unreachable!("a plugin ends some day")
+            true
+        })
     }
 }
 
@@ -146,8 +148,12 @@ fn walk(what: &str, node: &Node, conf: &Value, recorded: bool) {
 }
 
 fn walk_from(from: &str, what: &str, node: &Node, conf: &Value, recorded: bool) {
-    node.pod("p1");
-    let case = Case { what, node, conf, recorded, from };
+    walk_case(&Case { what, node, conf, recorded, from, step: 1 });
+}
+
+fn walk_case(case: &Case<'_>) {
+    let what = case.what;
+    case.node.pod("p1");
     // What is made once for all pods (bridge, tables) is there from now on.
     case.works("start");
     let (add, del) = (case.add(), case.del());
@@ -165,6 +171,23 @@ fn routed() {
 fn bridge() {
     let node = serve(Mode::Bridge, Families::Dual);
     walk("bridge", &node, &conf(Mode::Bridge, Families::Dual), true);
+}
+
+/// What a pod may ask for beside its interface.
+#[test]
+fn routed_with_ports_and_limits() {
+    let node = serve(Mode::Routed, Families::Dual);
+    let mut conf = conf(Mode::Routed, Families::Dual);
+    conf["runtimeConfig"] = json!({
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+        "bandwidth": {
+            "ingressRate": 80_000_000, "ingressBurst": 800_000,
+            "egressRate": 80_000_000, "egressBurst": 800_000
+        },
+    });
+    // Twice as many system calls as of the interface alone, which has them all above.
+    let what = "routed, ports and limits";
+    walk_case(&Case { what, node: &node, conf: &conf, recorded: true, from: "", step: 13 });
 }
 
 #[test]
@@ -240,7 +263,8 @@ fn host_local() {
         "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.9.0.0/29"}], [{"subnet": "fd00:9::/125"}]]},
     });
     node.pod("p1");
-    let case = Case { what: "host-local", node: &node, conf: &conf, recorded: false, from: "" };
+    let case =
+        Case { what: "host-local", node: &node, conf: &conf, recorded: false, from: "", step: 1 };
     let (add, del) = (case.add(), case.del());
     println!("host-local: killed at {} system calls of ADD and {} of DEL", add - 1, del - 1);
     // However often one died, all five addresses are there to be given out.

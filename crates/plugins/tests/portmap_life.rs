@@ -6,7 +6,7 @@ use common::ports::{bridge, chained, first, mapping, node, node_result, portmap,
 use common::trace::Held;
 use common::traffic::{serve, tcp, udp};
 use common::ways::{check, gc};
-use common::{Node, sh, try_sh};
+use common::{Node, points, sh, try_sh};
 use serde_json::{Value, json};
 
 #[test]
@@ -242,7 +242,7 @@ fn killed_at_any_system_call() {
     node.del("p1", &ports);
     let mut calls = [0, 0];
     for (which, command) in ["ADD", "DEL"].into_iter().enumerate() {
-        for at in 1.. {
+        for at in points(1) {
             if command == "DEL" {
                 node.add("p1", &conf);
             }

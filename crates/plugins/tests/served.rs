@@ -201,13 +201,12 @@ fn check_finds_each_damage() {
         let gateway = record("p1")["gateways"][0].as_str().unwrap().to_owned();
         let default = format!("ip {v} -n p1 route replace default via {gateway} dev eth0");
         let mac = in_pod("p1", "cat /sys/class/net/eth0/address").trim().to_owned();
-        let dev = if mode == Mode::Routed { &host } else { "cni0" };
         let lease = format!("/var/lib/cni/networks/pod-network/{ip}");
         let damages = [
             (format!("ip {v} -n p1 route del default"), default),
             (
-                format!("ip {v} neigh del {ip} dev {dev}"),
-                format!("ip {v} neigh replace {ip} lladdr {mac} nud permanent dev {dev}"),
+                format!("ip {v} neigh del {ip} dev {host}"),
+                format!("ip {v} neigh replace {ip} lladdr {mac} nud permanent dev {host}"),
             ),
             (format!("mv {lease} /run/lease"), format!("mv /run/lease {lease}")),
         ];
@@ -293,8 +292,7 @@ fn what_type_causeway_does_not_take() {
     let base = conf(Mode::Routed, Families::V4);
     for (key, value, code) in [
         ("ipam", json!({"type": "host-local", "subnet": "10.0.0.0/24"}), 7),
-        ("runtimeConfig", json!({"portMappings": [{"hostPort": 80, "containerPort": 80}]}), 2),
-        ("runtimeConfig", json!({"bandwidth": {"ingressRate": 1000, "ingressBurst": 1000}}), 2),
+        ("runtimeConfig", json!({"ipRanges": [[{"subnet": "10.99.0.0/24"}]]}), 2),
         ("runtimeConfig", json!({"ips": ["10.99.0.1"]}), 7),
     ] {
         let mut conf = base.clone();
@@ -317,7 +315,9 @@ fn what_type_causeway_does_not_take() {
 #[test]
 fn the_agents_word_counts_where_policies_are() {
     let node = serve(Mode::Routed, Families::V4);
-    let conf = conf(Mode::Routed, Families::V4);
+    let mut conf = conf(Mode::Routed, Families::V4);
+    // As runtimes say it: nobody needs to be asked for the pod's address.
+    conf["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations": {}});
     write_node_file(Mode::Routed, Families::V4, json!({"policyNamespaces": ["guarded"]}));
     let add = |pod: &str, namespace: &str| {
         let mut call = node.call("ADD", pod, &conf);

@@ -6,6 +6,17 @@ use crate::IfName;
 
 /// Prefix of our labels, annotations and API group.
 pub const API_GROUP: &str = "causeway.dev";
+/// Annotation of a Node: ranges that its pods get addresses of beside `spec.podCIDRs`, with commas.
+pub const EXTRA_POD_CIDRS: &str = "causeway.dev/extra-pod-cidrs";
+/// Annotation of a Node that its agent writes: what beside `spec.podCIDRs` its pods have addresses of,
+/// or may get. Other nodes send there what is for it.
+pub const CLAIMED_POD_CIDRS: &str = "causeway.dev/claimed-pod-cidrs";
+/// Annotation of a Node that its agent writes: the MTU of its pods in bytes.
+pub const POD_MTU: &str = "causeway.dev/pod-mtu";
+/// Annotation of a Pod: the address that it is to have, or one a family, with a comma.
+pub const POD_IP: &str = "causeway.dev/ip";
+/// The capability by which containerd and CRI-O hand a pod's annotations to plugins.
+pub const ANNOTATIONS_CAPABILITY: &str = "io.kubernetes.cri.pod-annotations";
 /// The agent's unix socket (mode 0600).
 pub const AGENT_SOCKET: &str = "/run/causeway/agent.sock";
 /// What the agent tells the plugins about the node, see [`crate::state::NodeFile`].
@@ -14,6 +25,8 @@ pub const NODE_FILE: &str = "/run/causeway/node.json";
 pub const OWNED_FILE: &str = "/run/causeway/owned.json";
 /// The last good view of the cluster, used after a boot while the API does not answer.
 pub const LAST_VIEW: &str = "/var/lib/causeway/last-view.json";
+/// What `causeway migrate` took over of another network on this node.
+pub const TAKEN_OVER: &str = "/var/lib/causeway/taken-over.json";
 /// Attachment records, `CONTAINER-IFNAME.json`.
 pub const ATTACHMENTS_DIR: &str = "/var/lib/causeway/attachments";
 /// Lease records, `NETWORK/ADDRESS.json`.
@@ -40,6 +53,8 @@ pub const NFT_PLUGINS: &str = "causeway_cni";
 
 /// The VXLAN device.
 pub const VXLAN_DEV: &str = "cw-vxlan";
+/// A second one, for IPv6 pods over IPv6, on dual stack nodes that have nodes of flannel beside them.
+pub const VXLAN6_DEV: &str = "cw-vxlan6";
 /// UDP port of VXLAN unless configured.
 pub const VXLAN_PORT: u16 = 8472;
 /// The bridge unless configured.

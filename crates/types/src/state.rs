@@ -1,7 +1,17 @@
 //! The files that the agent and the plugins hand to each other.
 //!
 //! Every file is JSON, written aside and renamed into place, so that a reader sees the old or the
-//! new one and never half of one. Unknown fields are passed over, so that versions can mix.
+//! new one and never half of one.
+//!
+//! Versions mix on one node: the plugins are exchanged before the agent, and a version may be taken back.
+//! So no file has a version number; each keeps these rules instead.
+//!
+//! 1. A key that was written once is written for ever, with the same meaning. What is new has a key of its
+//!    own, and a default for files without it.
+//! 2. Keys that are not known are passed over. Who changes a file of somebody else keeps them.
+//! 3. A value that is not known costs the one entry that has it, never the others: it is left alone, named,
+//!    and nothing that it may speak of is removed.
+//! 4. Whether a pod lives can be told from `bootId` and `netns` alone.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -32,8 +42,17 @@ pub struct NodeFile {
     pub generation: u64,
     /// The node's own name.
     pub node: NodeName,
-    /// This node's pod subnets, at most one a family for now.
+    /// This node's pod subnets, at most one a family.
     pub pod_cidrs: Vec<Cidr>,
+    /// Ranges that addresses are given out of when the subnet of their family is used up, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extra_cidrs: Vec<Cidr>,
+    /// What of all these is never given out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reserved: Vec<Cidr>,
+    /// For so many seconds an address that was given back is not given out, unless no other is free.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cool_down: u32,
     /// MTU of pod interfaces, in bytes.
     pub mtu: Mtu,
     /// How type `causeway` attaches pods.
@@ -49,6 +68,17 @@ pub struct NodeFile {
     /// Namespaces with policies: there a pod may start only after the agent confirmed its policy.
     #[serde(default)]
     pub policy_namespaces: Vec<String>,
+}
+
+impl NodeFile {
+    /// All that pods of this node get addresses of.
+    pub fn ranges(&self) -> impl Iterator<Item = Cidr> + '_ {
+        self.pod_cidrs.iter().chain(&self.extra_cidrs).copied()
+    }
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// One pod interface, as the plugin that made it wrote it down
@@ -131,6 +161,13 @@ impl AttachmentRecord {
     /// The record's file name: `CONTAINER-IFNAME.json`.
     pub fn file_name(container_id: &str, ifname: &str) -> String {
         format!("{container_id}-{ifname}.json")
+    }
+
+    /// Another plugin made the interface, and the node was taken over from its network: it has a name
+    /// as the reference gives it, `veth` and hex digits.
+    pub fn is_taken_over(&self) -> bool {
+        let digits = self.host_ifname.as_str().strip_prefix("veth").unwrap_or_default();
+        !digits.is_empty() && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     }
 
     /// The pod's addresses of one family.

@@ -18,6 +18,28 @@ fn evaluate(expression: &str, context: &Context<'_, '_>) -> Result<Cel, String> 
     program.execute(context).map_err(|e| format!("{expression}: {e}"))
 }
 
+/// What of the API server's libraries (strings; IP and CIDR, `k8s.io/apiserver/pkg/cel/library`) the
+/// expressions use. A prefix stays a text here.
+fn library(context: &mut Context<'_, '_>) {
+    use cel::extractors::This;
+    use std::sync::Arc;
+    type Text = Arc<String>;
+    let net = |text: &str| text.parse::<ipnet::IpNet>();
+    let split = |This(text): This<Text>, by: Text| {
+        let parts = text.split(by.as_str()).map(|part| Cel::from(part.to_owned()));
+        Cel::from(parts.collect::<Vec<Cel>>())
+    };
+    let contains = move |This(prefix): This<Text>, ip: Text| {
+        let ip = ip.parse::<std::net::IpAddr>().expect("an address");
+        net(&prefix).expect("a prefix").contains(&ip)
+    };
+    context.add_function("split", split).unwrap();
+    context.add_function("trim", |This(text): This<Text>| text.trim().to_owned()).unwrap();
+    context.add_function("isCIDR", move |text: Text| net(&text).is_ok()).unwrap();
+    context.add_function("cidr", |text: Text| text).unwrap();
+    context.add_function("containsIP", contains).unwrap();
+}
+
 /// What the API server does with an update: nothing where no condition matches, else every variable
 /// and every validation. An error refuses, as `failurePolicy: Fail` says.
 fn admits(policy: &Value, user: &Value, old: &Value, new: &Value) -> Result<(), String> {
@@ -25,6 +47,7 @@ fn admits(policy: &Value, user: &Value, old: &Value, new: &Value) -> Result<(), 
     context.add_variable("request", json!({"userInfo": user})).unwrap();
     context.add_variable("oldObject", old.clone()).unwrap();
     context.add_variable("object", new.clone()).unwrap();
+    library(&mut context);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let list = |key: &str| policy["spec"][key].as_array().cloned().unwrap_or_default();
     for condition in list("matchConditions") {
@@ -102,6 +125,13 @@ fn the_agent_may_do_its_work() {
         changed("/metadata/annotations/causeway.dev~1ip", json!("192.0.2.1")),
         changed("/metadata/annotations/flannel.alpha.coreos.com~1backend-type", Value::Null),
         changed("/metadata/annotations/flannel.alpha.coreos.com~1backend-data", json!("{}")),
+        changed("/metadata/annotations/flannel.alpha.coreos.com~1backend-v6-data", json!("{}")),
+        changed("/metadata/annotations/flannel.alpha.coreos.com~1public-ip", json!("192.0.2.1")),
+        changed("/metadata/annotations/flannel.alpha.coreos.com~1public-ipv6", json!("fd00::1")),
+        changed(
+            "/metadata/annotations/flannel.alpha.coreos.com~1kube-subnet-manager",
+            json!("true"),
+        ),
         changed("/metadata/resourceVersion", json!("8")),
         changed("/metadata/managedFields", json!([{"manager": "causeway"}])),
         changed(
@@ -136,6 +166,13 @@ fn and_nothing_else() {
     let policy = policy();
     let bad = [
         ("annotations", changed("/metadata/annotations/other", json!("x"))),
+        (
+            "annotations",
+            changed(
+                "/metadata/annotations/flannel.alpha.coreos.com~1public-ip-overwrite",
+                json!("x"),
+            ),
+        ),
         ("annotations", changed("/metadata/annotations/node.alpha.kubernetes.io~1ttl", json!("1"))),
         (
             "annotations",
@@ -182,6 +219,49 @@ fn and_nothing_else() {
         };
         let refused = admits(&policy, &agent_of("n1"), &node(), &new).expect_err(of);
         assert!(refused.starts_with(&word), "{refused}: {new}");
+    }
+}
+
+/// A Node with ranges, as an administrator gave them, and claims.
+fn ranged(ranges: Option<&str>, claims: Option<&str>) -> Value {
+    let mut node = node();
+    for (key, text) in [("extra", ranges), ("claimed", claims)] {
+        if let Some(text) = text {
+            node["metadata"]["annotations"][format!("causeway.dev/{key}-pod-cidrs")] = json!(text);
+        }
+    }
+    node
+}
+
+#[test]
+fn claims_are_of_what_the_node_was_given() {
+    let policy = policy();
+    let admits = |old: Value, new: Value| admits(&policy, &agent_of("n1"), &old, &new);
+    let ranges = Some("10.250.1.0/24, fd00:250::/112,nonsense");
+    for (given, before, after) in [
+        (ranges, None, Some("10.250.1.0/24,fd00:250::/112")),
+        (ranges, Some("10.250.1.0/24"), None),
+        (None, Some("10.250.1.0/24"), Some("10.250.1.7/32,10.250.1.9/32")),
+        (None, Some("fd00:250::/112"), Some("fd00:250::7/128")),
+        (None, Some("10.250.1.7/32"), Some("10.250.1.7/32")),
+    ] {
+        let new = ranged(given, after);
+        assert_eq!(admits(ranged(given, before), new), Ok(()), "{before:?} -> {after:?}");
+    }
+    for (given, before, after) in [
+        (ranges, None, "10.250.0.0/16"),
+        (ranges, None, "10.244.2.5/32"),
+        (ranges, None, "fd00::/32"),
+        (ranges, Some("10.250.1.0/24"), "10.250.1.0/24,0.0.0.0/1"),
+        (None, Some("10.250.1.7/32"), "10.250.1.8/32"),
+        (None, None, "10.250.1.0/24"),
+    ] {
+        let refused = admits(ranged(given, before), ranged(given, Some(after))).unwrap_err();
+        assert!(refused.contains("may claim nothing but"), "{after}: {refused}");
+    }
+    for (old, new) in [(None, ranges), (ranges, None), (ranges, Some("10.250.1.0/24"))] {
+        let refused = admits(ranged(old, None), ranged(new, None)).unwrap_err();
+        assert!(refused.contains("may not change its own ranges"), "{refused}");
     }
 }
 

@@ -57,6 +57,10 @@ pub(super) fn cidrs(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+pub(super) fn cool_down(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "integer", "minimum": 0, "maximum": super::MAX_COOL_DOWN})
+}
+
 pub(super) fn route_protocol(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "integer", "minimum": 5, "maximum": 255, "not": {"enum": [9, 16]}})
 }

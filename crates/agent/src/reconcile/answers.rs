@@ -9,13 +9,14 @@ use causeway_desired::pod::pod_objects;
 use causeway_desired::script::{PodScript, render};
 use causeway_model::{Desired, Key, Object, Owner};
 use causeway_plan::{Plan, plan};
-use causeway_types::Mac;
+use causeway_plugins::usage;
 use causeway_types::state::AttachmentRecord;
+use causeway_types::{Cidr, Mac};
 
 use super::{Answer, Core};
 use crate::marks;
 use crate::port::{Port, Stale};
-use crate::report::Report;
+use crate::report::{Report, ViewFrom};
 use crate::retry::Failure;
 use crate::status::Problem;
 use crate::wishes;
@@ -23,6 +24,18 @@ use crate::wishes;
 const UNKNOWN: &str = "the cluster is not known yet: the Kubernetes API has not answered";
 
 impl<P: Port> Core<P> {
+    /// Takes in the record that a plugin announced. True when the plugin can go on before a round: the node
+    /// was in order at the last one, and what a pod needs its plugin has made and seen itself.
+    pub(crate) fn knows_at_once(&mut self, file_name: &str) -> bool {
+        // The name comes from outside.
+        let is_record = !file_name.contains('/') && !file_name.starts_with('.');
+        if !is_record || !self.ready || self.trouble.is_some() {
+            return false;
+        }
+        self.decided &= !self.records.read(file_name);
+        self.attachment_answer(file_name) == Answer::Done
+    }
+
     /// What a plugin that announced this record is told after a round.
     pub(crate) fn attachment_answer(&self, file_name: &str) -> Answer {
         let Some(record) = self.records.get(file_name) else {
@@ -79,12 +92,20 @@ impl<P: Port> Core<P> {
     /// Everything that a status is made of.
     pub(crate) fn report(&self) -> Report {
         let mut problems = self.problems.clone();
-        let node = |message: &String| Problem { owner: "node".into(), message: message.clone() };
+        let node = |message: &String| Problem::new("node", message.as_str());
         problems.extend(self.records.problems().map(node));
         problems.extend(self.owned.problem.iter().map(node));
         problems.extend(self.last_view_problem.iter().map(node));
         problems.extend(self.path_problems.iter().map(node));
+        problems.extend(self.live.problem.iter().map(node));
+        problems.extend(self.foreign.problems.iter().map(node));
+        problems.extend(self.taken.problems().map(node));
         problems.extend(self.trouble.iter().map(|t| node(&t.error)));
+        problems.extend(self.self_test.problems().map(|what| node(&what)));
+        match &self.usage {
+            Ok(usage) => problems.extend(usage::exhausted(usage).iter().map(node)),
+            Err(error) => problems.push(node(error)),
+        }
         let (from, view) = self.view();
         let plan = &self.last_plan;
         let error = |key: &Key| self.failures.get(key).cloned();
@@ -94,6 +115,12 @@ impl<P: Port> Core<P> {
             node: self.me.to_string(),
             ready: self.ready,
             network: self.network(),
+            // What pods have is known for sure only once all their records are read.
+            claims: self.claimed().filter(|_| {
+                from == ViewFrom::Api && self.synced() && self.records.all_understood()
+            }),
+            pod_mtu: self.node_file.as_ref().map(|file| file.mtu).filter(|_| from == ViewFrom::Api),
+            flannel: self.flannel.clone().filter(|_| from == ViewFrom::Api && self.synced()),
             problems,
             view_from: from,
             synced: self.synced(),
@@ -112,9 +139,23 @@ impl<P: Port> Core<P> {
         }
     }
 
+    /// What the node should claim, and what plugins may be giving addresses out of right now: the node
+    /// file has it, or had it when the records were read. A plugin looks at the file once more when its
+    /// record stands, so that no attachment comes after both.
+    fn claimed(&self) -> Option<Vec<Cidr>> {
+        let mut claims = self.claims.clone()?;
+        let own = self.view().1.and_then(|view| view.nodes.get(&self.me));
+        let stands = |cidr: &&Cidr| own.is_some_and(|own| own.claimed_cidrs.contains(cidr));
+        let offered = self.offered.iter().chain(self.ready_files.offered());
+        claims.extend(offered.filter(stands));
+        claims.sort();
+        claims.dedup();
+        Some(claims)
+    }
+
     fn network(&self) -> String {
-        let cidrs = self.node_file.iter().flat_map(|file| &file.pod_cidrs);
-        let cidrs: Vec<String> = cidrs.map(ToString::to_string).collect();
+        let cidrs = self.node_file.iter().flat_map(|file| file.ranges());
+        let cidrs: Vec<String> = cidrs.map(|c| c.to_string()).collect();
         format!("pods get addresses of {}", cidrs.join(", "))
     }
 
@@ -126,10 +167,11 @@ impl<P: Port> Core<P> {
             self.desired.get(key).is_none()
                 && !self.owned.keys().contains(key)
                 && !known.contains(key)
-                && marks::ours(object, &self.config)
+                && marks::ours(object, &self.config, self.taken.over())
                 && !matches!(object, Object::Addr(_) | Object::Neigh(_) | Object::Fdb(_))
         };
-        self.seen.iter().filter(|(k, o)| strange(k, o)).map(|(k, _)| k.to_string()).collect()
+        let seen = self.seen.iter().filter(|(k, o)| strange(k, o)).map(|(k, _)| k.to_string());
+        seen.chain(self.owned.unknown()).collect()
     }
 }
 

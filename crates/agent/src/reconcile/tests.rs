@@ -14,6 +14,7 @@ use causeway_plan::sim::SimKernel;
 use causeway_types::{Mtu, names};
 use rustix::event::{EventfdFlags, eventfd};
 
+mod claims;
 mod laws;
 mod scenarios;
 mod world;
@@ -22,6 +23,7 @@ use super::Core;
 use crate::metrics::Metrics;
 use crate::options::Paths;
 use crate::port::{Look, Port, Stale};
+use crate::self_test::SelfTest;
 use crate::status::{State, Status};
 
 /// The simulated kernel, which here can also refuse to show itself.
@@ -163,7 +165,11 @@ fn core(paths: &Paths, state: Observed) -> Core<SimPort> {
         fd: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
     };
     let me = "node-1".parse().unwrap();
-    Core::new(port, me, Config::default(), paths, "boot".into(), Arc::new(Metrics::default()))
+    let metrics = Arc::new(Metrics::default());
+    let mut core = Core::new(port, me, Config::default(), paths, "boot".into(), metrics);
+    // There is no node whose pods could be reached.
+    core.self_test = SelfTest::passed();
+    core
 }
 
 /// Nodes by number; 3 and above are behind a router.
@@ -173,7 +179,7 @@ fn view(nodes: &[u8]) -> ClusterView {
         let info = NodeInfo {
             addresses: vec![format!("192.168.{subnet}.1{n}").parse().unwrap()],
             pod_cidrs: vec![format!("10.244.{n}.0/24").parse().unwrap()],
-            problems: Vec::new(),
+            ..NodeInfo::default()
         };
         (format!("node-{n}").parse().unwrap(), info)
     };
@@ -225,6 +231,39 @@ fn a_fault_at_any_operation_is_shown_and_made_good() {
         }
         t.assert_whole();
     }
+}
+
+/// Its pod starts while the loop looks at the node.
+#[test]
+fn a_plugin_is_answered_before_a_round() {
+    let mut t = Test::new();
+    let name = "c1-eth0.json";
+    let record = serde_json::json!({
+        "containerId": "c1", "ifname": "eth0", "netns": "/run/netns/x", "network": "pod-network",
+        "attach": "routed", "pending": false, "mtu": 1400, "bootId": "boot",
+        "hostIfname": causeway_types::names::host_veth("c1", "eth0"),
+        "mac": "02:00:00:00:00:01", "hostMac": "02:00:00:00:00:02",
+        "addresses": ["10.244.1.5/32"], "gateways": ["169.254.1.1"],
+    });
+    std::fs::create_dir_all(&t.paths.attachments).unwrap();
+    let file = t.paths.attachments.join(name);
+    std::fs::write(&file, record.to_string()).unwrap();
+    assert!(!t.core.knows_at_once(name), "the cluster is not known");
+    t.view(&[1, 2]);
+    assert!(!t.core.knows_at_once(name), "the node is not ready");
+    std::fs::remove_file(&file).unwrap();
+    t.round();
+    t.assert_whole();
+    assert!(!t.core.knows_at_once(name), "there is no record");
+    std::fs::write(&file, record.to_string()).unwrap();
+    assert!(t.core.knows_at_once(name));
+    assert_eq!(t.core.attachment_answer(name), super::Answer::Done);
+    for elsewhere in ["../attachments/c1-eth0.json", ".c1-eth0.json", "c2-eth0.json"] {
+        assert!(!t.core.knows_at_once(elsewhere), "{elsewhere}");
+    }
+    // The next round knows it, too.
+    t.round();
+    assert_eq!(t.core.report().attachments, 1);
 }
 
 #[test]

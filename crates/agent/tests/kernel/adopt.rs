@@ -43,12 +43,12 @@ fn a_restart_changes_nothing() {
 }
 
 /// `ip monitor`, whose output shows every change of links, addresses and routes.
-struct Monitor {
+pub(crate) struct Monitor {
     child: std::process::Child,
 }
 
 impl Monitor {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let child = std::process::Command::new("ip")
             .args(["monitor", "link", "address", "route"])
             .stdout(std::process::Stdio::piped())
@@ -58,7 +58,7 @@ impl Monitor {
         Self { child }
     }
 
-    fn stop(mut self) -> String {
+    pub(crate) fn stop(mut self) -> String {
         std::thread::sleep(std::time::Duration::from_millis(50));
         self.child.kill().expect("ours");
         let out = self.child.wait_with_output().expect("ends");

@@ -196,7 +196,10 @@ fn failure_19_a_network_manager_tidies_up() {
                     format!("ip {v} neigh show dev cw-vxlan nud permanent"),
                 ]
             })
-            .chain(["bridge fdb show dev cw-vxlan", "nft -s list ruleset"].map(str::to_owned))
+            .chain(
+                ["bridge fdb show dev cw-vxlan", "nft -s list table inet causeway"]
+                    .map(str::to_owned),
+            )
             .collect();
         let before: Vec<String> = shows.iter().map(|s| run(s)).collect();
         for f in families(node.stack) {
@@ -276,7 +279,8 @@ fn failure_26_the_node_gets_another_address() {
 fn failure_26_the_node_registers_anew() {
     each_stack(|node| {
         node.start_with(node.three());
-        let all = || (run("ip -4 route"), run("ip -6 route"), run("nft -s list ruleset"));
+        let table = "nft -s list table inet causeway";
+        let all = || (run("ip -4 route"), run("ip -6 route"), run(table));
         let before = all();
         let mut view = node.three();
         view.nodes.retain(|name, _| name.as_str() != "node-1");
@@ -290,7 +294,7 @@ fn failure_26_the_node_registers_anew() {
         assert_eq!(all(), before);
         // Repairs go on meanwhile.
         run("nft delete table inet causeway");
-        comes_back("table", "nft -s list ruleset", &before.2);
+        comes_back("table", table, &before.2);
         node.sender.send_replace(Snapshot::synced_with(node.three()));
         node.until_ready();
         assert_eq!(all(), before);

@@ -8,13 +8,16 @@ use causeway_agent::status::{State, Status};
 use causeway_agent::{Engine, Paths};
 use causeway_cluster::{Health, Snapshot};
 use causeway_desired::input::{ClusterView, Config, NodeInfo};
-use causeway_types::NodeName;
+use causeway_types::{NodeName, names};
 use tokio::sync::watch;
 
 /// What is waited for at most.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(3);
 /// The promise: what others break is whole again within this time.
 pub(crate) const REPAIR: Duration = Duration::from_secs(1);
+
+/// The container of the node's test of itself.
+pub(crate) const SELF_TEST: &str = "causeway-self-test";
 
 /// Which families the cluster uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,8 @@ impl Node {
     fn new(stack: Stack, config: Config) -> Self {
         // Either end of a veth pair is an interface like any other to the agent.
         run("ip link add eth0 type veth peer name under0");
+        // Its own address of the link is there at once, and no news later.
+        std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0").expect("a parameter");
         run("ip link set under0 up");
         run("ip link set eth0 up");
         if stack.v4() {
@@ -128,10 +133,27 @@ impl Node {
         self.until_ready();
     }
 
+    /// Waits until the node is ready and nothing of its test of itself is left.
     pub(crate) fn until_ready(&self) {
         eventually("ready", DEADLINE, || {
             self.status().ready.then_some(()).ok_or_else(|| self.wrong())
         });
+        eventually("the self-test is over", DEADLINE, || {
+            let candidate = self.paths.node_file.with_file_name("self-test.json");
+            let pod = self.status().objects.iter().any(|o| o.owner.contains(SELF_TEST));
+            let guard = names::host_veth(SELF_TEST, "eth0");
+            let guarded = run("nft list chains netdev").contains(guard.as_str());
+            let recorded = !self.records_of(SELF_TEST).is_empty();
+            let over = !candidate.exists() && !pod && !guarded && !recorded;
+            over.then_some(()).ok_or_else(|| self.wrong())
+        });
+    }
+
+    /// Files beside the leases and the attachments that have a container's ID in their name.
+    pub(crate) fn records_of(&self, container: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(&self.paths.attachments) else { return Vec::new() };
+        let names = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.contains(container)).collect()
     }
 
     pub(crate) fn engine(&self) -> &Engine {

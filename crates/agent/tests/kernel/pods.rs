@@ -5,7 +5,7 @@ use causeway_desired::input::Config;
 use causeway_types::state::{Attach, AttachmentRecord};
 use causeway_types::{Mac, Mtu, names};
 
-use crate::node::{DEADLINE, Node, Stack, comes_back, eventually, run, with};
+use crate::node::{DEADLINE, Node, Stack, comes_back, each_stack, eventually, run, try_run, with};
 
 /// A routed pod: the record as a plugin leaves it.
 pub(crate) fn record(node: &Node, container: &str) -> AttachmentRecord {
@@ -93,6 +93,35 @@ fn a_pod_that_lost_its_route_gets_it_back() {
     });
 }
 
+/// The agent puts a guard back while DEL removes the pod: since Linux 6.16 the chain stays without its
+/// interface.
+#[test]
+fn a_guard_whose_interface_is_gone_goes() {
+    each_stack(|node| {
+        node.start_with(node.three());
+        let guard = |dev: &str| {
+            run(&format!(
+                "nft add chain netdev causeway_cni {dev} {{ type filter hook ingress device {dev} priority -150; }}"
+            ));
+        };
+        run("ip link add cwalive type veth peer name cwpeer");
+        run("ip link add cwgone type veth peer name cwgone2");
+        guard("cwalive");
+        guard("cwgone");
+        run("ip link del cwgone");
+        let late = try_run(
+            "nft add chain netdev causeway_cni cwgone3 { type filter hook ingress device cwgone3 priority -150; }",
+        );
+        println!("a chain without its interface: {late:?}");
+        eventually("gone", DEADLINE, || {
+            let all = run("nft list chains netdev");
+            if all.contains("cwgone") { Err(all) } else { Ok(()) }
+        });
+        assert!(run("nft list chains netdev").contains("cwalive"));
+        node.assert_whole();
+    });
+}
+
 #[test]
 fn records_of_former_boots_and_torn_ones() {
     with(Stack::V4, Config::default(), |node| {
@@ -146,15 +175,26 @@ fn a_port_of_the_bridge_that_somebody_opened_is_closed_again() {
         let before = run(&fdb);
         run(&format!("bridge fdb del {} dev {veth} master", pod.mac));
         comes_back("fdb entry of the port", &fdb, &before);
-        let neigh = "ip neigh show 10.244.1.5 dev cni0";
+        let neigh = &format!("ip neigh show 10.244.1.5 dev {veth}");
+        let routes = ["ip route show 10.244.1.5", "ip -6 route show fd00:10:244:1::5"];
         let proxies = "ip -6 neigh show proxy dev cni0";
         let (before, proxies_before) = (run(neigh), run(proxies));
         assert!(!before.is_empty() && !proxies_before.is_empty());
         // The kernel tells nobody that a proxy entry went (`ip monitor` is silent, too): it is
         // missed at the next look at neighbours, here because another one went.
         run("ip -6 neigh del proxy fd00:10:244:1::5 dev cni0");
-        run("ip neigh del 10.244.1.5 dev cni0");
+        run(&format!("ip neigh del 10.244.1.5 dev {veth}"));
         comes_back(neigh, neigh, &before);
+        // Past the bridge, and as seen before.
+        for (show, way, own) in [
+            (routes[0], format!("10.244.1.5 dev {veth} proto 203"), "src 10.244.1.1"),
+            (routes[1], format!("fd00:10:244:1::5 dev {veth} proto 203"), "src fd00:10:244:1::1"),
+        ] {
+            let before = run(show);
+            assert!(before.contains(&way) && before.contains(own), "{before}");
+            run(&show.replace("show", "del"));
+            comes_back("the way past the bridge", show, &before);
+        }
         comes_back(proxies, proxies, &proxies_before);
         // All of them go with a bridge that is set down.
         run("ip link set cni0 down");
@@ -170,6 +210,8 @@ fn a_port_of_the_bridge_that_somebody_opened_is_closed_again() {
             port.clone(),
             fdb.clone(),
             neigh.to_owned(),
+            routes[0].to_owned(),
+            routes[1].to_owned(),
             proxies.to_owned(),
             "ip -4 -o addr show dev cni0 scope global".to_owned(),
             "ip -6 -o addr show dev cni0 scope global".to_owned(),

@@ -17,6 +17,7 @@ use causeway_plugins::record::{self, Attachments};
 use causeway_types::names;
 use causeway_types::state::AttachmentRecord;
 
+use super::cluster::kept;
 use super::gather::known;
 
 /// What looks left behind may be a pod on its way: it is looked at again after this time.
@@ -30,7 +31,7 @@ const OURS: &[u8] = names::NFT_PLUGINS.as_bytes();
 pub(super) fn look(facts: &mut Facts, cni_path: &[PathBuf]) {
     let paths = Paths::default();
     node_file(facts, &paths);
-    facts.node.peers = peers();
+    facts.node.peers = kept().len().saturating_sub(1);
     lists(facts);
     plugins(facts, cni_path);
     let files = Attachments::at(&paths);
@@ -60,13 +61,6 @@ fn started() -> Option<SystemTime> {
     let text = fs::read_to_string("/proc/stat").ok()?;
     let seconds = text.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
-}
-
-/// Other nodes in the last good view.
-fn peers() -> usize {
-    let text = fs::read(names::LAST_VIEW).unwrap_or_default();
-    let view: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    view.get("nodes").and_then(|n| n.as_object()).map_or(0, |nodes| nodes.len().saturating_sub(1))
 }
 
 /// The configuration as a container runtime sees it.

@@ -11,7 +11,7 @@ use causeway_doctor::Facts;
 use causeway_doctor::facts::{Agent, Clock, Unread};
 use causeway_types::names;
 
-use super::{cni, managers, network};
+use super::{cluster, cni, managers, network};
 
 /// Takes what is there, or notes why it is not known.
 pub(super) fn known<T: Default>(
@@ -25,24 +25,41 @@ pub(super) fn known<T: Default>(
     })
 }
 
+/// Who is asked beside this node.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// Nobody.
+    Nobody,
+    /// The API and other nodes, as the agent would.
+    AsAgent,
+    /// The same, by another kubeconfig.
+    By(PathBuf),
+}
+
 /// Everything that is known of this node.
-pub(super) fn facts(cni_path: &[PathBuf]) -> Facts {
+pub(super) fn facts(cni_path: &[PathBuf], ask: &Ask) -> Facts {
     let mut facts = Facts::default();
     cni::look(&mut facts, cni_path);
     network::look(&mut facts);
     facts.node.served |= is_served();
-    if facts.node.served {
-        facts.agent = agent();
-    }
+    let status = facts.node.served.then(|| client::status(Path::new(names::AGENT_SOCKET)));
+    facts.agent = status.as_ref().map(agent).unwrap_or_default();
+    // A configuration that cannot be read keeps the agent from starting, which is told.
+    let settings = Settings::load(Path::new(names::CONFIG_FILE)).unwrap_or_default();
     facts.node.attach = match &facts.node.file {
         Some(file) => file.attach,
-        // A configuration that cannot be read keeps the agent from starting, which is told.
-        None => Settings::load(Path::new(names::CONFIG_FILE))
-            .map(|s| s.config.attach)
-            .unwrap_or_default(),
+        None => settings.config.attach,
     };
     facts.managers = managers::look();
     facts.clock = clock();
+    let kubeconfig = match ask {
+        Ask::By(file) => Some(file.as_path()),
+        Ask::AsAgent | Ask::Nobody => None,
+    };
+    if facts.node.served && !matches!(ask, Ask::Nobody) {
+        let status = status.and_then(Result::ok);
+        cluster::look(&mut facts, &settings, kubeconfig, status.as_ref());
+    }
     facts
 }
 
@@ -53,9 +70,9 @@ fn is_served() -> bool {
         .any(|path| Path::new(path).exists())
 }
 
-fn agent() -> Agent {
-    match client::status(Path::new(names::AGENT_SOCKET)) {
-        Ok(status) => Agent { silent: None, reports: reports(&status) },
+fn agent(status: &anyhow::Result<Status>) -> Agent {
+    match status {
+        Ok(status) => Agent { silent: None, reports: reports(status) },
         Err(error) => Agent { silent: Some(format!("{error:#}")), reports: Vec::new() },
     }
 }

@@ -1,6 +1,5 @@
 //! `causeway doctor --firewall`: what a firewall of this node has to let in.
 
-use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::Result;
@@ -9,6 +8,7 @@ use causeway_doctor::openings::{self, Role, Site};
 use causeway_plugins::{Paths, record};
 use causeway_types::names;
 
+use super::cluster::kept;
 use crate::words::{columns, say};
 
 /// In which words.
@@ -65,18 +65,10 @@ fn site() -> Result<Site> {
     let others = settings.metrics_address.filter(|address| !address.ip().is_loopback());
     let road = serde_json::to_value(settings.config.road)?;
     Ok(Site {
-        nodes: nodes(),
-        pods: file.iter().flat_map(|f| &f.pod_cidrs).map(|cidr| cidr.net()).collect(),
+        // By the last good view.
+        nodes: kept().into_iter().flat_map(|node| node.addresses).collect(),
+        pods: file.iter().flat_map(|f| f.ranges()).map(|cidr| cidr.net()).collect(),
         vxlan_port: (road != "direct").then_some(settings.config.vxlan_port),
         metrics_port: others.map(|address| address.port()),
     })
-}
-
-/// Addresses of all nodes in the last good view.
-fn nodes() -> Vec<IpAddr> {
-    let text = std::fs::read(names::LAST_VIEW).unwrap_or_default();
-    let view: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-    let nodes = view.get("nodes").and_then(|n| n.as_object()).into_iter().flatten();
-    let addresses = nodes.filter_map(|(_, node)| node.get("addresses")?.as_array()).flatten();
-    addresses.filter_map(|address| address.as_str()?.parse().ok()).collect()
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use causeway_lab::{Binaries, Families, Plugin, Road, Spec, Topology};
+use causeway_lab::{Binaries, Families, KubernetesVersion, Plugin, Road, Spec, Topology};
 use causeway_types::Mtu;
 use causeway_types::state::Attach;
 use clap::ValueEnum;
@@ -83,6 +83,9 @@ pub(crate) struct Args {
     /// Milliseconds between a pod's start and its status in the API.
     #[arg(long, default_value_t = 0)]
     status_delay: u64,
+    /// The Kubernetes version that the API plays, 1.28 to 1.37.
+    #[arg(long, default_value_t = KubernetesVersion::NEWEST)]
+    kubernetes: KubernetesVersion,
 }
 
 impl Args {
@@ -115,6 +118,8 @@ impl Args {
             },
             mtu: Mtu::new(self.mtu)?,
             status_delay_ms: self.status_delay,
+            kubernetes: self.kubernetes,
+            bare: false,
         })
     }
 }

@@ -154,3 +154,85 @@ fn a_node_without_network_says_so_after_a_while() {
         up(world);
     });
 }
+
+/// The Events of a node whose text has these words: how often each came.
+fn counts(world: &World, node: &str, words: &str) -> Vec<u64> {
+    let field = format!("fieldSelector=involvedObject.name%3D{node}");
+    let list = world.client.get(&format!("/api/v1/namespaces/default/events?{field}")).unwrap();
+    let all = list["items"].as_array().cloned().unwrap_or_default();
+    let about = |e: &&Value| e["message"].as_str().is_some_and(|m| m.contains(words));
+    all.iter().filter(about).map(|e| e["count"].as_u64().unwrap_or_default()).collect()
+}
+
+/// What an operator must know, where it is told, and a word of it. That all addresses are given out is told
+/// in test `ranges`.
+const TOLD_OF: [(&str, &str); 5] = [
+    ("node-2", "Node node-2 has no spec.podCIDRs"),
+    ("node-1", "the configured pod MTU of 9000 is more than the 1450 bytes"),
+    ("node-1", "pods of this node have an MTU of 9000, those of most others 1450"),
+    ("node-1", "packets of pods do not pass this node: chain fw of table inet other"),
+    ("node-1", "pod CIDR 10.244.0.0/16 of node hog overlaps"),
+];
+
+fn break_all(world: &World) {
+    let address = |ip: &str| json!([{"type": "InternalIP", "address": ip}]);
+    // It has all subnets: no other node gets one.
+    let all = json!(["10.244.0.0/16", "fd00:10:244::/48"]);
+    let hog = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "hog"},
+        "spec": {"podCIDR": all[0], "podCIDRs": all}, "status": {"addresses": address("192.168.1.77")}});
+    world.client.post("/api/v1/nodes", &hog).unwrap();
+    let addresses =
+        world.client.get("/api/v1/nodes/node-2").unwrap()["status"]["addresses"].clone();
+    world.client.delete("/api/v1/nodes/node-2").unwrap();
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-2"},
+        "status": {"addresses": addresses}});
+    world.client.post("/api/v1/nodes", &node).unwrap();
+    configure(world, Some("mtu: 9000"));
+    world.on("node-1", "nft add table inet other");
+    world.on(
+        "node-1",
+        "nft add chain inet other fw '{ type filter hook forward priority 0; policy drop; }'",
+    );
+}
+
+fn mend_all(world: &World) {
+    world.client.delete("/api/v1/nodes/hog").unwrap();
+    configure(world, None);
+    world.on("node-1", "nft delete table inet other");
+    eventually("nothing is wrong", PATIENCE, || {
+        let problems = |node| world.status(node).map(|s| s.problems).map_err(|e| format!("{e:#}"));
+        let all = [problems("node-1")?, problems("node-2")?].concat();
+        if all.is_empty() { Ok(()) } else { Err(format!("{all:?}")) }
+    });
+}
+
+fn configure(world: &World, line: Option<&str>) {
+    let path = world.spec.dirs().node("node-1").join("etc-causeway/config.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let kept = text.lines().filter(|l| !l.starts_with("mtu:")).chain(line);
+    let text = kept.collect::<Vec<_>>().join("\n") + "\n";
+    std::fs::write(&path, text).unwrap();
+}
+
+/// Each problem is one Event, counted up when it comes again, and silent while it is solved.
+#[test]
+fn what_an_operator_must_know_is_told() {
+    with(dual(2, Attach::Routed, Road::Vxlan), |world| {
+        world.whole();
+        for times in [1, 2] {
+            break_all(world);
+            for (node, words) in TOLD_OF {
+                eventually(&format!("{node} tells {words:?}, {times}"), 2 * TOLD, || {
+                    let found = counts(world, node, words);
+                    if found == [times] { Ok(()) } else { Err(format!("{found:?}")) }
+                });
+            }
+            // What lasts is not told again and again.
+            std::thread::sleep(Duration::from_secs(5));
+            mend_all(world);
+            for (node, words) in TOLD_OF {
+                assert_eq!(counts(world, node, words), [times], "{words}");
+            }
+        }
+    });
+}

@@ -13,17 +13,17 @@ use serde_json::Value;
 use crate::world::{PATIENCE, World, binaries, dual, eventually, with};
 
 /// What doctor said: its exit code, and its findings.
-struct Said {
-    code: i32,
-    findings: Vec<Value>,
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) findings: Vec<Value>,
 }
 
 impl Said {
-    fn ids(&self) -> BTreeSet<&str> {
+    pub(crate) fn ids(&self) -> BTreeSet<&str> {
         self.findings.iter().map(|f| f["id"].as_str().unwrap()).collect()
     }
 
-    fn one(&self, id: &str) -> &Value {
+    pub(crate) fn one(&self, id: &str) -> &Value {
         let found = self.findings.iter().find(|f| f["id"] == id);
         found.unwrap_or_else(|| panic!("no {id}: {:?}", self.findings))
     }
@@ -37,7 +37,7 @@ impl Said {
 }
 
 /// A shell line on a node, in which `$DOCTOR` stands for the command; what it printed.
-fn shell(world: &World, node: &str, line: &str) -> (i32, String) {
+pub(crate) fn shell(world: &World, node: &str, line: &str) -> (i32, String) {
     let causeway = binaries().causeway;
     let output = Command::new(&causeway)
         .args(["lab", "shell", "--name", &world.spec.name, node, "--", "sh", "-ec", line])
@@ -49,14 +49,14 @@ fn shell(world: &World, node: &str, line: &str) -> (i32, String) {
 }
 
 /// What doctor says on node-1 behind a shell line.
-fn behind(world: &World, fault: &str, options: &str) -> Said {
+pub(crate) fn behind(world: &World, fault: &str, options: &str) -> Said {
     let line = format!("{fault}\nexec $DOCTOR --json {options}");
     let (code, text) = shell(world, "node-1", &line);
     let findings = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{fault}: {e}: {text}"));
     Said { code, findings }
 }
 
-fn doctor(world: &World) -> Said {
+pub(crate) fn doctor(world: &World) -> Said {
     behind(world, "", "")
 }
 
@@ -64,7 +64,7 @@ fn doctor(world: &World) -> Said {
 const NOT_STRICT: &str = "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 > $f; done";
 
 #[track_caller]
-fn silent(world: &World) {
+pub(crate) fn silent(world: &World) {
     world.on("node-1", NOT_STRICT);
     eventually("nothing is wrong", PATIENCE, || {
         let said = doctor(world);
@@ -214,9 +214,9 @@ const FAULTS: &[(&[&str], &str, &str, &str)] = &[
     ),
     (
         &["address-twice"],
-        "10.244.1.2 of network pod-network",
+        "10.244.1.3 of network pod-network",
         "copy /var/lib/causeway
-         sed -i 's|10.244.1.3/|10.244.1.2/|' /var/lib/causeway/attachments/*.json",
+         sed -i 's|10.244.1.4/|10.244.1.3/|' /var/lib/causeway/attachments/*.json",
         "",
     ),
     (

@@ -54,10 +54,17 @@ fn doctor_opens_closed_nodes() {
             let (ok, text) = world.causeway("node-2", &["doctor"]);
             if ok { Ok(()) } else { Err(text) }
         });
+        // Nor has it on the other nodes: whatever they try there is open.
+        for node in ["node-1", "cp"] {
+            let (ok, text) = world.causeway(node, &["doctor"]);
+            assert!(ok && text == "nothing wrong\n", "{node}: {text}");
+        }
         // The control plane: agents reach the API again.
         world.on("cp", CLOSED);
         world.on("cp", &commands(world, "cp", "control-plane"));
         world.agent("node-1", "restart");
         world.whole();
+        let (ok, text) = world.causeway("node-1", &["doctor"]);
+        assert!(ok && text == "nothing wrong\n", "{text}");
     });
 }

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use causeway_lab::{Families, Road, delete_pod};
+use causeway_lab::{Families, KubernetesVersion, Road, Spec, delete_pod};
 use causeway_types::state::Attach;
 use serde_json::json;
 
@@ -21,7 +21,7 @@ fn outage() -> Duration {
 
 /// Asks the plugins of a node every 100 ms whether they could attach a pod. Answers how often they
 /// said yes, and every no.
-fn ask_status(world: &World, on: &str, go_on: &AtomicBool) -> (u32, Vec<String>) {
+pub(crate) fn ask_status(world: &World, on: &str, go_on: &AtomicBool) -> (u32, Vec<String>) {
     let (mut yes, mut no) = (0, Vec::new());
     let mut next = Instant::now();
     while go_on.load(Ordering::Relaxed) {
@@ -92,8 +92,10 @@ fn pods_come_and_go(world: &World, round: u32) {
 }
 
 /// Field failure 5, too: no plugin needs the API.
-fn api_away(attach: Attach, road: Road) {
-    with(dual(2, attach, road), |world| {
+fn api_away(attach: Attach, road: Road, kubernetes: KubernetesVersion) {
+    with(Spec { kubernetes, ..dual(2, attach, road) }, |world| {
+        let said = world.client.get("/version").unwrap()["gitVersion"].to_string();
+        assert!(said.contains(&world.spec.kubernetes.release()), "{said}");
         let (a, b) = (world.pod("a", "node-1"), world.pod("b", "node-2"));
         for i in 0..20 {
             create(world, &node(&format!("n{i}"), 100 + i, 100 + i));
@@ -179,10 +181,10 @@ fn api_away(attach: Attach, road: Road) {
 
 #[test]
 fn failure_5_the_api_is_away_from_a_tunnel() {
-    api_away(Attach::Routed, Road::Vxlan);
+    api_away(Attach::Routed, Road::Vxlan, KubernetesVersion::OLDEST);
 }
 
 #[test]
 fn failure_5_the_api_is_away_from_bridges() {
-    api_away(Attach::Bridge, Road::Direct);
+    api_away(Attach::Bridge, Road::Direct, KubernetesVersion::NEWEST);
 }

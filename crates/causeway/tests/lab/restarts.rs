@@ -15,7 +15,7 @@ use crate::world::{World, binaries, dual, with};
 const TIMES: usize = 20;
 
 /// Another program file with the same meaning, as the next version of it is.
-fn next_version(world: &World, number: usize) -> PathBuf {
+pub(crate) fn next_version(world: &World, number: usize) -> PathBuf {
     let path = world.spec.dirs().root().join(format!("causeway-{number}"));
     let mut bytes = std::fs::read(binaries().causeway).unwrap();
     // What comes after the program's own parts is not loaded.
@@ -55,7 +55,14 @@ fn restarts(attach: Attach, road: Road) {
             for (i, (order, pause)) in orders(&versions).into_iter().enumerate() {
                 std::thread::sleep(Duration::from_millis(pause));
                 let path = format!("/agents/node-{}/{order}", i % 2 + 1);
-                world.client.control(Method::POST, &path).unwrap_or_else(|e| panic!("{e:#}"));
+                let began = std::time::Instant::now();
+                let done = world.client.control(Method::POST, &path);
+                let took = began.elapsed();
+                if took > Duration::from_secs(2) {
+                    let log = std::fs::read_to_string(world.spec.dirs().root().join("lab.log"));
+                    println!("{path} took {took:?}: {}", log.unwrap_or_default());
+                }
+                done.unwrap_or_else(|e| panic!("{path}: {e:#}"));
             }
             for node in ["node-1", "node-2"] {
                 world.agent(node, "start");

@@ -11,6 +11,9 @@ use causeway_lab::{Loss, Pod, inside, watch_loss_while};
 
 use crate::world::World;
 
+/// How often a stream sends.
+const PACE: Duration = Duration::from_millis(1);
+
 /// What a TCP stream to a pod's echo server carried there and back.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stream {
@@ -75,7 +78,7 @@ pub(crate) fn under_traffic(world: &World, a: &Pod, b: &Pod, what: impl FnOnce()
             .flat_map(|(from, to)| to.ips.iter().map(move |ip| (from, *ip)))
             .map(|(from, ip)| {
                 let ns = world.netns(from);
-                (format!("{} to {ip}", from.name), scope.spawn(move || stream(&ns, ip, on)))
+                (format!("{} to {ip}", from.name), scope.spawn(move || stream(&ns, ip, on, PACE)))
             })
             .collect();
         std::thread::sleep(Duration::from_millis(300));
@@ -112,8 +115,8 @@ fn pattern(offset: u64, chunk: &mut [u8]) {
     }
 }
 
-/// Sends a little each millisecond, and checks that the same comes back.
-fn stream(ns: &Path, to: IpAddr, on: &AtomicBool) -> Stream {
+/// Sends a little at each pace, and checks that the same comes back.
+pub(crate) fn stream(ns: &Path, to: IpAddr, on: &AtomicBool, pace: Duration) -> Stream {
     inside(ns, || {
         let to = SocketAddr::new(to, 8080);
         let mut reader = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
@@ -129,7 +132,7 @@ fn stream(ns: &Path, to: IpAddr, on: &AtomicBool) -> Stream {
                     pattern(at, &mut chunk);
                     writer.write_all(&chunk)?;
                     at += chunk.len() as u64;
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::sleep(pace);
                 }
                 writer.shutdown(std::net::Shutdown::Write)?;
                 Ok(at)

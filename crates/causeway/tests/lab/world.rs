@@ -74,7 +74,11 @@ pub(crate) fn with_programs(spec: Spec, programs: &Binaries, test: impl FnOnce(&
 }
 
 impl World {
-    pub(crate) fn up(spec: Spec, programs: &Binaries) -> Self {
+    /// `CAUSEWAY_KUBERNETES` has the API of every lab play that version.
+    pub(crate) fn up(mut spec: Spec, programs: &Binaries) -> Self {
+        if let Some(version) = std::env::var_os("CAUSEWAY_KUBERNETES") {
+            spec.kubernetes = version.to_string_lossy().parse().unwrap();
+        }
         causeway_lab::up(&spec, programs, &mut |_| {})
             .unwrap_or_else(|e| panic!("{spec:?}: {e:#}"));
         let client = Client::open(&spec.name).unwrap();
@@ -151,9 +155,18 @@ impl World {
         to: IpAddr,
         bytes: usize,
     ) -> anyhow::Result<usize> {
+        self.echoes_at(ns, std::net::SocketAddr::new(to, 8080), bytes)
+    }
+
+    /// As [`World::echoes`], at any port.
+    pub(crate) fn echoes_at(
+        &self,
+        ns: &std::path::Path,
+        to: std::net::SocketAddr,
+        bytes: usize,
+    ) -> anyhow::Result<usize> {
         use std::io::{Read, Write};
         inside(ns, || {
-            let to = std::net::SocketAddr::new(to, 8080);
             let mut stream = std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
             let mut writer = stream.try_clone()?;
@@ -177,6 +190,17 @@ impl World {
             .arg(&causeway)
             .args(words)
             .env("CNI_PATH", self.spec.dirs().bin())
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// A shell line on a node as its agent sees it, with the node's own files: whether it succeeded,
+    /// and what it said.
+    pub(crate) fn causeway_shell(&self, node: &str, line: &str) -> (bool, String) {
+        let output = Command::new(binaries().causeway)
+            .args(["lab", "shell", "--name", &self.spec.name, node, "--", "sh", "-c", line])
             .output()
             .unwrap();
         let text = [output.stdout, output.stderr].concat();

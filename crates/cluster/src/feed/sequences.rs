@@ -252,6 +252,7 @@ fn desired(view: &ClusterView, attach: Attach) -> Outcome {
         },
         config: Config { attach, ..Config::default() },
         attachments: Vec::new(),
+        ..Inputs::default()
     })
 }
 

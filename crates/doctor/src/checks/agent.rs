@@ -1,5 +1,7 @@
 //! The agent, the CNI configuration, the plugins and what they keep on disk.
 
+use causeway_model::nft::foreign::STOPPED;
+
 use crate::facts::{Facts, PluginFile};
 use crate::finding::{Finding, Severity};
 
@@ -57,7 +59,9 @@ pub(super) fn reports(facts: &Facts) -> Vec<Finding> {
             .says(what.clone(), "the agent tries again until it is right")
             .fix(["causeway node status".to_owned()])
     };
-    facts.agent.reports.iter().map(finding).collect()
+    // Chains of others are looked for by doctor itself, at this moment.
+    let others = facts.agent.reports.iter().filter(|(_, what)| !what.starts_with(STOPPED));
+    others.map(finding).collect()
 }
 
 /// The configuration list that the container runtime takes.
@@ -227,6 +231,8 @@ mod tests {
         let mut facts = served();
         facts.agent.reports = vec![("node".into(), "no podCIDR".into())];
         assert_eq!(ids(&facts), ["agent-reports"]);
+        facts.agent.reports = vec![("node".into(), format!("{STOPPED}: chain x"))];
+        assert_eq!(ids(&facts), Vec::<&str>::new(), "it is looked for here, too");
     }
 
     #[test]

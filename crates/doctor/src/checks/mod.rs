@@ -4,11 +4,14 @@ use crate::facts::Facts;
 use crate::finding::{Finding, Severity};
 
 mod agent;
+mod api;
 mod clock;
 mod firewall;
+mod identity;
 mod kernel;
 mod leftovers;
 mod managers;
+pub mod reach;
 mod sysctls;
 
 /// One check.
@@ -39,6 +42,18 @@ pub const ALL: &[Check] = &[
     managers::network_manager,
     managers::networkd,
     clock::behind,
+    api::reached,
+    api::skew,
+    identity::own_address,
+    identity::addresses,
+    identity::subnets,
+    identity::pods,
+    identity::machines,
+    identity::host_names,
+    identity::macs,
+    reach::nodes,
+    reach::ports,
+    reach::tunnels,
 ];
 
 /// What could not be looked at may be the cause.

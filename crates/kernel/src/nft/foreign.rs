@@ -58,6 +58,13 @@ pub enum Change {
         /// Chain.
         place: Place,
     },
+    /// Deletes a table with all that is in it.
+    DeleteTable {
+        /// Family of the table.
+        layer: Layer,
+        /// Table.
+        table: String,
+    },
 }
 
 fn accept(place: &Place, ip: IpAddr, source: bool) -> Vec<Expr> {
@@ -94,6 +101,11 @@ fn messages(change: &Change) -> Vec<Request> {
             Request::new(msg::DELRULE, 0, body_of(place, 2).done()),
             Request::new(msg::DELCHAIN, 0, body_of(place, 3).done()),
         ],
+        Change::DeleteTable { layer, table } => {
+            let mut body = Body::new(layer.number());
+            body.text(1, table);
+            vec![Request::new(msg::DELTABLE, 0, body.done())]
+        }
     }
 }
 

@@ -47,11 +47,20 @@ impl Nft {
         Ok(Self { sock: Socket::open_in(Bus::Netfilter, ns)? })
     }
 
-    /// Does all steps on one table, or none of them.
+    /// Does all steps on one table, or none of them. A new table whose rules ask sets of prefixes gets its
+    /// rules by a second transaction: the kernel fills such sets a moment after rules of the same
+    /// transaction count (`nft_set_commit_update`), and meanwhile nothing would be in them.
     ///
     /// # Errors
-    /// Which step the kernel refused, and its words. Nothing has changed then.
+    /// Which step the kernel refused, and its words. Nothing has changed then, but that a new table may be
+    /// there without rules.
     pub fn apply(&mut self, table: &TableId, ops: &[NftOp]) -> Result<(), OpError> {
+        let (first, rules) = ops.split_at(before_rules(ops));
+        self.apply_at_once(table, first)?;
+        self.apply_at_once(table, rules)
+    }
+
+    fn apply_at_once(&mut self, table: &TableId, ops: &[NftOp]) -> Result<(), OpError> {
         let key = || Key::Table { family: table.family, name: table.name.clone() };
         if ops.is_empty() {
             return Ok(());
@@ -185,6 +194,14 @@ impl Nft {
 enum Failure {
     Socket(Error),
     Refused { step: Option<usize>, refusal: Refusal },
+}
+
+/// How many steps come before the rules of a new table with sets of prefixes; of any other, all.
+fn before_rules(ops: &[NftOp]) -> usize {
+    let new = matches!(ops.first(), Some(NftOp::AddTable));
+    let prefixes = |op: &NftOp| matches!(op, NftOp::AddElements { of, .. } if of.interval);
+    let rules = ops.iter().position(|op| matches!(op, NftOp::AddRule { .. }));
+    rules.filter(|_| new && ops.iter().any(prefixes)).unwrap_or(ops.len())
 }
 
 /// A failure of a transaction in words.

@@ -265,6 +265,9 @@ fn peer(link: &Link, netns: Option<RawFd>) -> LinkMessage {
     message
 }
 
+/// `IF_OPER_UNKNOWN` (`linux/if.h`): the kernel has not looked at the carrier yet.
+const OPER_UNKNOWN: u8 = 0;
+
 /// A link as the kernel tells it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
@@ -272,7 +275,9 @@ pub(crate) struct Seen {
     pub(crate) master: Option<u32>,
     /// The index of what it sits on, or of a veth's other end, in whatever namespace (`IFLA_LINK`).
     pub(crate) lower: Option<u32>,
-    /// Packets pass (`IFF_RUNNING`): it is up, and so is what is at its other end.
+    /// Packets pass: it is up, and so is what is at its other end. Of a veth pair the kernel has found
+    /// that out (`IF_OPER_UP`), a bridge has at least its carrier (`IFF_LOWER_UP`); others may never
+    /// say more than `IFF_RUNNING`.
     pub(crate) running: bool,
     /// Its `master` is filled in by [`Seen::named`].
     pub(crate) link: Link,
@@ -306,7 +311,7 @@ pub(crate) fn decode(reply: Reply<'_>) -> Option<Seen> {
         master: None,
         port: None,
     };
-    let (mut master, mut lower) = (None, None);
+    let (mut master, mut lower, mut state) = (None, None, OPER_UNKNOWN);
     let mut named = false;
     for (kind, value) in attributes(&reply.body[HEADER..]) {
         match kind {
@@ -319,11 +324,19 @@ pub(crate) fn decode(reply: Reply<'_>) -> Option<Seen> {
             libc::IFLA_ADDRESS => link.mac = read::mac(value),
             libc::IFLA_MASTER => master = read::number(value),
             libc::IFLA_LINK => lower = read::number(value),
+            libc::IFLA_OPERSTATE => state = value.first().copied().unwrap_or(OPER_UNKNOWN),
             libc::IFLA_LINKINFO => (link.kind, link.port) = decode_info(value),
             _ => {}
         }
     }
-    let running = flags & libc::IFF_RUNNING as u32 != 0;
+    // Born without a carrier, a veth pair gets its queues when the kernel has looked. A bridge is born
+    // with one, and nobody may ever look at it; without ports that pass packets it loses it.
+    let found_out = match link.kind {
+        LinkKind::Veth { .. } => state != OPER_UNKNOWN,
+        LinkKind::Bridge => state != OPER_UNKNOWN || flags & libc::IFF_LOWER_UP as u32 != 0,
+        _ => true,
+    };
+    let running = flags & libc::IFF_RUNNING as u32 != 0 && found_out;
     named.then_some(Seen { index: read::number_at(header, 4)?, master, lower, running, link })
 }
 
@@ -384,4 +397,50 @@ fn decode_port(data: &[u8]) -> PortFlags {
         }
     }
     flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOWER_UP: u32 = libc::IFF_LOWER_UP as u32;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let len = u16::try_from(4 + value.len()).unwrap();
+        let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// A link of a kind that is up, with `IFF_RUNNING`, in an operational state (`IF_OPER_…`).
+    fn running(kind: &[u8], state: u8, carrier: u32) -> bool {
+        let mut body = vec![0; HEADER];
+        body[4..8].copy_from_slice(&7u32.to_ne_bytes());
+        let flags = (libc::IFF_UP | libc::IFF_RUNNING) as u32 | carrier;
+        body[8..12].copy_from_slice(&flags.to_ne_bytes());
+        body.extend(attribute(libc::IFLA_IFNAME, b"x\0"));
+        body.extend(attribute(libc::IFLA_OPERSTATE, &[state]));
+        body.extend(attribute(libc::IFLA_LINKINFO, &attribute(1, kind)));
+        decode(Reply { kind: libc::RTM_NEWLINK, flags: 0, seq: 0, body: &body })
+            .expect("a link")
+            .running
+    }
+
+    /// A pair that was born a moment ago has the flag before the kernel has looked at its carrier: what
+    /// is sent then is dropped.
+    #[test]
+    fn a_pair_runs_when_the_kernel_has_looked_at_it() {
+        const UP: u8 = 6;
+        for carrier in [0, LOWER_UP] {
+            assert!(!running(b"veth\0", OPER_UNKNOWN, carrier));
+            // Never says more.
+            assert!(running(b"dummy\0", OPER_UNKNOWN, carrier));
+        }
+        // Up without ports until a pair came that was up already: nothing changes that the kernel
+        // would look at.
+        assert!(running(b"bridge\0", OPER_UNKNOWN, LOWER_UP));
+        assert!(!running(b"bridge\0", OPER_UNKNOWN, 0));
+        assert!(running(b"veth\0", UP, LOWER_UP) && running(b"bridge\0", UP, LOWER_UP));
+    }
 }

@@ -61,12 +61,40 @@ fn message(neigh: &Neigh, index: u32) -> NeighbourMessage {
 /// Reads a neighbour message; `None` for entries that the kernel learned by itself.
 pub(crate) fn decode(reply: Reply<'_>, names: &Names) -> Option<Neigh> {
     let header = reply.body.get(..HEADER)?;
-    read::family(header)?;
     let state = u16::from_ne_bytes([header[8], header[9]]);
     let proxy = header[10] & libc::NTF_PROXY != 0;
     if !proxy && state & libc::NUD_PERMANENT == 0 {
         return None;
     }
+    entry(reply, names, proxy)
+}
+
+/// The request that puts an entry in place of what is known of its address: one that stays, or one that
+/// counts and that the kernel asks about when it was used (`NUD_STALE`).
+pub(crate) fn set(neigh: &Neigh, index: u32) -> Request {
+    let mut message = message(neigh, index);
+    if !neigh.permanent {
+        message.header.state = NeighbourState::Stale;
+    }
+    request(libc::RTM_NEWNEIGH, &message, CREATE | REPLACE)
+}
+
+/// An entry that the kernel can use at present, learned or permanent.
+pub(crate) fn decode_usable(reply: Reply<'_>, names: &Names) -> Option<Neigh> {
+    let header = reply.body.get(..HEADER)?;
+    let state = u16::from_ne_bytes([header[8], header[9]]);
+    let usable = libc::NUD_PERMANENT
+        | libc::NUD_REACHABLE
+        | libc::NUD_STALE
+        | libc::NUD_DELAY
+        | libc::NUD_PROBE;
+    let found = (state & usable != 0).then(|| entry(reply, names, false)).flatten()?;
+    Some(Neigh { permanent: state & libc::NUD_PERMANENT != 0, ..found })
+}
+
+fn entry(reply: Reply<'_>, names: &Names, proxy: bool) -> Option<Neigh> {
+    let header = reply.body.get(..HEADER)?;
+    read::family(header)?;
     let (mut ip, mut mac) = (None, None);
     for (kind, value) in attributes(&reply.body[HEADER..]) {
         match kind {

@@ -1,5 +1,5 @@
 //! Discovery documents: which groups, versions and types there are, in the old form (one document
-//! per group version) and the aggregated one (`APIGroupDiscoveryList`, `apidiscovery.k8s.io/v2`).
+//! per group version) and the aggregated one (`APIGroupDiscoveryList`, `apidiscovery.k8s.io/v2` and `v2beta1`, which have the same fields).
 
 use serde_json::{Value, json};
 
@@ -98,7 +98,7 @@ fn extras(entry: &mut Value, resource: &Resource) {
 }
 
 /// `/api` (core group) or `/apis` (named groups) in the aggregated form.
-pub(crate) fn aggregated(registry: &Registry, core: bool) -> Value {
+pub(crate) fn aggregated(registry: &Registry, core: bool, by: &str) -> Value {
     let groups = registry.groups();
     let chosen = groups.iter().filter(|(name, _)| name.is_empty() == core);
     let items: Vec<Value> = chosen
@@ -107,7 +107,8 @@ pub(crate) fn aggregated(registry: &Registry, core: bool) -> Value {
             json!({ "metadata": { "name": group, "creationTimestamp": null }, "versions": versions })
         })
         .collect();
-    json!({ "kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items })
+    let version = format!("apidiscovery.k8s.io/{by}");
+    json!({ "kind": "APIGroupDiscoveryList", "apiVersion": version, "metadata": {}, "items": items })
 }
 
 fn aggregated_version(registry: &Registry, group: &str, version: &str) -> Value {
@@ -152,7 +153,7 @@ mod tests {
                 && names.contains(&"pods/binding")
                 && names.contains(&"nodes/status")
         );
-        let new = aggregated(&registry, true);
+        let new = aggregated(&registry, true, "v2");
         let count = new["items"][0]["versions"][0]["resources"].as_array().unwrap().len();
         assert_eq!(count, names.iter().filter(|n| !n.contains('/')).count());
         assert!(resources(&registry, "apps", "v1").is_none() && group(&registry, "apps").is_none());

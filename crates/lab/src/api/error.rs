@@ -153,6 +153,11 @@ impl ApiError {
         error
     }
 
+    /// 422: an option of a list or watch that may not be given.
+    pub fn forbidden_option(option: &str, why: &str) -> Self {
+        Self::invalid("meta.k8s.io", "ListOptions", "", vec![Cause::forbidden(option, why)])
+    }
+
     /// 504: a version was asked for that does not exist yet.
     pub fn too_new(asked: u64, current: u64) -> Self {
         let message = format!("Too large resource version: {asked}, current: {current}");
@@ -163,17 +168,6 @@ impl ApiError {
             message: "Too large resource version".into(),
         }];
         error.retry_after = Some(1);
-        error
-    }
-
-    /// 429 with the seconds to wait.
-    pub fn too_many_requests(retry_after: u32) -> Self {
-        let mut error = Self::new(
-            429,
-            "TooManyRequests",
-            "the lab's API was told to answer that there are too many requests",
-        );
-        error.retry_after = Some(retry_after);
         error
     }
 

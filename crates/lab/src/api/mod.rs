@@ -24,11 +24,13 @@ mod selector;
 mod store;
 mod table;
 mod tls;
+mod tokens;
 mod validate;
+mod version;
 
 pub use error::{ApiError, Cause, Subject};
 pub use faults::{FaultSettings, Faults};
-pub use http::{Config, ServeError, serve, serve_local};
+pub use http::{Config, Requests, ServeError, serve, serve_local};
 pub(crate) use meta::random_bytes;
 pub use meta::{random_token, random_uid, timestamp};
 pub use patch::Patch;
@@ -39,3 +41,5 @@ pub use store::{
     WatchOptions,
 };
 pub use tls::{Identity, TlsError, kubeconfig};
+pub use tokens::Tokens;
+pub use version::{BadVersion, KubernetesVersion};

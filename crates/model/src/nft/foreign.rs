@@ -5,6 +5,9 @@ use causeway_types::{Cidr, Family};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+/// How an agent's word on such a chain begins.
+pub const STOPPED: &str = "packets of pods do not pass this node";
+
 /// The family of a foreign table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

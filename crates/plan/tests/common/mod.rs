@@ -276,5 +276,6 @@ pub fn keys(d: &Desired) -> BTreeSet<Key> {
 }
 
 pub fn owner(recorded: BTreeSet<Key>, allow_removals: bool) -> Ownership {
-    Ownership { recorded, route_protocol: 203, allow_removals, makes_veths: false }
+    let taken = BTreeSet::new();
+    Ownership { recorded, route_protocol: 203, allow_removals, makes_veths: false, taken }
 }

@@ -44,8 +44,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
         conf.refuse_served()?;
     }
     let mut node = Space::node()?;
-    let ipam = Ipam::of(call, served.as_ref().map(|s| s.lease_record(call)))?;
+    let mut ipam = Ipam::of(call, served.as_ref().map(|s| s.lease_record(call)))?;
     if let Some(served) = &served {
+        ipam = served.shape(call, ipam)?;
         attachment::clear_unfinished(call, served, &ipam, &mut node)?;
     }
     // It may need the interface, in order to ask a server for an address (dhcp).
@@ -212,7 +213,7 @@ fn ensure_bridge<'a>(
             gateways: objects::gateway_addrs(conf, result),
         };
         let desired = bridge.objects();
-        let observed = seen(node, conf, found, &bridge, &desired)?;
+        let observed = seen(node, conf, found, &bridge, &desired, served.is_some())?;
         if let Some([port, _]) = bridge.gateway_pair()
             && observed.get(&Key::Link(port.name.clone())).is_none()
         {
@@ -280,6 +281,7 @@ fn seen(
     found: Option<Link>,
     bridge: &Bridge<'_>,
     desired: &Desired,
+    served: bool,
 ) -> Result<Observed, CniError> {
     let sysctls = desired.iter().map(|(key, _)| key).filter(|k| match k {
         // Parameters of an interface exist with it.
@@ -305,7 +307,7 @@ fn seen(
             let addr = Addr::new(bridge.gateway_dev.clone(), addr);
             observed.insert(Object::Addr(addr));
         }
-        make_room(node, conf, bridge, &mut observed)?;
+        make_room(node, conf, bridge, &mut observed, served)?;
     }
     // A bridge that got its first address keeps its MAC from now on: written anew, it no longer
     // follows its ports.
@@ -324,10 +326,11 @@ fn make_room(
     conf: &BridgeConf,
     bridge: &Bridge<'_>,
     observed: &mut Observed,
+    served: bool,
 ) -> Result<(), CniError> {
     for wanted in &bridge.gateways {
         let in_the_way = observed.iter().filter_map(|(_, object)| match object {
-            Object::Addr(a) if objects::excludes(wanted, &a.addr) => Some(a.clone()),
+            Object::Addr(a) if objects::excludes(wanted, &a.addr, served) => Some(a.clone()),
             _ => None,
         });
         for addr in in_the_way.collect::<Vec<_>>() {

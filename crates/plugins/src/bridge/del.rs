@@ -60,10 +60,17 @@ pub(crate) fn del(call: &Call, way: &Way) -> Result<(), CniError> {
     if !kept.record && !record.addresses.is_empty() {
         ipam.begin_release(call, &other_mac(call, way, &record)?);
     }
-    if !kept.record && node.link(&record.host_ifname)?.is_none() {
+    let (id, ifname) = (&call.env.container_id, &call.env.ifname);
+    // Another plugin made it, and the node was taken over from its network.
+    let taken_over = kept.record && record.is_taken_over();
+    let others = taken_over || !kept.record && node.link(&record.host_ifname)?.is_none();
+    if others && !kept.record {
         remove_others(call, &ipam, &record)?;
-        let (id, ifname) = (&call.env.container_id, &call.env.ifname);
+    }
+    if others {
         foreign_chains::remove_masquerade(&mut node, &call.conf.name, id, ifname)?;
+        // Type `flannel` keeps there what it handed on to `bridge`.
+        let _ = std::fs::remove_file(call.paths.leases.with_file_name("flannel").join(id));
     }
     let lease_dir = match &ipam {
         Ipam::HostLocal { leases, .. } => Some(Some(leases.dir.as_path())),

@@ -40,9 +40,10 @@ impl Plugin for BridgePlugin {
         conf::BridgeConf::parse(call).map_err(unavailable)?;
         let served = Served::if_served(call).map_err(unavailable)?;
         let ipam = Ipam::of(call, served.as_ref().map(|s| s.lease_record(call)));
-        let ipam = ipam.map_err(unavailable)?;
+        let mut ipam = ipam.map_err(unavailable)?;
         if let Some(served) = &served {
             served.refuse_others_networks(call, ipam.networks()).map_err(unavailable)?;
+            ipam = served.shape(call, ipam).map_err(unavailable)?;
         }
         let records = served.map(|_| Attachments::at(&call.paths).files());
         ipam.status(call, records.unwrap_or_default())

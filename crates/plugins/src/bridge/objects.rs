@@ -117,14 +117,17 @@ pub(crate) fn gateway_addrs(conf: &BridgeConf, result: &CniResult) -> Vec<IpNet>
 }
 
 /// An address on the bridge that cannot be there beside a gateway's: another of IPv4, or one of
-/// IPv6 whose network shares addresses with the gateway's.
-pub(crate) fn excludes(gateway: &IpNet, present: &IpNet) -> bool {
+/// IPv6 whose network shares addresses with the gateway's. The agent puts a gateway for each of the
+/// node's ranges on a bridge that it serves: there IPv4 is as IPv6.
+pub(crate) fn excludes(gateway: &IpNet, present: &IpNet, served: bool) -> bool {
     if gateway == present {
         return false;
     }
     match (gateway, present) {
-        (IpNet::V4(_), IpNet::V4(_)) => true,
-        (IpNet::V6(g), IpNet::V6(p)) => g.contains(&p.addr()) || p.contains(&g.addr()),
+        (IpNet::V4(_), IpNet::V4(_)) if !served => true,
+        (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_)) => {
+            gateway.contains(&present.addr()) || present.contains(&gateway.addr())
+        }
         _ => false,
     }
 }

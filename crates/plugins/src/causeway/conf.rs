@@ -1,6 +1,7 @@
 //! The configuration of type `causeway`: next to nothing, because the node file says the rest.
 
 use causeway_cni_spec::{CniError, HostLocal, conf};
+use causeway_types::Cidr;
 use causeway_types::state::NodeFile;
 use serde_json::{Value, json};
 
@@ -9,7 +10,7 @@ use crate::call::Call;
 /// Refuses what type `causeway` would otherwise pass over.
 ///
 /// # Errors
-/// Code 7 for an `ipam` part, code 2 for capabilities that are not supported yet.
+/// Code 7 for an `ipam` part, code 2 for the capability `ipRanges`.
 pub(crate) fn check(call: &Call) -> Result<(), CniError> {
     if let Some(ipam) = &call.conf.ipam {
         return Err(CniError::invalid_config(format!(
@@ -19,17 +20,6 @@ pub(crate) fn check(call: &Call) -> Result<(), CniError> {
         )));
     }
     let runtime = &call.conf.runtime_config;
-    if let Some(mapping) = runtime.port_mappings.iter().find(|m| m.host_port != 0) {
-        let value = format!("{}:{}", mapping.host_port, mapping.container_port);
-        let why = "remove the host port, or chain the plugin \"portmap\" after this one";
-        return Err(CniError::unsupported_field("runtimeConfig.portMappings", value, why));
-    }
-    let limited = runtime.bandwidth.as_ref().filter(|b| b.ingress_rate > 0 || b.egress_rate > 0);
-    if let Some(limit) = limited {
-        let value = format!("{} in, {} out", limit.ingress_rate, limit.egress_rate);
-        let why = "remove the limit, or chain the plugin \"bandwidth\" after this one";
-        return Err(CniError::unsupported_field("runtimeConfig.bandwidth", value, why));
-    }
     if !runtime.ip_ranges.is_empty() {
         let why = "the node's pod subnets decide; remove it";
         return Err(CniError::unsupported_field("runtimeConfig.ipRanges", "…", why));
@@ -37,8 +27,8 @@ pub(crate) fn check(call: &Call) -> Result<(), CniError> {
     Ok(())
 }
 
-/// Address management from the node's pod subnets: one address of each, the gateway (the subnet's
-/// first address, which is the node's own) left out.
+/// Address management from the node's pod subnets: one address of each, or of the extra ranges of its
+/// family, the gateway (the first address of each, which is the node's own) left out.
 ///
 /// # Errors
 /// Code 11 while the node has no pod subnet, code 7 for a bad request for addresses.
@@ -50,7 +40,11 @@ pub(crate) fn host_local(call: &Call, node: &NodeFile) -> Result<HostLocal, CniE
             call.paths.node_file.display()
         )));
     }
-    let ranges: Vec<Value> = node.pod_cidrs.iter().map(|c| json!([{"subnet": c}])).collect();
+    let set = |cidr: &Cidr| {
+        let of_family = node.ranges().filter(|c| c.family() == cidr.family());
+        of_family.map(|c| json!({"subnet": c})).collect::<Value>()
+    };
+    let ranges: Vec<Value> = node.pod_cidrs.iter().map(set).collect();
     let ipam = json!({"type": "host-local", "ranges": ranges, "dataDir": call.paths.leases});
     let Value::Object(raw) = ipam else { return Err(CniError::internal("not an object")) };
     let mut conf = call.conf.clone();

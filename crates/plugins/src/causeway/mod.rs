@@ -1,4 +1,5 @@
-//! Type `causeway`: attaches pods as the node file says, routed or to the node's bridge.
+//! Type `causeway`: attaches pods as the node file says, routed or to the node's bridge, and does what
+//! runtimes ask of `portmap` and `bandwidth` in the same process.
 
 mod conf;
 
@@ -15,6 +16,7 @@ use ipnet::IpNet;
 use crate::Plugin;
 use crate::adds::Adds;
 use crate::attachment::{self, Kept, Wiring};
+use crate::bandwidth::BandwidthPlugin;
 use crate::call::Call;
 use crate::host_local::valid_owners;
 use crate::ipam::Ipam;
@@ -23,6 +25,7 @@ use crate::leave;
 use crate::names::Derived;
 use crate::node::Served;
 use crate::paths::Paths;
+use crate::portmap::{self, PortmapPlugin};
 use crate::record::{Attachments, LeaseRecords};
 use crate::rollback::Rollback;
 use crate::space::Space;
@@ -30,12 +33,23 @@ use crate::space::Space;
 /// Type `causeway`.
 pub(crate) struct CausewayPlugin;
 
+/// What a runtime may ask for beside the interface: by the capabilities `portMappings` and `bandwidth`.
+const BESIDE: [&dyn Plugin; 2] = [&PortmapPlugin, &BandwidthPlugin];
+
 impl Plugin for CausewayPlugin {
     fn add(&self, call: &Call) -> Result<CniResult, CniError> {
-        Rollback::guard(|rollback| attach(call, rollback))
+        Rollback::guard(|rollback| {
+            let result = attach(call, rollback)?;
+            add_beside(call, result, rollback)
+        })
     }
 
     fn del(&self, call: &Call) -> Result<(), CniError> {
+        // As in a chain: last made, first gone.
+        BandwidthPlugin.del(call)?;
+        if portmap::has_something(call)? {
+            PortmapPlugin.del(call)?;
+        }
         let owner = call.owner();
         let noted = Attachments::at(&call.paths).read(&owner.container_id, &owner.ifname)?;
         let kept = Kept { record: noted.is_some(), ..Kept::SERVED };
@@ -73,7 +87,8 @@ impl Plugin for CausewayPlugin {
         attachment::verify(&mut node, &host_objects(&record, &attachment::context(true)))?;
         let mut pod = Space::pod(&call.netns()?)?;
         let inside = attachment::inside_of(&record, previous, &mut pod)?;
-        attachment::verify(&mut pod, &pod_objects(&inside, mac))
+        attachment::verify(&mut pod, &pod_objects(&inside, mac))?;
+        BESIDE.iter().try_for_each(|plugin| plugin.check(call))
     }
 
     fn status(&self, call: &Call) -> Result<(), CniError> {
@@ -81,7 +96,8 @@ impl Plugin for CausewayPlugin {
         conf::check(call).map_err(unavailable)?;
         let served = Served::require(call).map_err(unavailable)?;
         let files = Attachments::at(&call.paths).files();
-        ipam(call, &served).map_err(unavailable)?.status(call, files)
+        ipam(call, &served).map_err(unavailable)?.status(call, files)?;
+        BESIDE.iter().try_for_each(|plugin| plugin.status(call))
     }
 
     fn gc(&self, call: &Call) -> Result<(), CniError> {
@@ -106,8 +122,26 @@ impl Plugin for CausewayPlugin {
             }
         }
         first = first.or(collect(call, &leases, &mut node, &valid).err());
+        for plugin in BESIDE {
+            first = first.or(plugin.gc(call).err());
+        }
         first.map_or(Ok(()), Err)
     }
+}
+
+/// Each gets the result so far, as from a runtime with a chain of plugins.
+fn add_beside(
+    call: &Call,
+    mut result: CniResult,
+    rollback: &mut Rollback,
+) -> Result<CniResult, CniError> {
+    for plugin in BESIDE {
+        let mut next = call.clone();
+        next.conf.prev_result = Some(result);
+        result = plugin.add(&next)?;
+        rollback.on_failure(move || plugin.del(&next));
+    }
+    Ok(result)
 }
 
 fn leases(call: &Call) -> Leases {
@@ -121,7 +155,7 @@ fn leases(call: &Call) -> Leases {
 fn ipam(call: &Call, served: &Served) -> Result<Ipam, CniError> {
     let conf = conf::host_local(call, &served.file)?;
     let leases = Leases { record: Some(served.lease_record(call)), ..leases(call) };
-    Ok(Ipam::HostLocal { conf: Box::new(conf), leases: Box::new(leases) })
+    served.shape(call, Ipam::HostLocal { conf: Box::new(conf), leases: Box::new(leases) })
 }
 
 fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {

@@ -7,7 +7,7 @@
 
 mod conf;
 mod foreign;
-mod note;
+pub(crate) mod note;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -5,7 +5,7 @@
 //! neither a packet nor an ADD costs more where there are many ports.
 
 mod conf;
-mod note;
+pub(crate) mod note;
 
 use causeway_cni_spec::{CniError, CniResult};
 use causeway_kernel::conntrack::{Conntrack, Flow};
@@ -38,6 +38,13 @@ const NOTES: &str = "portmap";
 
 fn notes(call: &Call) -> Notes {
     Notes::at(&call.paths, NOTES)
+}
+
+/// Whether the runtime speaks of ports for DEL, or a note tells of some.
+pub(crate) fn has_something(call: &Call) -> Result<bool, CniError> {
+    let asked = call.conf.runtime_config.port_mappings.iter().any(|m| m.host_port != 0);
+    let (id, ifname) = (&call.env.container_id, &call.env.ifname);
+    Ok(asked || notes(call).read::<Ports>(id, ifname)?.is_some())
 }
 
 impl Plugin for PortmapPlugin {

@@ -46,9 +46,10 @@ impl Plugin for PtpPlugin {
         PtpConf::parse(call).map_err(unavailable)?;
         let served = Served::if_served(call).map_err(unavailable)?;
         let ipam = Ipam::of(call, served.as_ref().map(|s| s.lease_record(call)));
-        let ipam = ipam.map_err(unavailable)?;
+        let mut ipam = ipam.map_err(unavailable)?;
         if let Some(served) = &served {
             served.refuse_others_networks(call, ipam.networks()).map_err(unavailable)?;
+            ipam = served.shape(call, ipam).map_err(unavailable)?;
         }
         let records = served.map(|_| Attachments::at(&call.paths).files());
         ipam.status(call, records.unwrap_or_default())
@@ -76,8 +77,9 @@ fn attach(call: &Call, rollback: &mut Rollback) -> Result<CniResult, CniError> {
     }
     let served = Served::if_served(call)?;
     let mut node = Space::node()?;
-    let ipam = Ipam::of(call, served.as_ref().map(|s| s.lease_record(call)))?;
+    let mut ipam = Ipam::of(call, served.as_ref().map(|s| s.lease_record(call)))?;
     if let Some(served) = &served {
+        ipam = served.shape(call, ipam)?;
         attachment::clear_unfinished(call, served, &ipam, &mut node)?;
     }
     let clear = || del::del(call, &way(call));

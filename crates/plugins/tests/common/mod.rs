@@ -26,6 +26,41 @@ use causeway_kernel::{NetNs, netns};
 use rustix::mount::{MountFlags, mount};
 use serde_json::{Value, json};
 
+/// Whether the whole matrix is run (`CAUSEWAY_MATRIX=full`), or a selection.
+pub fn whole_matrix() -> bool {
+    std::env::var_os("CAUSEWAY_MATRIX").is_some_and(|value| value == "full")
+}
+
+/// Points in a plugin's run, numbers of system calls, for a loop that ends by itself: one in `step` in the
+/// whole matrix, fewer in the selection, from another one each time.
+pub fn points(step: usize) -> impl Iterator<Item = usize> {
+    use std::hash::{BuildHasher, RandomState};
+    let (first, step) = match (whole_matrix(), step) {
+        (true, step) => (1, step),
+        // What loops do with every second or third point comes to all of them.
+        (false, 1) => (0, 5),
+        (false, step) => (0, 2 * step + 1),
+    };
+    let chance = RandomState::new().hash_one(step) as usize;
+    let first = if first == 0 { 1 + chance % step } else { first };
+    println!("from system call {first}, one in {step}");
+    (first..).step_by(step)
+}
+
+/// Does something at such points until it answers that the run was over before one; then at those that
+/// were passed over since the last: at its end a plugin lets go of what it holds. Answers the first point
+/// that there is none of.
+pub fn at_points(step: usize, mut there_is: impl FnMut(usize) -> bool) -> usize {
+    let mut last = 0;
+    for at in points(step) {
+        if !there_is(at) {
+            return (last + 1..at).find(|at| !there_is(*at)).unwrap_or(at);
+        }
+        last = at;
+    }
+    unreachable!("a plugin ends some day")
+}
+
 /// The plugins' names in their directory.
 const NAMES: [&str; 13] = [
     "bandwidth",
@@ -150,7 +185,7 @@ impl Node {
             for file in files_below(Path::new(dir)) {
                 let name = file.file_name().unwrap().to_string_lossy().into_owned();
                 // `.new` is where all leases and their records are written first: one a directory.
-                let shared = name == "lock" || name == ".new";
+                let shared = ["lock", ".new", ".released"].contains(&name.as_str());
                 // The address is free; its next pod is to be announced.
                 let note = name.starts_with(".other-mac-") || name.starts_with("last_reserved_ip.");
                 if !shared && !note {

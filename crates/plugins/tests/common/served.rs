@@ -84,7 +84,8 @@ fn make_bridge(families: Families) {
         let nodad = if cidr.contains(':') { "nodad" } else { "" };
         sh(&format!("ip addr add {gateway} dev cni0 {nodad}"));
     }
-    sh("sysctl -qw net.ipv4.conf.cni0.proxy_arp_pvlan=1 net.ipv4.neigh.cni0.proxy_delay=0 \
+    sh("sysctl -qw net.ipv4.conf.cni0.proxy_arp=1 net.ipv4.conf.cni0.rp_filter=2 \
+        net.ipv4.conf.cni0.proxy_arp_pvlan=1 net.ipv4.neigh.cni0.proxy_delay=0 \
         net.ipv4.conf.cni0.send_redirects=0 net.ipv4.conf.all.send_redirects=0 \
         net.ipv6.conf.cni0.proxy_ndp=1 net.ipv6.neigh.cni0.proxy_delay=0 \
         net.ipv6.conf.cni0.accept_ra=0");

@@ -17,7 +17,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 
 {{/* "true" or nothing. Offline, Helm knows the version of a cluster that it is told, and not its kinds. */}}
 {{- define "causeway.admission" -}}
-{{- $new := semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version -}}
+{{- $new := semverCompare ">=1.31.0-0" .Capabilities.KubeVersion.Version -}}
 {{- $enabled := toString .Values.admissionPolicy.enabled -}}
 {{- if or (eq $enabled "true") (and (eq $enabled "auto") $new) -}}
 true

@@ -50,6 +50,8 @@ fn scenarios(base: &Setup) -> Vec<(&'static str, Option<Setup>, Setup, Damage, b
         ("all peers removed", Some(on.clone()), with(&|s| s.peers.clear()), none, false),
         ("peer's address changed", Some(on.clone()), with(&|s| s.peers[0].1 = 1), none, false),
         ("peer's CIDR changed", Some(on.clone()), with(&|s| s.peers[0].2 = 1), none, false),
+        ("ranges added", Some(on.clone()), with(&|s| s.ranges = true), none, false),
+        ("ranges removed", Some(with(&|s| s.ranges = true)), on.clone(), none, false),
         ("pod added", Some(bare.clone()), on.clone(), none, false),
         ("pod removed", Some(on.clone()), bare.clone(), none, false),
         (
@@ -205,7 +207,13 @@ fn run(families: &[Family]) {
             peers.extend((road != Road::Direct).then_some((4, 0, 0)));
             let mtu = Some(Mtu::new(1400).unwrap());
             let config = Config { attach, road, mtu, ..Config::default() };
-            let base = Setup { families: families.to_vec(), config, peers, pods: vec![2, 3] };
+            let base = Setup {
+                families: families.to_vec(),
+                config,
+                peers,
+                pods: vec![2, 3],
+                ranges: false,
+            };
             for scenario in scenarios(&base) {
                 let (more, bad) = each_fault(&scenario);
                 faults += more;

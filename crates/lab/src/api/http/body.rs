@@ -49,6 +49,15 @@ pub(super) fn failure(error: &ApiError) -> Response<Body> {
     response
 }
 
+/// 429 as an overloaded API server says it: in plain text, with no `Status`, the time to wait in the
+/// header alone (`tooManyRequests` in `apiserver/pkg/server/filters/maxinflight.go`).
+pub(super) fn busy(seconds: u32) -> Response<Body> {
+    let text = "Too many requests, please try again later.\n";
+    let mut response = bytes(429, "text/plain; charset=utf-8", text);
+    response.headers_mut().insert(RETRY_AFTER, seconds.into());
+    response
+}
+
 /// Adds a warning that kubectl shows (RFC 7234, section 5.5; code 299).
 pub(super) fn warn(response: &mut Response<Body>, text: &'static str) {
     if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {

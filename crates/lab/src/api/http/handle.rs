@@ -54,13 +54,14 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let route = route(request.uri().path());
+    context.config.requests.note(&request);
     if route != Route::Faults {
         context.config.faults.delay().await;
     }
     guard::check(&context.config, &request)?;
     let throttled = context.config.faults.throttled();
     if let (Some(seconds), false) = (throttled, matches!(route, Route::Faults | Route::Health)) {
-        return Err(ApiError::too_many_requests(seconds));
+        return Ok(body::busy(seconds));
     }
     let query = Query::parse(request.uri().query().unwrap_or(""));
     let (parts, incoming) = request.into_parts();
@@ -90,7 +91,7 @@ async fn objects(
     if !fits && (!target.namespace.is_empty() || !target.name.is_empty()) {
         return Err(ApiError::no_such_path());
     }
-    let form = negotiate::form(&parts.headers, &query)?;
+    let form = negotiate::form(&parts.headers, &query, context.config.version)?;
     let (method, headers) = (parts.method, parts.headers);
     let call = Call { context, resource, target, method, query, headers, form };
     if !call.target.sub.is_empty() && call.target.sub != "status" {
@@ -123,17 +124,19 @@ fn document(
     headers: &HeaderMap,
 ) -> Result<Response<Body>, ApiError> {
     let registry = context.store.registry();
-    let aggregated =
-        || negotiate::form(headers, &Query::default()).is_ok_and(|form| form == Form::Discovery);
+    let kubernetes = context.config.version;
+    let aggregated = || match negotiate::form(headers, &Query::default(), kubernetes) {
+        Ok(Form::Discovery(version)) => Some(version),
+        _ => None,
+    };
+    if let (Route::Core | Route::Groups, Some(by)) = (route, aggregated()) {
+        let document = discovery::aggregated(&registry, *route == Route::Core, by.name());
+        return Ok(body::bytes(200, by.media_type(), document.to_string()));
+    }
     let found = match route {
         Route::Health => return Ok(body::bytes(200, "text/plain; charset=utf-8", "ok")),
-        Route::OpenApi => return Ok(open_api(&context.config.version, headers)),
-        Route::Core | Route::Groups if aggregated() => {
-            let document = discovery::aggregated(&registry, *route == Route::Core);
-            let kind = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-            return Ok(body::bytes(200, kind, document.to_string()));
-        }
-        Route::Version => Some(version(&context.config.version)),
+        Route::OpenApi => return Ok(open_api(&kubernetes.release(), headers)),
+        Route::Version => Some(version(&kubernetes.release())),
         Route::Core => Some(discovery::core_versions()),
         Route::Groups => Some(discovery::groups(&registry)),
         Route::Group(name) => discovery::group(&registry, name),

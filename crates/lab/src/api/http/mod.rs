@@ -1,10 +1,13 @@
 //! The HTTPS server: several listening sockets, HTTP/1.1 and HTTP/2, one task per connection.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener as StdListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -16,6 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use super::faults::Faults;
 use super::store::Store;
 use super::tls::{Identity, TlsError};
+use super::tokens::Tokens;
+use super::version::KubernetesVersion;
 
 mod body;
 mod guard;
@@ -36,11 +41,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 pub struct Config {
     /// The lab's name, for messages.
     pub lab: String,
-    /// The Kubernetes version that `/version` tells, for example `v1.32.0`; `+causeway-lab` is
-    /// appended.
-    pub version: String,
-    /// The bearer token that every request needs.
-    pub token: String,
+    /// The version of Kubernetes that is played.
+    pub version: KubernetesVersion,
+    /// The bearer tokens, of which every request needs one.
+    pub tokens: Arc<Tokens>,
     /// Names and addresses under which clients may call the server (their `Host` header, without
     /// the port). Give the same names to [`Identity::new`].
     pub hosts: Vec<String>,
@@ -50,25 +54,51 @@ pub struct Config {
     pub faults: Arc<Faults>,
     /// Time between bookmarks of an idle watch that asked for them.
     pub bookmarks: Duration,
+    /// What was asked.
+    pub requests: Arc<Requests>,
 }
 
 impl Config {
-    /// Settings with a random token, version v1.32.0 and a bookmark every minute.
+    /// Settings with a random token, the newest version and a bookmark every minute.
     pub fn new(lab: &str, hosts: Vec<String>) -> Result<Self, TlsError> {
         Ok(Config {
             lab: lab.into(),
-            version: "v1.32.0".into(),
-            token: super::random_token(),
+            version: KubernetesVersion::default(),
+            tokens: Arc::new(Tokens::new(super::random_token())),
             identity: Identity::new(lab, &hosts)?,
             hosts,
             faults: Arc::default(),
             bookmarks: Duration::from_secs(60),
+            requests: Arc::default(),
         })
     }
 
     /// The kubeconfig for a server URL such as `https://127.0.0.1:6443`.
     pub fn kubeconfig(&self, server: &str) -> String {
-        super::kubeconfig(&self.lab, server, &self.identity.ca_pem, &self.token)
+        super::kubeconfig(&self.lab, server, &self.identity.ca_pem, self.tokens.own())
+    }
+}
+
+/// The requests that were answered, the newest ones, for who wants to know how a client asks.
+#[derive(Debug, Default)]
+pub struct Requests(Mutex<VecDeque<String>>);
+
+impl Requests {
+    /// How many are kept.
+    const KEPT: usize = 10_000;
+
+    fn note(&self, request: &Request<Incoming>) {
+        let path = request.uri().path_and_query().map_or("", |p| p.as_str());
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= Self::KEPT {
+            all.pop_front();
+        }
+        all.push_back(format!("{} {path}", request.method()));
+    }
+
+    /// Takes them out: method and path with its query, oldest first.
+    pub fn take(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::api::error::ApiError;
 use crate::api::table::Include;
+use crate::api::version::KubernetesVersion;
 
 use super::route::Query;
 
@@ -19,7 +20,32 @@ pub(super) enum Form {
     /// A table.
     Table(Include),
     /// Aggregated discovery.
-    Discovery,
+    Discovery(Discovery),
+}
+
+/// The version of aggregated discovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Discovery {
+    V2Beta1,
+    V2,
+}
+
+impl Discovery {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Discovery::V2Beta1 => "v2beta1",
+            Discovery::V2 => "v2",
+        }
+    }
+
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Discovery::V2Beta1 => {
+                "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList"
+            }
+            Discovery::V2 => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+        }
+    }
 }
 
 /// One accepted media type with its parameters.
@@ -29,7 +55,11 @@ fn parameter<'a>(media: &'a str, name: &str) -> &'a str {
 }
 
 /// The first accepted form that the lab can write. Errors: 406.
-pub(super) fn form(headers: &HeaderMap, query: &Query) -> Result<Form, ApiError> {
+pub(super) fn form(
+    headers: &HeaderMap,
+    query: &Query,
+    kubernetes: KubernetesVersion,
+) -> Result<Form, ApiError> {
     let accept = headers.get(ACCEPT).and_then(|v| v.to_str().ok()).unwrap_or("*/*");
     let include = match query.text("includeObject") {
         "None" => Include::None,
@@ -48,7 +78,10 @@ pub(super) fn form(headers: &HeaderMap, query: &Query) -> Result<Form, ApiError>
             "PartialObjectMetadata" | "PartialObjectMetadataList" if version == "v1" => {
                 return Ok(Form::Partial);
             }
-            "APIGroupDiscoveryList" if version == "v2" => return Ok(Form::Discovery),
+            "APIGroupDiscoveryList" if kubernetes.discovers_by(version) => {
+                let v2 = version == "v2";
+                return Ok(Form::Discovery(if v2 { Discovery::V2 } else { Discovery::V2Beta1 }));
+            }
             _ => {}
         }
     }
@@ -78,10 +111,15 @@ pub(super) fn in_version(object: &Value, api_version: &str) -> Value {
 mod tests {
     use super::*;
 
-    fn accepted(accept: &str, query: &str) -> Result<Form, u16> {
+    fn accepted_by(kubernetes: &str, accept: &str, query: &str) -> Result<Form, u16> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, accept.parse().unwrap());
-        form(&headers, &Query::parse(query)).map_err(|e| e.code)
+        let kubernetes = kubernetes.parse().unwrap();
+        form(&headers, &Query::parse(query), kubernetes).map_err(|e| e.code)
+    }
+
+    fn accepted(accept: &str, query: &str) -> Result<Form, u16> {
+        accepted_by("1.37", accept, query)
     }
 
     #[test]
@@ -105,6 +143,28 @@ mod tests {
         assert_eq!(accepted("*/*", ""), Ok(Form::Whole));
         let discovery =
             "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
-        assert_eq!(accepted(discovery, ""), Ok(Form::Discovery));
+        assert_eq!(accepted(discovery, ""), Ok(Form::Discovery(Discovery::V2)));
+    }
+
+    #[test]
+    fn discovery_is_aggregated_in_the_forms_of_the_version() {
+        // As client-go asks since 1.30.
+        let both = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
+                    application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,\
+                    application/json";
+        let (new, old) = (Form::Discovery(Discovery::V2), Form::Discovery(Discovery::V2Beta1));
+        let beta = both.split_once(',').unwrap().1;
+        let new_alone = both.replace(beta.rsplit_once(',').unwrap().0, "application/json");
+        for (kubernetes, for_both, for_beta, for_new) in [
+            ("1.28", old, old, Form::Whole),
+            ("1.30", new, old, new),
+            ("1.32", new, old, new),
+            ("1.33", new, Form::Whole, new),
+            ("1.37", new, Form::Whole, new),
+        ] {
+            assert_eq!(accepted_by(kubernetes, both, ""), Ok(for_both), "{kubernetes}");
+            assert_eq!(accepted_by(kubernetes, beta, ""), Ok(for_beta), "{kubernetes}");
+            assert_eq!(accepted_by(kubernetes, &new_alone, ""), Ok(for_new), "{kubernetes}");
+        }
     }
 }

@@ -34,8 +34,10 @@ pub(super) fn object_answer(call: &Call, code: u16, object: &Value) -> Response<
 /// One object as a table, as metadata, or in another version.
 pub(super) fn shaped(call: &Call, object: &Value) -> Value {
     match call.form {
-        Form::Whole | Form::Discovery if call.converts() => in_version(object, &call.api_version()),
-        Form::Whole | Form::Discovery => object.clone(),
+        Form::Whole | Form::Discovery(_) if call.converts() => {
+            in_version(object, &call.api_version())
+        }
+        Form::Whole | Form::Discovery(_) => object.clone(),
         Form::Partial => partial(object),
         Form::Table(include) => {
             let version = json!({ "resourceVersion": object["metadata"]["resourceVersion"] });
@@ -131,7 +133,7 @@ fn list_answer(call: &Call, list: &List) -> Response<Body> {
                 &json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "items": items }),
             )
         }
-        Form::Whole | Form::Discovery => body::json(200, &WholeList { call, list, metadata }),
+        Form::Whole | Form::Discovery(_) => body::json(200, &WholeList { call, list, metadata }),
     }
 }
 
@@ -204,6 +206,13 @@ fn watch(call: &Call, fields: FieldSelector) -> Result<Response<Body>, ApiError>
         }
     }
     let bookmarks = query.flag("allowWatchBookmarks");
+    // `validateWatchOptions` in apimachinery's internalversion/validation: 422, whatever the value.
+    if initial.is_some() && !call.context.config.version.streams_lists() {
+        return Err(ApiError::forbidden_option(
+            "sendInitialEvents",
+            "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled",
+        ));
+    }
     if initial == Some(true) && !bookmarks {
         let message = "sendInitialEvents requires setting allowWatchBookmarks to true";
         return Err(ApiError::new(422, "Invalid", message));

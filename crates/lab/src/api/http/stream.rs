@@ -151,10 +151,10 @@ impl Encoder {
 
     fn object<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
         match self.form {
-            Form::Whole | Form::Discovery if self.resource.preferred().name == self.version => {
+            Form::Whole | Form::Discovery(_) if self.resource.preferred().name == self.version => {
                 Cow::Borrowed(object)
             }
-            Form::Whole | Form::Discovery => {
+            Form::Whole | Form::Discovery(_) => {
                 Cow::Owned(in_version(object, &self.resource.api_version(&self.version)))
             }
             Form::Partial => Cow::Owned(partial(object)),
