@@ -22,6 +22,7 @@ const PURE: &[&str] = &[
     "causeway-desired",
     "causeway-plan",
     "causeway-policy",
+    "causeway-enforce",
     "causeway-doctor",
 ];
 /// What a pure crate may not reach, by the beginning of the name.

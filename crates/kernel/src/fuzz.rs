@@ -183,6 +183,6 @@ fn mangled_dumps() {
 #[test]
 fn requests_are_messages() {
     let request: Request = link::dump();
-    let reply = Reply { kind: request.kind, flags: 0, seq: 0, body: &request.body };
+    let reply = Reply { kind: request.kind, flags: 0, seq: 0, port: 0, body: &request.body };
     assert_eq!(Reply::split(&message(reply)).count(), 1);
 }

@@ -102,6 +102,8 @@ pub enum Event {
         name: String,
         /// The table itself went.
         gone: bool,
+        /// The port of the socket by which it was done, see [`crate::nft::Nft::port`].
+        by: u32,
     },
 }
 
@@ -282,5 +284,5 @@ fn table(reply: Reply<'_>) -> Option<Event> {
         _ => return None,
     };
     let name = read::text(attribute(reply.body, 4, 1)?)?.to_owned();
-    Some(Event::Table { family, name, gone: reply.kind == DELTABLE })
+    Some(Event::Table { family, name, gone: reply.kind == DELTABLE, by: reply.port })
 }

@@ -205,7 +205,8 @@ mod tests {
             for table in [100, 1000] {
                 let rule = Rule { priority: 5, ..Rule::from_address(ip, table, 203) };
                 let body = encode(&rule);
-                let reply = |body| Reply { kind: libc::RTM_NEWRULE, flags: 0, seq: 0, body };
+                let reply =
+                    |body| Reply { kind: libc::RTM_NEWRULE, flags: 0, seq: 0, port: 0, body };
                 assert_eq!(decode(reply(&body)), Some(rule));
                 assert!(rule.is_from(ip));
                 for len in 0..body.len() {

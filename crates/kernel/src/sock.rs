@@ -87,6 +87,8 @@ pub struct Reply<'a> {
     pub flags: u16,
     /// `nlmsg_seq`: the sequence number of the request that it answers; 0 for a notification.
     pub seq: u32,
+    /// `nlmsg_pid`: the port of the socket whose request it answers or tells of.
+    pub port: u32,
     /// All that follows the header.
     pub body: &'a [u8],
 }
@@ -102,6 +104,7 @@ impl<'a> Reply<'a> {
                 kind: half(4)?,
                 flags: half(6)?,
                 seq: word(8)?,
+                port: word(12)?,
                 body: datagram.get(HEADER..len)?,
             };
             datagram = datagram.get(len.next_multiple_of(4)..).unwrap_or_default();
@@ -231,6 +234,17 @@ impl Socket {
     pub fn open_in(bus: Bus, ns: &NetNs) -> Result<Self, Error> {
         let _inside = ns.enter()?;
         Self::open(bus)
+    }
+
+    /// The number by which the kernel tells others who changed something (`nl_pid`).
+    ///
+    /// # Errors
+    /// When the socket has none.
+    pub fn port(&self) -> Result<u32, Error> {
+        let mut address = netlink_sys::SocketAddr::new(0, 0);
+        let asked = self.inner.get_address(&mut address);
+        asked.map_err(|e| Error::socket("ask a netlink socket for its port", e))?;
+        Ok(address.port_number())
     }
 
     /// Takes part in a multicast group (`RTNLGRP_*`, `NFNLGRP_*`).

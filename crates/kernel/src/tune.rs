@@ -129,10 +129,16 @@ mod tests {
             tx_queue_len: Some(500),
         };
         let request = encode(7, &all);
-        let reply = Reply { kind: request.kind, flags: 0, seq: 0, body: &request.body };
+        let reply = Reply { kind: request.kind, flags: 0, seq: 0, port: 0, body: &request.body };
         assert_eq!(decode(reply), Some(all));
         for len in 0..request.body.len() {
-            decode(Reply { kind: request.kind, flags: 0, seq: 0, body: &request.body[..len] });
+            decode(Reply {
+                kind: request.kind,
+                flags: 0,
+                seq: 0,
+                port: 0,
+                body: &request.body[..len],
+            });
         }
     }
 }

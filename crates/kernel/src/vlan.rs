@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let request = change(libc::RTM_SETLINK, 7, (PortVlan::access(100), 100));
-        let reply = Reply { kind: request.kind, flags: 0, seq: 0, body: &request.body };
+        let reply = Reply { kind: request.kind, flags: 0, seq: 0, port: 0, body: &request.body };
         assert_eq!(decode(reply, 7), Some(vec![PortVlan::access(100)]));
         assert_eq!(decode(reply, 8), None);
     }

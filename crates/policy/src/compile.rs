@@ -71,13 +71,7 @@ impl Program {
         let mut found: Vec<(IpAddr, u8, PortSet)> = Vec::new();
         let mut usual: BTreeMap<u8, BTreeMap<PortSet, usize>> = BTreeMap::new();
         for (who, addresses) in ends(world) {
-            let groups = match &who {
-                Who::Pod(name) => world.pod(name).map_or(0, |pod| {
-                    let in_it = |(i, group)| if world.selects(group, pod) { 1u8 << i } else { 0 };
-                    program.groups.iter().enumerate().map(in_it).sum()
-                }),
-                Who::Node(_) | Who::Outside => 0,
-            };
+            let groups = program.groups_of(world, &who);
             for address in addresses {
                 // Whoever comes first by name has it where several do.
                 let party = world.at(address);
@@ -96,19 +90,49 @@ impl Program {
             program.members.extend(most.map(|(set, _)| (groups, set)));
         }
         for (address, groups, set) in found {
-            let else_ = program.members.get(&groups).unwrap_or_else(|| program.range(address));
-            if *else_ != set {
+            if *program.unlisted(address, groups) != set {
                 program.peers.insert(address, set);
             }
         }
         Some(program)
     }
 
+    /// What is to be listed of an address after the pods or nodes that have it changed, or one of them: `None`
+    /// where it is not to be listed. `subject` is any of the pods whose program this is.
+    #[must_use]
+    pub fn entry(
+        &self,
+        subject: &Subject<'_>,
+        direction: Direction,
+        address: IpAddr,
+    ) -> Option<PortSet> {
+        let party = subject.world.at(address);
+        if party.who == Who::Outside {
+            return None;
+        }
+        let groups = self.groups_of(subject.world, &party.who);
+        let set = subject.by_rules(direction, &party);
+        (*self.unlisted(address, groups) != set).then_some(set)
+    }
+
+    /// In which groups one is (bit 0: the first).
+    fn groups_of(&self, world: &World, who: &Who) -> u8 {
+        let Who::Pod(name) = who else { return 0 };
+        world.pod(name).map_or(0, |pod| {
+            let in_it = |(i, group)| if world.selects(group, pod) { 1u8 << i } else { 0 };
+            self.groups.iter().enumerate().map(in_it).sum()
+        })
+    }
+
+    /// What is true of an address that is not listed.
+    fn unlisted(&self, address: IpAddr, groups: u8) -> &PortSet {
+        self.members.get(&groups).unwrap_or_else(|| self.range(address))
+    }
+
     /// By what connections with an address are allowed, which is a member of these groups.
     #[must_use]
     pub fn allowed(&self, address: IpAddr, groups: u8) -> &PortSet {
-        let listed = self.peers.get(&address);
-        listed.or_else(|| self.members.get(&groups)).unwrap_or_else(|| self.range(address))
+        self.peers.get(&address).unwrap_or_else(|| self.unlisted(address, groups))
     }
 
     fn range(&self, address: IpAddr) -> &PortSet {

@@ -217,7 +217,9 @@ impl<'w> Subject<'w> {
         let (mut open, mut allowed) = (PortSet::all(), PortSet::none());
         for tier in [Tier::Admin, Tier::Network, Tier::Baseline] {
             let mut next = PortSet::none();
-            for (name, rule) in self.rules(tier, direction) {
+            let of_tier = self.policies.iter().filter(|policy| policy.tier == tier);
+            let rules = of_tier.filter_map(|policy| policy.rules(direction)).flatten();
+            for rule in rules {
                 if open.is_none() {
                     break;
                 }
@@ -226,13 +228,16 @@ impl<'w> Subject<'w> {
                 }
                 let matched = open.and(&self.ports_of(rule, direction, peer));
                 open = open.minus(&matched);
-                match name.action {
+                match rule.action {
                     Action::Accept => allowed = allowed.or(&matched),
                     Action::Deny => {}
                     Action::Pass => next = next.or(&matched),
                 }
             }
-            if !self.isolating(tier, direction).is_empty() {
+            let isolates = |policy: &&Policy| {
+                policy.tier == Tier::Network && policy.rules(direction).is_some()
+            };
+            if tier == Tier::Network && self.policies.iter().any(isolates) {
                 return allowed;
             }
             open = open.or(&next);

@@ -7,6 +7,7 @@ mod network;
 
 use std::net::IpAddr;
 
+use causeway_types::Cidr;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -229,7 +230,14 @@ pub fn pod(value: &Value) -> Result<Pod, Unreadable> {
 
 #[derive(Debug, Deserialize)]
 struct WrittenNode {
+    spec: Option<NodeSpec>,
     status: Option<NodeStatus>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct NodeSpec {
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -242,7 +250,9 @@ struct NodeAddress {
     address: String,
 }
 
-/// Reads a Node: its name, labels and addresses. Host names among the addresses are passed over.
+/// Reads a Node: its name, labels and addresses. Host names among the addresses are passed over. The first address
+/// of each of its pod subnets is the node's own: what it sends to pods of other nodes comes from there where it
+/// goes through a tunnel.
 ///
 /// # Errors
 /// When it is none.
@@ -250,7 +260,10 @@ pub fn node(value: &Value) -> Result<(Text, Node), Unreadable> {
     let meta = Meta::read("Node", value)?;
     let written: WrittenNode = parse("Node", &meta.name, value)?;
     let addresses = written.status.unwrap_or_default().addresses.unwrap_or_default();
-    let addresses = addresses.iter().filter_map(|entry| entry.address.parse().ok()).collect();
+    let addresses = addresses.iter().filter_map(|entry| entry.address.parse().ok());
+    let cidrs = written.spec.unwrap_or_default().pod_cidrs.unwrap_or_default();
+    let inside = cidrs.iter().filter_map(|text| Some(text.parse::<Cidr>().ok()?.gateway()));
+    let addresses = addresses.chain(inside).collect();
     Ok((meta.name.clone(), Node { labels: meta.labels(), addresses }))
 }
 

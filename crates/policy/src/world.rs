@@ -147,6 +147,14 @@ impl World {
         }
     }
 
+    /// The pods of a namespace, by name.
+    pub fn pods_in<'a>(&'a self, namespace: &Text) -> impl Iterator<Item = &'a Pod> {
+        let first = PodName::new(namespace.clone(), "");
+        let namespace = namespace.clone();
+        let all = self.pods.range(first..).map(|(_, pod)| pod);
+        all.take_while(move |pod| pod.name.namespace == namespace)
+    }
+
     /// Adds a node, or replaces it.
     pub fn set_node(&mut self, name: impl Into<Text>, node: Node) {
         let name = name.into();
@@ -254,10 +262,24 @@ impl World {
     /// name.
     #[must_use]
     pub fn policies_of(&self, pod: &Pod) -> Vec<&Policy> {
-        let mut all: Vec<&Policy> =
-            self.policies.values().filter(|policy| self.is_subject(policy, pod)).collect();
+        let mut all: Vec<&Policy> = self
+            .policies_for(&pod.name.namespace)
+            .filter(|policy| self.is_subject(policy, pod))
+            .collect();
         all.sort_by_key(|policy| (policy.tier, policy.priority, &policy.name));
         all
+    }
+
+    /// The policies that may apply to pods of a namespace: its own, and those of the cluster.
+    pub fn policies_for<'a>(&'a self, namespace: &Text) -> impl Iterator<Item = &'a Policy> {
+        let first = PolicyName::Network { namespace: namespace.clone(), name: "".into() };
+        let own = self.policies.range(first..).map(|(_, policy)| policy);
+        let namespace = namespace.clone();
+        let own = own.take_while(
+            move |p| matches!(&p.name, PolicyName::Network { namespace: n, .. } if *n == namespace),
+        );
+        let cluster = self.policies.range(PolicyName::Cluster("".into())..);
+        own.chain(cluster.map(|(_, policy)| policy))
     }
 
     /// Whether a policy applies to a pod.

@@ -1,7 +1,7 @@
 //! Ethernet addresses.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
@@ -34,6 +34,13 @@ impl Mac {
             }
             IpAddr::V6(ip) => Self::derived(&format!("address/{ip}")),
         }
+    }
+
+    /// The link-local address that the kernel derives from it (RFC 4291, appendix A).
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0.map(u16::from);
+        let word = |high: u16, low: u16| high << 8 | low;
+        Ipv6Addr::from([0xfe80, 0, 0, 0, word(a ^ 2, b), word(c, 0xff), word(0xfe, d), word(e, f)])
     }
 
     /// True for an address that one interface may carry: not multicast and not all zero.

@@ -48,6 +48,8 @@ pub const NETWORK: &str = "pod-network";
 
 /// The agent's nft table (`inet`): replaced and audited as a whole.
 pub const NFT_AGENT: &str = "causeway";
+/// The agent's nft table of policies (`inet`): written element by element, and audited.
+pub const NFT_POLICY: &str = "causeway_policy";
 /// The plugins' nft tables (`inet` for masquerade, `netdev` for the guards of pod interfaces).
 pub const NFT_PLUGINS: &str = "causeway_cni";
 

@@ -65,7 +65,7 @@ pub struct NodeFile {
     /// Names of networks of type `bridge` that the agent serves: inter-node routes, guards,
     /// isolated ports.
     pub served: Vec<String>,
-    /// Namespaces with policies: there a pod may start only after the agent confirmed its policy.
+    /// Namespaces with policies: there a pod may start only after the agent confirmed its policy. `*`: all.
     #[serde(default)]
     pub policy_namespaces: Vec<String>,
 }

@@ -53,9 +53,12 @@ pub(super) fn raw(set: &Set, elements: &BTreeMap<Vec<KeyPart>, Element>) -> Vec<
     for (key, element) in elements {
         let data = concat(&element.data);
         all.push(Raw { key: concat(key), data, end: false, element: element.clone() });
-        if let (true, [KeyPart::Net(net)]) = (set.interval, &key[..])
-            && let Some(end) = behind(*net)
-        {
+        let end = match &key[..] {
+            [KeyPart::Net(net)] if set.interval => behind(*net),
+            [KeyPart::Ports(_, last)] => last.checked_add(1).map(|n| n.to_be_bytes().to_vec()),
+            _ => None,
+        };
+        if let Some(end) = end {
             let (data, element) = (Vec::new(), Element::default());
             all.push(Raw { key: end, data, end: true, element });
         }
@@ -147,6 +150,13 @@ pub(super) fn meaning(set: &Set, mut raws: Vec<Raw>) -> BTreeMap<Vec<KeyPart>, E
             continue;
         }
         let end = rest.peek().filter(|r| r.end).map(|r| r.key.clone());
+        if let (Some(first), [KeyType::InetService]) = (start.key.first_chunk::<2>(), &set.key[..])
+        {
+            let end = end.as_deref().and_then(|e| e.first_chunk::<2>());
+            let last = end.map_or(u16::MAX, |end| u16::from_be_bytes(*end).wrapping_sub(1));
+            all.insert(vec![KeyPart::Ports(u16::from_be_bytes(*first), last)], start.element);
+            continue;
+        }
         for net in nets(&start.key, end.as_deref()) {
             all.insert(vec![KeyPart::Net(net)], start.element.clone());
         }

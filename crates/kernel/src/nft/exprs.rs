@@ -1,7 +1,7 @@
 //! Expressions as attributes, and back.
 
 use causeway_model::nft::Verdict;
-use causeway_model::nft::expr::{Expr, MetaKey, PayloadBase};
+use causeway_model::nft::expr::{CtKey, Expr, MetaKey, PayloadBase};
 use causeway_types::Family;
 
 use super::wire::{Body, be32, text};
@@ -29,8 +29,20 @@ const META_MARK: u32 = 3;
 const NAT_DNAT: u32 = 1;
 /// `NF_NAT_RANGE_MAP_IPS`, `NF_NAT_RANGE_PROTO_SPECIFIED`: the kernel sets them by itself.
 const NAT_GIVEN: u32 = 3;
-/// `NFT_CT_STATE`.
-const CT_STATE: u32 = 0;
+/// `NFT_CT_*`, with `IP_CT_DIR_*` of those that are asked of a direction.
+const CT_KEYS: [(CtKey, u32, Option<u8>); 8] = [
+    (CtKey::State, 0, None),
+    (CtKey::Direction, 1, None),
+    (CtKey::Protocol, 10, None),
+    (CtKey::ServerPort, 11, Some(1)),
+    (CtKey::Client(Family::V4), 19, Some(0)),
+    (CtKey::Server(Family::V4), 19, Some(1)),
+    (CtKey::Client(Family::V6), 21, Some(0)),
+    (CtKey::Server(Family::V6), 21, Some(1)),
+];
+/// `NFT_LIMIT_PKTS`, and its unit: a second.
+const LIMIT_PACKETS: u32 = 0;
+const SECOND: u64 = 1;
 /// `NFT_FIB_RESULT_ADDRTYPE`, `NFTA_FIB_F_DADDR`.
 const FIB_ADDRTYPE: u32 = 3;
 const FIB_DADDR: u32 = 2;
@@ -64,7 +76,9 @@ fn name(expr: &Expr) -> &str {
         Expr::Notrack => "notrack",
         Expr::Masq { .. } => "masq",
         Expr::FibDaddrType { .. } => "fib",
-        Expr::CtState { .. } => "ct",
+        Expr::Ct { .. } => "ct",
+        Expr::Limit { .. } => "limit",
+        Expr::Log { .. } => "log",
         Expr::Unknown(name) => name,
     }
 }
@@ -122,8 +136,20 @@ fn data(d: &mut Body, expr: &Expr) {
         Expr::FibDaddrType { dreg } => {
             d.u32(1, *dreg).u32(2, FIB_ADDRTYPE).u32(3, FIB_DADDR);
         }
-        Expr::CtState { dreg } => {
-            d.u32(1, *dreg).u32(2, CT_STATE);
+        Expr::Ct { key, dreg } => {
+            let (_, number, direction) =
+                CT_KEYS.iter().find(|(k, ..)| k == key).expect("every key is in the table");
+            d.u32(1, *dreg).u32(2, *number);
+            if let Some(direction) = direction {
+                d.put(3, &[*direction]);
+            }
+        }
+        Expr::Limit { rate } => {
+            d.put(1, &u64::from(*rate).to_be_bytes()).put(2, &SECOND.to_be_bytes());
+            d.u32(3, *rate).u32(4, LIMIT_PACKETS);
+        }
+        Expr::Log { group, prefix, snaplen } => {
+            d.put(1, &group.to_be_bytes()).text(2, prefix).u32(3, *snaplen);
         }
         Expr::Masq { .. } | Expr::Notrack | Expr::Unknown(_) => {}
     }
@@ -247,7 +273,22 @@ fn read(name: &str, d: &[u8]) -> Option<Expr> {
         "fib" if number(2)? == FIB_ADDRTYPE && number(3)? == FIB_DADDR => {
             Expr::FibDaddrType { dreg: number(1)? }
         }
-        "ct" if number(2)? == CT_STATE => Expr::CtState { dreg: number(1)? },
+        "ct" => {
+            let (of, direction) = (number(2)?, attribute(d, 3).and_then(|d| d.first().copied()));
+            let known = CT_KEYS.iter().find(|(_, n, dir)| *n == of && *dir == direction)?;
+            Expr::Ct { key: known.0, dreg: number(1)? }
+        }
+        "limit" if number(4).unwrap_or(LIMIT_PACKETS) == LIMIT_PACKETS => {
+            let long = |kind| Some(u64::from_be_bytes(attribute(d, kind)?.try_into().ok()?));
+            let rate = u32::try_from(long(1)?).ok()?;
+            let plain = long(2)? == SECOND && number(3)? == rate && number(5).unwrap_or(0) == 0;
+            plain.then_some(Expr::Limit { rate })?
+        }
+        "log" => Expr::Log {
+            group: u16::from_be_bytes(attribute(d, 1)?.try_into().ok()?),
+            prefix: attribute(d, 2).map(text).unwrap_or_default(),
+            snaplen: number(3).unwrap_or(0),
+        },
         _ => return None,
     })
 }

@@ -129,7 +129,9 @@ impl Nft {
     /// When the kernel cannot be asked.
     pub fn dropping(&mut self, families: &[Family]) -> Result<Vec<Dropping>, Error> {
         let mut places = self.dropping_forward_chains()?;
-        places.retain(|p| !matches!(p.table.as_str(), names::NFT_AGENT | names::NFT_PLUGINS));
+        places.retain(|p| {
+            !matches!(p.table.as_str(), names::NFT_AGENT | names::NFT_PLUGINS | names::NFT_POLICY)
+        });
         if !places.contains(&Place::firewalld()) {
             places.extend(self.existing_chains(vec![Place::firewalld()])?);
         }

@@ -47,6 +47,14 @@ impl Nft {
         Ok(Self { sock: Socket::open_in(Bus::Netfilter, ns)? })
     }
 
+    /// Who we are in [`crate::monitor::Event::Table`].
+    ///
+    /// # Errors
+    /// When the socket does not tell.
+    pub fn port(&self) -> Result<u32, Error> {
+        self.sock.port()
+    }
+
     /// Does all steps on one table, or none of them. A new table whose rules ask sets of prefixes gets its
     /// rules by a second transaction: the kernel fills such sets a moment after rules of the same
     /// transaction count (`nft_set_commit_update`), and meanwhile nothing would be in them.

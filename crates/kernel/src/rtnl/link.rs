@@ -422,7 +422,7 @@ mod tests {
         body.extend(attribute(libc::IFLA_IFNAME, b"x\0"));
         body.extend(attribute(libc::IFLA_OPERSTATE, &[state]));
         body.extend(attribute(libc::IFLA_LINKINFO, &attribute(1, kind)));
-        decode(Reply { kind: libc::RTM_NEWLINK, flags: 0, seq: 0, body: &body })
+        decode(Reply { kind: libc::RTM_NEWLINK, flags: 0, seq: 0, port: 0, body: &body })
             .expect("a link")
             .running
     }

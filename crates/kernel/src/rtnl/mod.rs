@@ -119,13 +119,19 @@ mod tests {
         for request in samples() {
             for len in 0..=request.body.len() {
                 let body = &request.body[..len];
-                read += decode_all(Reply { kind: request.kind, flags: 0, seq: 0, body }, &names);
+                read += decode_all(
+                    Reply { kind: request.kind, flags: 0, seq: 0, port: 0, body },
+                    &names,
+                );
             }
             for at in 0..request.body.len() {
                 let mut body = request.body.clone();
                 body[at] ^= 0xff;
                 let body = body.as_slice();
-                read += decode_all(Reply { kind: request.kind, flags: 0, seq: 0, body }, &names);
+                read += decode_all(
+                    Reply { kind: request.kind, flags: 0, seq: 0, port: 0, body },
+                    &names,
+                );
             }
         }
         assert!(read > 0);
@@ -135,7 +141,7 @@ mod tests {
     fn what_is_encoded_is_decoded() {
         let names = Names::from([(7, name("cw-vx"))]);
         let all = samples();
-        let first = Reply { kind: all[0].kind, flags: 0, seq: 0, body: &all[0].body };
+        let first = Reply { kind: all[0].kind, flags: 0, seq: 0, port: 0, body: &all[0].body };
         let seen = link::decode(first).unwrap();
         assert_eq!((seen.index, seen.master), (7, Some(8)));
         assert!(matches!(seen.link.kind, LinkKind::Vxlan(_)));
@@ -143,7 +149,10 @@ mod tests {
             .iter()
             .filter(|r| r.kind == libc::RTM_NEWROUTE)
             .filter_map(|r| {
-                route::decode(Reply { kind: r.kind, flags: 0, seq: 0, body: &r.body }, &names)
+                route::decode(
+                    Reply { kind: r.kind, flags: 0, seq: 0, port: 0, body: &r.body },
+                    &names,
+                )
             })
             .collect();
         assert_eq!(routes.len(), 2);

@@ -1,7 +1,7 @@
 use super::*;
 
 fn reply(request: &Request) -> Reply<'_> {
-    Reply { kind: request.kind, flags: 0, seq: 0, body: &request.body }
+    Reply { kind: request.kind, flags: 0, seq: 0, port: 0, body: &request.body }
 }
 
 const FAST: Limit = Limit { rate: 12_500_000_000, burst: 4_000_000 };

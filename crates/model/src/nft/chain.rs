@@ -143,6 +143,20 @@ pub enum Stmt {
     },
     /// Counts packets and bytes. Values are not compared.
     Counter,
+    /// Goes on for so many packets a second, and for a burst of as many (`limit rate N/second burst N packets`).
+    Limit {
+        /// Packets.
+        rate: u32,
+    },
+    /// Hands the packet to whoever listens at a group (`log group N`); it goes on all the same.
+    Log {
+        /// Number of the group.
+        group: u16,
+        /// Text that goes with it, at most 127 bytes.
+        prefix: String,
+        /// Bytes of the packet that are handed on.
+        snaplen: u32,
+    },
     /// Keeps the packet out of connection tracking (chains of priority raw).
     Notrack,
     /// Source translation to the outgoing interface's address.

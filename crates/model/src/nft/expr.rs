@@ -38,6 +38,23 @@ pub enum MetaKey {
     Mark,
 }
 
+/// `NFT_CT_*` keys that we use, with the direction that they are asked of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CtKey {
+    /// Bits, 4 bytes, host order.
+    State,
+    /// The packet's direction, 1 byte.
+    Direction,
+    /// Source of the original direction.
+    Client(Family),
+    /// Source of the reply direction.
+    Server(Family),
+    /// Transport protocol, 1 byte.
+    Protocol,
+    /// Source port of the reply direction, 2 bytes, network order.
+    ServerPort,
+}
+
 /// One expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expr {
@@ -129,10 +146,26 @@ pub enum Expr {
         /// Where to, 4 bytes, host order.
         dreg: Reg,
     },
-    /// Loads `ct state`, 4 bytes, host order.
-    CtState {
+    /// Loads something of the packet's connection; the rule ends where it has none.
+    Ct {
+        /// What.
+        key: CtKey,
         /// Where to.
         dreg: Reg,
+    },
+    /// Goes on for so many packets a second, and a burst of as many.
+    Limit {
+        /// Packets.
+        rate: u32,
+    },
+    /// Hands the packet on.
+    Log {
+        /// To the listeners of this group.
+        group: u16,
+        /// With this text.
+        prefix: String,
+        /// And so many of its bytes.
+        snaplen: u32,
     },
     /// Anything else, by its name.
     Unknown(String),

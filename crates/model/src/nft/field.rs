@@ -49,6 +49,18 @@ pub enum Field {
     CtState,
     /// `meta mark`: compared under the mask of [`KeyPart::Mark`].
     Mark,
+    /// `ct direction`: see [`KeyPart::CtDirection`].
+    CtDirection,
+    /// `ct original ip saddr`, `ct original ip6 saddr`: who opened the connection, before any translation.
+    CtClient(#[serde(serialize_with = "family")] Family),
+    /// `ct reply ip saddr`, `ct reply ip6 saddr`: who answers it, behind any translation.
+    CtServer(#[serde(serialize_with = "family")] Family),
+    /// `ct protocol`: the connection's transport protocol, also of an ICMP error about it.
+    CtProtocol,
+    /// `ct reply proto-src`: the port that answers, behind any translation.
+    CtServerPort,
+    /// `tcp flags`, one byte: the rule must have matched [`Field::L4Proto`] before.
+    TcpFlags,
 }
 
 pub(super) fn family<S: serde::Serializer>(family: &Family, s: S) -> Result<S::Ok, S::Error> {
@@ -73,6 +85,13 @@ pub enum Rhs {
     Value(KeyPart),
     /// Any interface name that begins so (`iifname "cw*"`).
     Prefix(String),
+    /// Some bits of a port or of TCP's flags.
+    Bits {
+        /// The bits that count.
+        mask: u16,
+        /// What they have to be.
+        value: u16,
+    },
     /// A named set of the same table.
     Set(String),
 }
@@ -126,6 +145,10 @@ pub enum KeyPart {
     CtState(u32),
     /// Bits of the packet's mark that are all set.
     Mark(u32),
+    /// A direction of a connection (`IP_CT_DIR_ORIGINAL` is 0, `IP_CT_DIR_REPLY` 1).
+    CtDirection(u8),
+    /// Ports from the first to the last, both among them; only in interval sets.
+    Ports(u16, u16),
 }
 
 impl KeyPart {
@@ -155,6 +178,11 @@ impl fmt::Display for KeyPart {
             KeyPart::AddrType(2) => f.write_str("local"),
             KeyPart::AddrType(t) => t.fmt(f),
             KeyPart::Mark(bits) => write!(f, "& {bits:#010x} == {bits:#010x}"),
+            KeyPart::CtDirection(0) => f.write_str("original"),
+            KeyPart::CtDirection(1) => f.write_str("reply"),
+            KeyPart::CtDirection(n) => n.fmt(f),
+            KeyPart::Ports(first, last) if first == last => first.fmt(f),
+            KeyPart::Ports(first, last) => write!(f, "{first}-{last}"),
             KeyPart::CtState(bits) => {
                 let names = [(1, "invalid"), (2, "established"), (4, "related"), (8, "new")];
                 let mut all: Vec<&str> =

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use causeway_types::Family;
 
-use super::expr::{Expr, MetaKey, PayloadBase, Reg};
+use super::expr::{CtKey, Expr, MetaKey, PayloadBase, Reg};
 use super::{Field, KeyPart, MatchOp, NftFamily, Rhs, Rule, Stmt};
 
 /// NFT_REG_1.
@@ -84,7 +84,7 @@ pub fn lower(family: NftFamily, rule: &Rule) -> Vec<Expr> {
             }
             Stmt::Match { fields, op, rhs } => {
                 load(family, fields, &mut known, &mut out);
-                compare(*op, rhs, &mut out);
+                compare(fields, *op, rhs, &mut out);
             }
             Stmt::Vmap { fields, map } => {
                 load(family, fields, &mut known, &mut out);
@@ -96,6 +96,11 @@ pub fn lower(family: NftFamily, rule: &Rule) -> Vec<Expr> {
                 });
             }
             Stmt::Counter => out.push(Expr::Counter),
+            Stmt::Limit { rate } => out.push(Expr::Limit { rate: *rate }),
+            Stmt::Log { group, prefix, snaplen } => {
+                let (group, prefix, snaplen) = (*group, prefix.clone(), *snaplen);
+                out.push(Expr::Log { group, prefix, snaplen });
+            }
             Stmt::Notrack => out.push(Expr::Notrack),
             Stmt::Masquerade { fully_random } => {
                 out.push(Expr::Masq { flags: if *fully_random { RANDOM_FULLY } else { 0 } });
@@ -156,11 +161,19 @@ pub(super) fn dnat(family: Family) -> Expr {
 pub(super) fn width(field: Field) -> u32 {
     match field {
         Field::IifName | Field::OifName => 16,
-        Field::Protocol | Field::Sport | Field::Dport => 2,
+        Field::Protocol | Field::Sport | Field::Dport | Field::CtServerPort => 2,
         Field::EtherSaddr | Field::ArpSaddrEther => 6,
-        Field::Saddr(Family::V4) | Field::Daddr(Family::V4) | Field::ArpSaddrIp => 4,
-        Field::Saddr(Family::V6) | Field::Daddr(Family::V6) | Field::NdTarget => 16,
-        Field::L4Proto | Field::Icmpv6Type | Field::Nfproto => 1,
+        Field::Saddr(f) | Field::Daddr(f) | Field::CtClient(f) | Field::CtServer(f) => {
+            u32::from(f.bits() / 8)
+        }
+        Field::ArpSaddrIp => 4,
+        Field::NdTarget => 16,
+        Field::L4Proto
+        | Field::Icmpv6Type
+        | Field::Nfproto
+        | Field::CtDirection
+        | Field::CtProtocol
+        | Field::TcpFlags => 1,
         Field::FibDaddrType | Field::CtState | Field::Mark => 4,
     }
 }
@@ -186,14 +199,32 @@ pub(super) fn source(field: Field, dreg: Reg) -> Expr {
         Field::Icmpv6Type => payload(PayloadBase::Transport, 0),
         Field::NdTarget => payload(PayloadBase::Transport, 8),
         Field::FibDaddrType => Expr::FibDaddrType { dreg },
-        Field::CtState => Expr::CtState { dreg },
+        Field::CtState => Expr::Ct { key: CtKey::State, dreg },
+        Field::CtDirection => Expr::Ct { key: CtKey::Direction, dreg },
+        Field::CtClient(f) => Expr::Ct { key: CtKey::Client(f), dreg },
+        Field::CtServer(f) => Expr::Ct { key: CtKey::Server(f), dreg },
+        Field::CtProtocol => Expr::Ct { key: CtKey::Protocol, dreg },
+        Field::CtServerPort => Expr::Ct { key: CtKey::ServerPort, dreg },
+        Field::TcpFlags => payload(PayloadBase::Transport, 13),
         Field::Mark => Expr::Meta { key: MetaKey::Mark, dreg },
     }
 }
 
-fn compare(op: MatchOp, rhs: &Rhs, out: &mut Vec<Expr>) {
+/// Bits of a field of one byte or two, as the packet has them.
+pub(super) fn bits(field: Field, bits: u16) -> Vec<u8> {
+    let bytes = bits.to_be_bytes();
+    bytes[bytes.len() - width(field).min(2) as usize..].to_vec()
+}
+
+fn compare(fields: &[Field], op: MatchOp, rhs: &Rhs, out: &mut Vec<Expr>) {
     let ne = op == MatchOp::Ne;
     match rhs {
+        Rhs::Bits { mask, value } => {
+            let of = |n| fields.first().map_or_else(Vec::new, |field| bits(*field, n));
+            let (mask, data) = (of(*mask), of(*value));
+            out.push(Expr::Bitwise { sreg: REG, dreg: REG, xor: vec![0; mask.len()], mask });
+            out.push(Expr::Cmp { sreg: REG, ne, data });
+        }
         Rhs::Set(set) => {
             out.push(Expr::Lookup { sreg: REG, set: set.clone(), inverted: ne, verdict: false });
         }
@@ -254,9 +285,9 @@ pub fn bytes(value: &KeyPart) -> Vec<u8> {
             bytes.resize(16, 0);
             bytes
         }
-        KeyPart::Proto(n) | KeyPart::Icmpv6(n) => vec![*n],
+        KeyPart::Proto(n) | KeyPart::Icmpv6(n) | KeyPart::CtDirection(n) => vec![*n],
         KeyPart::Family(f) => vec![nfproto(*f)],
-        KeyPart::Port(n) | KeyPart::EtherType(n) => n.to_be_bytes().to_vec(),
+        KeyPart::Port(n) | KeyPart::EtherType(n) | KeyPart::Ports(n, _) => n.to_be_bytes().to_vec(),
         KeyPart::AddrType(n) => u32::from(*n).to_ne_bytes().to_vec(),
         KeyPart::CtState(bits) | KeyPart::Mark(bits) => bits.to_ne_bytes().to_vec(),
     }

@@ -10,7 +10,7 @@ use super::expr::{Expr, MetaKey, Reg};
 use super::lower::{ICMPV6, Implied, RANDOM_FULLY, dnat, implied, register, source, test, width};
 use super::{Field, KeyPart, MatchOp, NftFamily, Rhs, Rule, Stmt};
 
-const FIELDS: [Field; 18] = [
+const FIELDS: [Field; 26] = [
     Field::IifName,
     Field::OifName,
     Field::Protocol,
@@ -29,6 +29,14 @@ const FIELDS: [Field; 18] = [
     Field::FibDaddrType,
     Field::CtState,
     Field::Mark,
+    Field::CtDirection,
+    Field::CtClient(Family::V4),
+    Field::CtClient(Family::V6),
+    Field::CtServer(Family::V4),
+    Field::CtServer(Family::V6),
+    Field::CtProtocol,
+    Field::CtServerPort,
+    Field::TcpFlags,
 ];
 
 /// Reads expressions as a rule; the comment comes from elsewhere.
@@ -68,6 +76,10 @@ impl Reader<'_> {
         self.settle();
         let stmt = match &self.rest[0] {
             Expr::Counter => Stmt::Counter,
+            Expr::Limit { rate } => Stmt::Limit { rate: *rate },
+            Expr::Log { group, prefix, snaplen } => {
+                Stmt::Log { group: *group, prefix: prefix.clone(), snaplen: *snaplen }
+            }
             Expr::Notrack => Stmt::Notrack,
             Expr::Masq { flags: 0 } => Stmt::Masquerade { fully_random: false },
             Expr::Masq { flags: RANDOM_FULLY } => Stmt::Masquerade { fully_random: true },
@@ -204,16 +216,22 @@ fn rhs(field: Field, data: &[u8]) -> Option<Rhs> {
         Field::IifName | Field::OifName => return name(data),
         Field::Protocol => KeyPart::EtherType(u16::from_be_bytes(data.try_into().ok()?)),
         Field::EtherSaddr | Field::ArpSaddrEther => KeyPart::Mac(Mac(data.try_into().ok()?)),
-        Field::Saddr(_) | Field::Daddr(_) | Field::NdTarget | Field::ArpSaddrIp => {
-            KeyPart::addr(ip(data)?)
+        Field::Saddr(_)
+        | Field::Daddr(_)
+        | Field::CtClient(_)
+        | Field::CtServer(_)
+        | Field::NdTarget
+        | Field::ArpSaddrIp => KeyPart::addr(ip(data)?),
+        Field::L4Proto | Field::CtProtocol => KeyPart::Proto(*data.first()?),
+        Field::CtDirection => KeyPart::CtDirection(*data.first()?),
+        Field::Sport | Field::Dport | Field::CtServerPort => {
+            KeyPart::Port(u16::from_be_bytes(data.try_into().ok()?))
         }
-        Field::L4Proto => KeyPart::Proto(*data.first()?),
-        Field::Sport | Field::Dport => KeyPart::Port(u16::from_be_bytes(data.try_into().ok()?)),
         Field::Icmpv6Type => KeyPart::Icmpv6(*data.first()?),
         Field::FibDaddrType => {
             KeyPart::AddrType(u8::try_from(u32::from_ne_bytes(data.try_into().ok()?)).ok()?)
         }
-        Field::CtState | Field::Mark | Field::Nfproto => return None,
+        Field::CtState | Field::Mark | Field::Nfproto | Field::TcpFlags => return None,
     };
     Some(Rhs::Value(value))
 }
@@ -241,6 +259,11 @@ fn masked(field: Field, ne: bool, mask: &[u8], data: &[u8]) -> Option<Stmt> {
             let bits = u32::from_ne_bytes(mask.try_into().ok()?);
             let rhs = Rhs::Value(KeyPart::Mark(bits));
             (mask == data).then(|| Stmt::Match { fields: vec![field], op: op(ne), rhs })
+        }
+        Field::Sport | Field::Dport | Field::TcpFlags => {
+            let number = |bytes: &[u8]| bytes.iter().fold(0, |n, b| n << 8 | u16::from(*b));
+            let rhs = Rhs::Bits { mask: number(mask), value: number(data) };
+            Some(Stmt::Match { fields: vec![field], op: op(ne), rhs })
         }
         _ => {
             let length: u32 = mask.iter().map(|b| b.count_ones()).sum();

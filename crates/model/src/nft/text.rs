@@ -124,6 +124,10 @@ fn stmt(stmt: &Stmt) -> String {
         }
         Stmt::Vmap { fields, map } => format!("{} vmap @{map}", names(fields)),
         Stmt::Counter => "counter".to_owned(),
+        Stmt::Limit { rate } => format!("limit rate {rate}/second burst {rate} packets"),
+        Stmt::Log { group, prefix, snaplen } => {
+            format!("log prefix \"{prefix}\" group {group} snaplen {snaplen}")
+        }
         Stmt::Notrack => "notrack".to_owned(),
         Stmt::Masquerade { fully_random: true } => "masquerade fully-random".to_owned(),
         Stmt::Masquerade { fully_random: false } => "masquerade".to_owned(),
@@ -164,6 +168,14 @@ fn field(field: Field) -> &'static str {
         Field::FibDaddrType => "fib daddr type",
         Field::CtState => "ct state",
         Field::Mark => "meta mark",
+        Field::CtDirection => "ct direction",
+        Field::CtClient(Family::V4) => "ct original ip saddr",
+        Field::CtClient(Family::V6) => "ct original ip6 saddr",
+        Field::CtServer(Family::V4) => "ct reply ip saddr",
+        Field::CtServer(Family::V6) => "ct reply ip6 saddr",
+        Field::CtProtocol => "ct protocol",
+        Field::CtServerPort => "ct reply proto-src",
+        Field::TcpFlags => "tcp flags",
     }
 }
 
@@ -171,6 +183,7 @@ fn value(fields: &[Field], rhs: &Rhs) -> String {
     match rhs {
         Rhs::Set(set) => format!("@{set}"),
         Rhs::Prefix(text) => format!("\"{text}*\""),
+        Rhs::Bits { mask, value } => format!("& {mask:#x} == {value:#x}"),
         Rhs::Value(value) if fields == [Field::NdTarget] => {
             let hex: String =
                 super::lower::bytes(value).iter().map(|b| format!("{b:02x}")).collect();

@@ -1,0 +1,253 @@
+//! The table as it is to be, and what is to be done to the kernel's for that: what changed, not what there is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use causeway_model::nft::{Chain, Element, KeyPart, NftTable, Set};
+use causeway_plan::NftOp;
+
+type Key = Vec<KeyPart>;
+
+/// A table with the changes since they were last taken.
+#[derive(Clone, Debug)]
+pub(crate) struct Draft {
+    table: NftTable,
+    new_sets: BTreeSet<String>,
+    new_chains: BTreeSet<String>,
+    gone_sets: BTreeMap<String, Set>,
+    gone_chains: BTreeSet<String>,
+    /// What elements of older sets were before.
+    elements: BTreeMap<(String, Key), Option<Element>>,
+}
+
+impl Draft {
+    pub(crate) fn new(table: NftTable) -> Self {
+        Self {
+            new_sets: table.sets.keys().cloned().collect(),
+            new_chains: table.chains.keys().cloned().collect(),
+            table,
+            gone_sets: BTreeMap::new(),
+            gone_chains: BTreeSet::new(),
+            elements: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn table(&self) -> &NftTable {
+        &self.table
+    }
+
+    /// Adds a set with its elements; one of its name is taken to be the same.
+    pub(crate) fn add_set(&mut self, name: String, set: Set) {
+        if self.table.sets.contains_key(&name) {
+            return;
+        }
+        match self.gone_sets.remove(&name) {
+            None => {
+                self.new_sets.insert(name.clone());
+                self.table.sets.insert(name, set);
+            }
+            // It is still in the kernel.
+            Some(old) => {
+                let wanted = set.elements.clone();
+                let stale: Vec<Key> = old.elements.keys().cloned().collect();
+                self.table.sets.insert(name.clone(), old);
+                for key in stale.into_iter().filter(|key| !wanted.contains_key(key)) {
+                    self.put(&name, key, None);
+                }
+                for (key, element) in wanted {
+                    self.put(&name, key, Some(element));
+                }
+            }
+        }
+    }
+
+    /// Adds a chain; one of its name is taken to be the same.
+    pub(crate) fn add_chain(&mut self, name: String, chain: Chain) {
+        if !self.table.chains.contains_key(&name) {
+            if !self.gone_chains.remove(&name) {
+                self.new_chains.insert(name.clone());
+            }
+            self.table.chains.insert(name, chain);
+        }
+    }
+
+    pub(crate) fn remove_set(&mut self, name: &str) {
+        let Some(mut set) = self.table.sets.remove(name) else { return };
+        if self.new_sets.remove(name) {
+            return;
+        }
+        // What is in the kernel is what was before the changes.
+        let first = (name.to_owned(), Key::new());
+        let changed: Vec<_> =
+            self.elements.range(first..).take_while(|((s, _), _)| s == name).collect();
+        let changed: Vec<(String, Key)> = changed.into_iter().map(|(key, _)| key.clone()).collect();
+        for at in changed {
+            let before = self.elements.remove(&at).flatten();
+            match before {
+                Some(element) => set.elements.insert(at.1, element),
+                None => set.elements.remove(&at.1),
+            };
+        }
+        self.gone_sets.insert(name.to_owned(), set);
+    }
+
+    pub(crate) fn remove_chain(&mut self, name: &str) {
+        if self.table.chains.remove(name).is_some() && !self.new_chains.remove(name) {
+            self.gone_chains.insert(name.to_owned());
+        }
+    }
+
+    /// Puts an element into a set, in place of one of its key, or takes it out.
+    pub(crate) fn put(&mut self, set: &str, key: Key, element: Option<Element>) {
+        let Some(value) = self.table.sets.get_mut(set) else { return };
+        let before = value.elements.get(&key).cloned();
+        if before == element {
+            return;
+        }
+        match element {
+            Some(element) => value.elements.insert(key.clone(), element),
+            None => value.elements.remove(&key),
+        };
+        if !self.new_sets.contains(set) {
+            self.elements.entry((set.to_owned(), key)).or_insert(before);
+        }
+    }
+
+    /// What has to be done for the changes, as transactions; from now on they count as done. What is new is
+    /// there before anything leads to it: the kernel fills sets of ranges a moment after the transaction.
+    pub(crate) fn take(&mut self) -> Vec<Vec<NftOp>> {
+        let table = &self.table;
+        let mut first = Vec::new();
+        let sets = self.new_sets.iter().filter_map(|name| table.sets.get_key_value(name));
+        for (name, set) in sets.clone() {
+            first.push(NftOp::AddSet { name: name.clone(), set: frame(set) });
+        }
+        let chains = self.new_chains.iter().filter_map(|name| table.chains.get_key_value(name));
+        for (name, chain) in chains.clone().filter(|(_, chain)| chain.base.is_none()) {
+            first.push(NftOp::AddChain { name: name.clone(), base: chain.base.clone() });
+        }
+        for (name, set) in sets.filter(|(_, set)| !set.elements.is_empty()) {
+            let (of, elements) = (frame(set), set.elements.clone());
+            first.push(NftOp::AddElements { set: name.clone(), of, elements });
+        }
+        let rules = |name: &String, chain: &Chain| {
+            let rules = chain.rules.clone().into_iter();
+            let chain = name.clone();
+            rules.map(move |rule| NftOp::AddRule { chain: chain.clone(), rule }).collect::<Vec<_>>()
+        };
+        for (name, chain) in chains.clone().filter(|(_, chain)| chain.base.is_none()) {
+            first.extend(rules(name, chain));
+        }
+
+        let mut second = Vec::new();
+        // A base chain counts from the moment it is there.
+        for (name, chain) in chains.filter(|(_, chain)| chain.base.is_some()) {
+            second.push(NftOp::AddChain { name: name.clone(), base: chain.base.clone() });
+            second.extend(rules(name, chain));
+        }
+        second.extend(self.element_ops());
+        for chain in &self.gone_chains {
+            second.push(NftOp::FlushChain { name: chain.clone() });
+        }
+        for set in self.gone_sets.keys() {
+            second.push(NftOp::DelSet { name: set.clone() });
+        }
+        for chain in &self.gone_chains {
+            second.push(NftOp::DelChain { name: chain.clone() });
+        }
+        self.new_sets.clear();
+        self.new_chains.clear();
+        self.gone_sets.clear();
+        self.gone_chains.clear();
+        self.elements.clear();
+        [first, second].into_iter().filter(|ops| !ops.is_empty()).collect()
+    }
+
+    /// Elements taken out, then elements put in, by set.
+    fn element_ops(&self) -> Vec<NftOp> {
+        let mut out: BTreeMap<&str, BTreeMap<Key, Element>> = BTreeMap::new();
+        let mut into: BTreeMap<&str, BTreeMap<Key, Element>> = BTreeMap::new();
+        for ((set, key), before) in &self.elements {
+            let now = self.table.sets.get(set).and_then(|s| s.elements.get(key));
+            if before.as_ref() == now {
+                continue;
+            }
+            if let Some(before) = before {
+                out.entry(set).or_default().insert(key.clone(), before.clone());
+            }
+            if let Some(now) = now {
+                into.entry(set).or_default().insert(key.clone(), now.clone());
+            }
+        }
+        let of = |set: &str| self.table.sets.get(set).map(frame);
+        let out = out.into_iter().filter_map(|(set, elements)| {
+            Some(NftOp::DelElements { set: set.to_owned(), of: of(set)?, elements })
+        });
+        let into = into.into_iter().filter_map(|(set, elements)| {
+            Some(NftOp::AddElements { set: set.to_owned(), of: of(set)?, elements })
+        });
+        out.chain(into).collect()
+    }
+
+    /// What has to be done to a table that was found so that it comes out as this one, as transactions; from
+    /// then on all changes count as done. `None`: there is no table.
+    pub(crate) fn from(&mut self, found: Option<&NftTable>) -> Vec<Vec<NftOp>> {
+        self.elements.clear();
+        let mut ops = Vec::new();
+        let Some(found) = found else {
+            self.all_new();
+            let mut transactions = self.take();
+            transactions[0].insert(0, NftOp::AddTable);
+            return transactions;
+        };
+        if !self.fits(found) {
+            // By one transaction, so that nothing passes in between; sets of ranges are filled a moment later.
+            ops.push(NftOp::DelTable);
+            ops.push(NftOp::AddTable);
+            self.all_new();
+            ops.extend(self.take().into_iter().flatten());
+            return vec![ops];
+        }
+        let table = &self.table;
+        let absent = |all: &BTreeSet<String>, name: &String| !all.contains(name);
+        let (sets, chains): (BTreeSet<String>, BTreeSet<String>) =
+            (found.sets.keys().cloned().collect(), found.chains.keys().cloned().collect());
+        self.new_sets = table.sets.keys().filter(|n| absent(&sets, n)).cloned().collect();
+        self.new_chains = table.chains.keys().filter(|n| absent(&chains, n)).cloned().collect();
+        let gone = found.sets.iter().filter(|(name, _)| !table.sets.contains_key(*name));
+        self.gone_sets = gone.map(|(name, set)| (name.clone(), set.clone())).collect();
+        self.gone_chains = chains.into_iter().filter(|n| !table.chains.contains_key(n)).collect();
+        for (name, have) in &found.sets {
+            let Some(want) = table.sets.get(name) else { continue };
+            let keys = have.elements.keys().chain(want.elements.keys());
+            for key in keys.filter(|key| have.elements.get(*key) != want.elements.get(*key)) {
+                let before = have.elements.get(key).cloned();
+                self.elements.insert((name.clone(), key.clone()), before);
+            }
+        }
+        self.take()
+    }
+
+    fn all_new(&mut self) {
+        self.new_sets = self.table.sets.keys().cloned().collect();
+        self.new_chains = self.table.chains.keys().cloned().collect();
+        self.gone_sets.clear();
+        self.gone_chains.clear();
+    }
+
+    /// Whether what is there of ours is as we make it, but for what sets hold.
+    fn fits(&self, found: &NftTable) -> bool {
+        let sets = found
+            .sets
+            .iter()
+            .all(|(name, have)| self.table.sets.get(name).is_none_or(|want| want.same_type(have)));
+        let chains = found.chains.iter().all(|(name, have)| match self.table.chains.get(name) {
+            Some(want) => want == have,
+            None => have.base.is_none(),
+        });
+        sets && chains
+    }
+}
+
+fn frame(set: &Set) -> Set {
+    Set { elements: BTreeMap::new(), ..set.clone() }
+}

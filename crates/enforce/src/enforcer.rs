@@ -1,0 +1,691 @@
+//! The state of a node's enforcement.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use causeway_model::nft::{Element, KeyPart, KeyType, NftTable, Set, Verdict};
+use causeway_plan::NftOp;
+use causeway_policy::compile::Program;
+use causeway_policy::{
+    Direction, Labels, NamedPort, Node, Pod, PodName, Pods, Policy, PolicyName, PortMatch, PortSet,
+    Ports, Text, Who, World,
+};
+use causeway_types::Family;
+
+use crate::draft::Draft;
+use crate::frame;
+use crate::part::{self, Part};
+
+/// Selectors of more pods than this are groups: their members are kept once, not in each program.
+const MANY: usize = 512;
+
+/// Something changed.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A namespace, with its labels; `None`: it is gone.
+    Namespace(Text, Option<Labels>),
+    /// A pod of any node as the API has it.
+    Pod(PodName, Option<Box<Pod>>),
+    /// A node.
+    Node(Text, Option<Node>),
+    /// A policy.
+    Policy(PolicyName, Option<Box<Policy>>),
+    /// A pod is attached here and has these addresses, or is not any more.
+    Endpoint(PodName, Option<Vec<IpAddr>>),
+}
+
+/// What the policies of a pod come to in one direction: the same for pods with equal keys.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Key {
+    direction: Direction,
+    policies: Vec<PolicyName>,
+    /// The pod's own named ports, where rules ask for them.
+    ports: Vec<NamedPort>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    name: String,
+    program: Program,
+    users: BTreeSet<PodName>,
+}
+
+/// What is done about a pod in one direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Done {
+    /// No policy says anything.
+    Open,
+    /// A program.
+    Program(Key),
+    /// Nothing is known of the pod, and policies may apply to it: nothing passes.
+    Shut,
+}
+
+/// What a pod attached here is under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Realised {
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The policies that apply, of each direction that they say something of.
+    pub policies: BTreeMap<Direction, Vec<PolicyName>>,
+    /// Nothing is known of it, and policies may apply to it: nothing passes.
+    pub shut: bool,
+}
+
+#[derive(Debug)]
+struct Endpoint {
+    addresses: Vec<IpAddr>,
+    done: [Done; 2],
+}
+
+/// The state of a node's enforcement. See [`Enforcer::change`] and [`Enforcer::take`].
+#[derive(Debug)]
+pub struct Enforcer {
+    me: Text,
+    many: usize,
+    world: World,
+    /// Pods of this node as the API has, or last had, them.
+    local: BTreeMap<PodName, Pod>,
+    endpoints: BTreeMap<PodName, Endpoint>,
+    /// Whose an address of this node's pods is.
+    owners: HashMap<IpAddr, PodName>,
+    programs: BTreeMap<Key, Kept>,
+    /// How many programs ask a group.
+    groups: BTreeMap<Pods, usize>,
+    /// How often programs lead to a set of ports.
+    ports: BTreeMap<(Direction, PortSet), usize>,
+    draft: Draft,
+}
+
+/// What has to be looked at again.
+#[derive(Debug, Default)]
+struct Touched {
+    addresses: BTreeSet<IpAddr>,
+    endpoints: BTreeSet<PodName>,
+    policies: BTreeSet<PolicyName>,
+}
+
+impl Enforcer {
+    /// Of a node, which knows of nothing yet.
+    #[must_use]
+    pub fn new(me: impl Into<Text>) -> Self {
+        Self::with_groups_of(me, MANY)
+    }
+
+    /// As [`Enforcer::new`], where selectors of more than `many` pods are groups.
+    #[must_use]
+    pub fn with_groups_of(me: impl Into<Text>, many: usize) -> Self {
+        Self {
+            me: me.into(),
+            many,
+            world: World::default(),
+            local: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            owners: HashMap::new(),
+            programs: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            draft: Draft::new(frame::table()),
+        }
+    }
+
+    /// Everything that policies are asked about.
+    #[must_use]
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The table as it is to be.
+    #[must_use]
+    pub fn table(&self) -> &NftTable {
+        self.draft.table()
+    }
+
+    /// Whether policies apply to any pod here.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.endpoints.values().all(|endpoint| endpoint.done == [Done::Open, Done::Open])
+    }
+
+    /// What a pod that is attached here is under.
+    #[must_use]
+    pub fn realised(&self, pod: &PodName) -> Option<Realised> {
+        let endpoint = self.endpoints.get(pod)?;
+        let of = |done: &Done| match done {
+            Done::Program(key) => Some((key.direction, key.policies.clone())),
+            Done::Open | Done::Shut => None,
+        };
+        Some(Realised {
+            addresses: endpoint.addresses.clone(),
+            policies: endpoint.done.iter().filter_map(of).collect(),
+            shut: endpoint.done.contains(&Done::Shut),
+        })
+    }
+
+    /// The pods that are attached here.
+    pub fn endpoints(&self) -> impl Iterator<Item = &PodName> {
+        self.endpoints.keys()
+    }
+
+    /// The pod that is attached here and has an address.
+    #[must_use]
+    pub fn endpoint_at(&self, address: IpAddr) -> Option<&PodName> {
+        self.owners.get(&address)
+    }
+
+    /// Namespaces whose pods policies may apply to; `*`: all, also those that are not known yet.
+    #[must_use]
+    pub fn namespaces(&self) -> Vec<String> {
+        let mut all = BTreeSet::new();
+        for policy in self.world.policies() {
+            match &policy.name {
+                PolicyName::Network { namespace, .. } => {
+                    all.insert(namespace.to_string());
+                }
+                PolicyName::Cluster(_) if policy.subject.is_some() => return vec!["*".to_owned()],
+                PolicyName::Cluster(_) => {}
+            }
+        }
+        all.into_iter().collect()
+    }
+
+    /// Takes in what changed. What follows from it for the kernel is what [`Enforcer::take`] gives.
+    pub fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let mut touched = Touched::default();
+        for change in changes {
+            self.take_in(change, &mut touched);
+        }
+        self.recompile(&touched.policies);
+        self.relist(&touched);
+        self.regroup(&touched.addresses);
+        for name in touched.endpoints {
+            self.apply(&name);
+        }
+        self.sweep();
+    }
+
+    /// What has to be done to the kernel's table since the last call, in transactions. Not done, or not known to
+    /// be, the table has to be read and [`Enforcer::repair`] asked.
+    pub fn take(&mut self) -> Vec<Vec<NftOp>> {
+        self.draft.take()
+    }
+
+    /// What has to be done to the kernel's table as it was found; `None`: there is none.
+    pub fn repair(&mut self, found: Option<&NftTable>) -> Vec<Vec<NftOp>> {
+        self.draft.from(found)
+    }
+
+    fn take_in(&mut self, change: Change, touched: &mut Touched) {
+        match change {
+            Change::Namespace(name, labels) => {
+                match labels {
+                    Some(labels) => self.world.set_namespace(name.clone(), labels),
+                    None => self.world.remove_namespace(&name),
+                }
+                for pod in self.world.pods_in(&name) {
+                    touched.addresses.extend(&pod.addresses);
+                }
+                touched.endpoints.extend(self.endpoints_in(&name));
+            }
+            Change::Pod(name, pod) => self.set_pod(&name, pod.map(|pod| *pod), touched),
+            Change::Node(name, node) => {
+                let addresses = |world: &World| {
+                    world.node(&name).map(|node| node.addresses.clone()).unwrap_or_default()
+                };
+                touched.addresses.extend(addresses(&self.world));
+                match node {
+                    Some(node) => self.world.set_node(name.clone(), node),
+                    None => self.world.remove_node(&name),
+                }
+                touched.addresses.extend(addresses(&self.world));
+            }
+            Change::Policy(name, policy) => {
+                match &name {
+                    PolicyName::Network { namespace, .. } => {
+                        touched.endpoints.extend(self.endpoints_in(namespace));
+                    }
+                    PolicyName::Cluster(_) => {
+                        touched.endpoints.extend(self.endpoints.keys().cloned());
+                    }
+                }
+                match policy {
+                    Some(policy) => self.world.set_policy(*policy),
+                    None => self.world.remove_policy(&name),
+                }
+                touched.policies.insert(name);
+            }
+            Change::Endpoint(name, addresses) => self.set_endpoint(&name, addresses, touched),
+        }
+    }
+
+    fn endpoints_in(&self, namespace: &Text) -> Vec<PodName> {
+        let first = PodName::new(namespace.clone(), "");
+        let all = self.endpoints.range(first..).map(|(name, _)| name);
+        all.take_while(|name| name.namespace == *namespace).cloned().collect()
+    }
+
+    fn set_pod(&mut self, name: &PodName, pod: Option<Pod>, touched: &mut Touched) {
+        let attached = self.endpoints.contains_key(name);
+        match &pod {
+            Some(pod) if pod.node.as_ref() == Some(&self.me) || attached => {
+                self.local.insert(name.clone(), pod.clone());
+            }
+            // Its policies stay on it as long as it is attached.
+            None if attached => {}
+            _ => drop(self.local.remove(name)),
+        }
+        if attached {
+            touched.endpoints.insert(name.clone());
+        }
+        self.put_pod(name, pod, touched);
+    }
+
+    /// Puts a pod into the world with the addresses that it has: what is attached here is better known here than in
+    /// the API, which comes to know of it later, and of its end too.
+    fn put_pod(&mut self, name: &PodName, pod: Option<Pod>, touched: &mut Touched) {
+        if let Some(old) = self.world.pod(name) {
+            touched.addresses.extend(&old.addresses);
+        }
+        let Some(mut pod) = pod else { return self.world.remove_pod(name) };
+        if !pod.ended && !pod.host_network {
+            match self.endpoints.get(name) {
+                Some(endpoint) => {
+                    let own = endpoint.addresses.iter().filter(|ip| !is_link_local(**ip));
+                    pod.addresses = own.copied().collect();
+                }
+                None => pod.addresses.retain(|ip| !self.owners.contains_key(ip)),
+            }
+        }
+        touched.addresses.extend(&pod.addresses);
+        self.world.set_pod(pod);
+    }
+
+    fn set_endpoint(
+        &mut self,
+        name: &PodName,
+        addresses: Option<Vec<IpAddr>>,
+        touched: &mut Touched,
+    ) {
+        let old = self.endpoints.get(name).map(|e| e.addresses.clone()).unwrap_or_default();
+        let new = addresses.clone().unwrap_or_default();
+        if addresses.is_some() == self.endpoints.contains_key(name) && old == new {
+            return;
+        }
+        for ip in &old {
+            if self.owners.get(ip) == Some(name) {
+                self.owners.remove(ip);
+            }
+        }
+        match addresses {
+            Some(addresses) => {
+                // What it was under at its former addresses is taken back, and done anew.
+                self.withdraw(name);
+                let done = [Done::Open, Done::Open];
+                self.endpoints.insert(name.clone(), Endpoint { addresses, done });
+            }
+            None => {
+                self.withdraw(name);
+                self.endpoints.remove(name);
+            }
+        }
+        for ip in &new {
+            self.owners.insert(*ip, name.clone());
+        }
+        touched.endpoints.insert(name.clone());
+        // Whose an address is said to be may be others' now.
+        let said: Vec<PodName> = self
+            .local
+            .values()
+            .filter(|pod| pod.addresses.iter().any(|ip| old.contains(ip) || new.contains(ip)))
+            .map(|pod| pod.name.clone())
+            .chain([name.clone()])
+            .collect();
+        for name in said {
+            if self.world.pod(&name).is_some() {
+                let pod = self.local.get(&name).cloned();
+                self.put_pod(&name, pod, touched);
+            }
+        }
+        if !self.endpoints.contains_key(name) && self.world.pod(name).is_none() {
+            self.local.remove(name);
+        }
+    }
+
+    /// Compiles programs anew of which a policy changed. Those of policies that are gone go when nobody has them.
+    fn recompile(&mut self, policies: &BTreeSet<PolicyName>) {
+        if policies.is_empty() {
+            return;
+        }
+        let asks = |key: &Key| key.policies.iter().any(|name| policies.contains(name));
+        let keys: Vec<Key> = self.programs.keys().filter(|key| asks(key)).cloned().collect();
+        for key in keys {
+            let wanted = Done::Program(key.clone());
+            let still = |name: &&PodName| self.wanted(name, key.direction) == wanted;
+            let user = self.programs[&key].users.iter().find(still).cloned();
+            let compiled = user.and_then(|user| self.compile(&user, key.direction));
+            let Some(program) = compiled else {
+                // All its pods move to others.
+                self.forget(&key);
+                continue;
+            };
+            if part::program_name(key.direction, &key, &program) == self.programs[&key].name {
+                self.relist_all(&key, &program);
+                continue;
+            }
+            let users = self.forget(&key);
+            self.keep(&key, program);
+            let name = self.programs[&key].name.clone();
+            for user in &users {
+                self.dispatch(user, key.direction, Some(&name));
+            }
+            self.programs.get_mut(&key).expect("it is kept").users = users;
+        }
+    }
+
+    fn compile(&self, user: &PodName, direction: Direction) -> Option<Program> {
+        let pod = self.local.get(user)?;
+        Program::of(&self.world.subject(pod), direction, self.many)
+    }
+
+    /// Lists addresses in programs as they are to be now.
+    fn relist(&mut self, touched: &Touched) {
+        if touched.addresses.is_empty() {
+            return;
+        }
+        let keys: Vec<Key> = self.programs.keys().cloned().collect();
+        for key in keys {
+            if key.policies.iter().any(|name| touched.policies.contains(name)) {
+                continue;
+            }
+            let kept = &self.programs[&key];
+            let user = kept.users.iter().find_map(|name| self.local.get(name));
+            let Some(pod) = user else { continue };
+            let subject = self.world.subject(pod);
+            let mut differ = Vec::new();
+            for ip in &touched.addresses {
+                let entry = kept.program.entry(&subject, key.direction, *ip);
+                if kept.program.peers.get(ip) != entry.as_ref() {
+                    differ.push((*ip, entry));
+                }
+            }
+            for (ip, entry) in differ {
+                self.list(&key, ip, entry);
+            }
+        }
+    }
+
+    /// Lists what another program, which differs in that alone, lists.
+    fn relist_all(&mut self, key: &Key, other: &Program) {
+        let now = &self.programs[key].program.peers;
+        let all: BTreeSet<IpAddr> = now.keys().chain(other.peers.keys()).copied().collect();
+        let differ = all.into_iter().filter(|ip| now.get(ip) != other.peers.get(ip));
+        for ip in differ.collect::<Vec<_>>() {
+            self.list(key, ip, other.peers.get(&ip).cloned());
+        }
+    }
+
+    fn list(&mut self, key: &Key, ip: IpAddr, entry: Option<PortSet>) {
+        if let Some(ports) = &entry {
+            self.use_ports(key.direction, ports);
+        }
+        let kept = self.programs.get_mut(key).expect("it is kept");
+        let set = part::listed(&kept.name, Family::of(ip));
+        let element =
+            entry.as_ref().map(|ports| part::element(part::verdict(key.direction, ports)));
+        let before = match entry {
+            Some(ports) => kept.program.peers.insert(ip, ports),
+            None => kept.program.peers.remove(&ip),
+        };
+        self.draft.put(&set, vec![KeyPart::addr(ip)], element);
+        if let Some(ports) = before {
+            self.leave_ports(key.direction, &ports);
+        }
+    }
+
+    /// Puts addresses into groups and takes them out.
+    fn regroup(&mut self, addresses: &BTreeSet<IpAddr>) {
+        for pods in self.groups.keys() {
+            for ip in addresses {
+                let set = part::group(pods, Family::of(*ip));
+                let element = self.selects_at(pods, *ip).then(Element::default);
+                self.draft.put(&set, vec![KeyPart::addr(*ip)], element);
+            }
+        }
+    }
+
+    /// What is to be done about a pod in a direction.
+    fn wanted(&self, name: &PodName, direction: Direction) -> Done {
+        let Some(pod) = self.local.get(name) else {
+            let may_apply = self.world.policies_for(&name.namespace).any(|p| p.subject.is_some());
+            return if may_apply { Done::Shut } else { Done::Open };
+        };
+        let policies: Vec<&Policy> = self.world.policies_of(pod);
+        let says: Vec<&Policy> =
+            policies.into_iter().filter(|policy| policy.rules(direction).is_some()).collect();
+        if says.is_empty() {
+            return Done::Open;
+        }
+        let named = |policy: &&Policy| {
+            let rules = policy.rules(direction).unwrap_or_default();
+            rules.iter().any(|rule| match &rule.ports {
+                Ports::AnyOf(all) => all.iter().any(|one| matches!(one, PortMatch::Named { .. })),
+                Ports::All => false,
+            })
+        };
+        let mut ports = Vec::new();
+        if direction == Direction::Ingress && says.iter().any(named) {
+            ports.clone_from(&pod.ports);
+            ports.sort();
+            ports.dedup();
+        }
+        let policies = says.iter().map(|policy| policy.name.clone()).collect();
+        Done::Program(Key { direction, policies, ports })
+    }
+
+    /// Brings a pod under what it is to be under.
+    fn apply(&mut self, name: &PodName) {
+        for (i, direction) in Direction::ALL.into_iter().enumerate() {
+            let Some(endpoint) = self.endpoints.get(name) else { return };
+            let wanted = self.wanted(name, direction);
+            let done = endpoint.done[i].clone();
+            if done == wanted {
+                continue;
+            }
+            let chain = match &wanted {
+                Done::Open => None,
+                Done::Shut => Some(frame::deny(direction)),
+                Done::Program(key) => {
+                    if !self.programs.contains_key(key) {
+                        let program = self.compile(name, direction);
+                        self.keep(key, program.expect("policies say something of it"));
+                    }
+                    let kept = self.programs.get_mut(key).expect("it is kept");
+                    kept.users.insert(name.clone());
+                    Some(kept.name.clone())
+                }
+            };
+            if let Done::Program(key) = &done
+                && let Some(kept) = self.programs.get_mut(key)
+            {
+                kept.users.remove(name);
+            }
+            match &wanted {
+                Done::Shut => self.dispatch_to(name, direction, chain.as_deref()),
+                _ => self.dispatch(name, direction, chain.as_deref()),
+            }
+            self.endpoints.get_mut(name).expect("it is attached").done[i] = wanted;
+            self.isolate(name);
+        }
+    }
+
+    /// Takes a pod out of all maps.
+    fn withdraw(&mut self, name: &PodName) {
+        for (i, direction) in Direction::ALL.into_iter().enumerate() {
+            self.dispatch(name, direction, None);
+            let Some(endpoint) = self.endpoints.get_mut(name) else { return };
+            let done = std::mem::replace(&mut endpoint.done[i], Done::Open);
+            if let Done::Program(key) = done
+                && let Some(kept) = self.programs.get_mut(&key)
+            {
+                kept.users.remove(name);
+            }
+        }
+        self.isolate(name);
+    }
+
+    /// Leads a pod's packets to a program, or past all.
+    fn dispatch(&mut self, name: &PodName, direction: Direction, program: Option<&str>) {
+        let Some(endpoint) = self.endpoints.get(name) else { return };
+        for ip in endpoint.addresses.clone() {
+            let family = Family::of(ip);
+            let jump = |program| part::element(Verdict::Jump(part::program_chain(program, family)));
+            let (set, element) = (frame::map(direction, family), program.map(jump));
+            self.draft.put(&set, vec![KeyPart::addr(ip)], element);
+        }
+    }
+
+    /// Leads a pod's packets to a chain of either family.
+    fn dispatch_to(&mut self, name: &PodName, direction: Direction, chain: Option<&str>) {
+        let Some(endpoint) = self.endpoints.get(name) else { return };
+        for ip in endpoint.addresses.clone() {
+            let element = chain.map(|chain| part::element(Verdict::Jump(chain.to_owned())));
+            let set = frame::map(direction, Family::of(ip));
+            self.draft.put(&set, vec![KeyPart::addr(ip)], element);
+        }
+    }
+
+    /// Counts a pod among those with policies, or not.
+    fn isolate(&mut self, name: &PodName) {
+        let Some(endpoint) = self.endpoints.get(name) else { return };
+        let open = endpoint.done == [Done::Open, Done::Open];
+        for ip in endpoint.addresses.clone() {
+            let (family, key) = (Family::of(ip), KeyPart::addr(ip));
+            let element = || (!open).then(Element::default);
+            self.draft.put(&frame::isolated(family), vec![key.clone()], element());
+            self.draft.put(&frame::itself(family), vec![key.clone(), key], element());
+        }
+    }
+
+    fn keep(&mut self, key: &Key, program: Program) {
+        let name = part::program_name(key.direction, key, &program);
+        for pods in &program.groups {
+            self.use_group(pods);
+        }
+        for ports in part::fixed_ports(&program).into_iter().chain(program.peers.values()) {
+            self.use_ports(key.direction, ports);
+        }
+        add(&mut self.draft, part::program(&name, key.direction, &program));
+        for (ip, ports) in &program.peers {
+            let element = part::element(part::verdict(key.direction, ports));
+            let set = part::listed(&name, Family::of(*ip));
+            self.draft.put(&set, vec![KeyPart::addr(*ip)], Some(element));
+        }
+        let kept = Kept { name, program, users: BTreeSet::new() };
+        self.programs.insert(key.clone(), kept);
+    }
+
+    /// Takes a program out, to which nothing may lead when the changes are taken. Answers whose it was.
+    fn forget(&mut self, key: &Key) -> BTreeSet<PodName> {
+        let Some(kept) = self.programs.remove(key) else { return BTreeSet::new() };
+        let (sets, chains) = Part::of_program(&kept.name);
+        sets.iter().for_each(|set| self.draft.remove_set(set));
+        chains.iter().for_each(|chain| self.draft.remove_chain(chain));
+        let fixed = part::fixed_ports(&kept.program).into_iter();
+        for ports in fixed.chain(kept.program.peers.values()) {
+            self.leave_ports(key.direction, ports);
+        }
+        for pods in &kept.program.groups {
+            if let Some(count) = self.groups.get_mut(pods) {
+                *count -= 1;
+            }
+        }
+        kept.users
+    }
+
+    fn use_group(&mut self, pods: &Pods) {
+        let count = self.groups.entry(pods.clone()).or_default();
+        *count += 1;
+        if *count > 1 {
+            return;
+        }
+        for family in Family::BOTH {
+            let mut set = Set::of(KeyType::Addr(family), false);
+            let members = self.world.pods().filter(|pod| self.world.selects(pods, pod));
+            for ip in members.flat_map(|pod| &pod.addresses).filter(|ip| Family::of(**ip) == family)
+            {
+                // One that several have is its first owner's.
+                if self.selects_at(pods, *ip) {
+                    set.add(KeyPart::addr(*ip), None);
+                }
+            }
+            self.draft.add_set(part::group(pods, family), set);
+        }
+    }
+
+    fn selects_at(&self, pods: &Pods, ip: IpAddr) -> bool {
+        let pod = match &self.world.at(ip).who {
+            Who::Pod(name) => self.world.pod(name),
+            Who::Node(_) | Who::Outside => None,
+        };
+        pod.is_some_and(|pod| self.world.selects(pods, pod))
+    }
+
+    fn use_ports(&mut self, direction: Direction, ports: &PortSet) {
+        if ports.is_all() || ports.is_none() {
+            return;
+        }
+        let count = self.ports.entry((direction, ports.clone())).or_default();
+        *count += 1;
+        if *count == 1 {
+            add(&mut self.draft, part::ports(direction, ports));
+        }
+    }
+
+    fn leave_ports(&mut self, direction: Direction, ports: &PortSet) {
+        if let Some(count) = self.ports.get_mut(&(direction, ports.clone())) {
+            *count -= 1;
+        }
+    }
+
+    /// Takes out what nobody needs any more.
+    fn sweep(&mut self) {
+        let idle = self.programs.iter().filter(|(_, kept)| kept.users.is_empty());
+        for key in idle.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.forget(&key);
+        }
+        for pods in unused(&mut self.groups) {
+            for family in Family::BOTH {
+                self.draft.remove_set(&part::group(&pods, family));
+            }
+        }
+        for (direction, ports) in unused(&mut self.ports) {
+            for chain in Part::chains_of_ports(direction, &ports) {
+                self.draft.remove_chain(&chain);
+            }
+            let other =
+                Direction::ALL.into_iter().any(|d| self.ports.contains_key(&(d, ports.clone())));
+            if !other {
+                Part::sets_of_ports(&ports).iter().for_each(|set| self.draft.remove_set(set));
+            }
+        }
+    }
+}
+
+/// Takes out what is counted to nothing.
+fn unused<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>) -> Vec<K> {
+    let none: Vec<K> =
+        counts.iter().filter(|(_, n)| **n == 0).map(|(key, _)| key.clone()).collect();
+    counts.retain(|_, n| *n > 0);
+    none
+}
+
+/// Adds a part, as far as it is not there.
+fn add(draft: &mut Draft, part: Part) {
+    part.sets.into_iter().for_each(|(name, set)| draft.add_set(name, set));
+    part.chains.into_iter().for_each(|(name, chain)| draft.add_chain(name, chain));
+}
+
+/// RFC 4291, 2.5.6.
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}

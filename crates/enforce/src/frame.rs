@@ -1,0 +1,296 @@
+//! What the table always holds: the base chains, and the maps that lead from a pod's address to what its
+//! policies come to.
+//!
+//! A tracked packet is judged by its connection: by who opened it (`ct original saddr`), who answers it and at
+//! which port (`ct reply saddr`, `ct reply proto-src`). These are the same for every packet of the connection,
+//! whichever way it goes, before and behind any translation, and for ICMP errors about it. So a change of
+//! policies ends what is not allowed any more and nothing else, and no entry has to be removed.
+
+use causeway_model::nft::{
+    Base, Chain, ChainType, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily, NftTable, Policy,
+    Rhs, Rule, Set, Stmt, Verdict,
+};
+use causeway_policy::Direction;
+use causeway_types::{Family, names};
+
+/// `NF_CT_STATE_BIT`s.
+const INVALID: u32 = 1;
+const KNOWN: u32 = 2 | 4;
+const NEW: u32 = 8;
+pub(crate) const UNTRACKED: u32 = 64;
+const TCP: u8 = 6;
+const ICMPV6: u8 = 58;
+const SYN: u16 = 2;
+/// The first of the ports that are given to clients, as a rule (`net.ipv4.ip_local_port_range`).
+const EPHEMERAL: u16 = 0x8000;
+/// Packets a second that are handed to the agent, so that it can tell of them.
+const LOGGED: u32 = 100;
+/// Bytes of a packet that say who it is from and what it is: both headers with options.
+const SNAPLEN: u32 = 128;
+/// The group that the agent listens at: "CW".
+pub const LOG_GROUP: u16 = 0x4357;
+
+/// Why a packet is dropped; the beginning of the text that it is logged with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// The policies of the pod that it is for allow it not.
+    Ingress,
+    /// The policies of the pod that it is from allow it not.
+    Egress,
+    /// It is out of place in its connection, and a pod with policies is at one end.
+    Invalid,
+    /// It is in the middle of a connection of which nothing is known, and which end opened it neither.
+    Midstream,
+}
+
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::Invalid, Self::Midstream];
+
+    /// As it is logged.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ingress => "causeway ingress",
+            Self::Egress => "causeway egress",
+            Self::Invalid => "causeway invalid",
+            Self::Midstream => "causeway midstream",
+        }
+    }
+}
+
+/// The two directions with the words that names begin with.
+pub(crate) fn word(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "in",
+        Direction::Egress => "out",
+    }
+}
+
+pub(crate) fn digit(family: Family) -> char {
+    match family {
+        Family::V4 => '4',
+        Family::V6 => '6',
+    }
+}
+
+/// The map from pods' addresses to programs.
+pub(crate) fn map(direction: Direction, family: Family) -> String {
+    format!("{}{}", word(direction), digit(family))
+}
+
+/// The set of pods with policies.
+pub(crate) fn isolated(family: Family) -> String {
+    format!("isolated{}", digit(family))
+}
+
+/// The set of pairs of an address with itself.
+pub(crate) fn itself(family: Family) -> String {
+    format!("itself{}", digit(family))
+}
+
+/// The chain that ends what is not allowed.
+pub(crate) fn deny(direction: Direction) -> String {
+    format!("{}_deny", word(direction))
+}
+
+/// The name of a chain's part for packets without a connection.
+pub(crate) fn untracked(chain: &str) -> String {
+    format!("{chain}_u")
+}
+
+pub(crate) fn goto(chain: impl Into<String>) -> Stmt {
+    Stmt::Verdict(Verdict::Goto(chain.into()))
+}
+
+pub(crate) fn rule(stmts: impl Into<Vec<Stmt>>) -> Rule {
+    Rule { stmts: stmts.into(), comment: None }
+}
+
+pub(crate) fn chain(rules: Vec<Rule>) -> Chain {
+    Chain { base: None, rules }
+}
+
+pub(crate) fn state(bits: u32) -> Stmt {
+    Stmt::is(Field::CtState, KeyPart::CtState(bits))
+}
+
+fn base(hook: Hook, rules: Vec<Rule>) -> Chain {
+    let (kind, policy) = (ChainType::Filter, Policy::Accept);
+    Chain { base: Some(Base { kind, hook, priority: 0, device: None, policy }), rules }
+}
+
+/// Where a packet's ends are read.
+#[derive(Clone, Copy)]
+pub(crate) enum Read {
+    /// In its connection.
+    Connection,
+    /// In its header.
+    Header,
+}
+
+impl Read {
+    /// The end at which policies of a direction are.
+    pub(crate) fn own(self, direction: Direction, family: Family) -> Field {
+        match direction {
+            Direction::Ingress => self.server(family),
+            Direction::Egress => self.client(family),
+        }
+    }
+
+    /// The other end.
+    pub(crate) fn peer(self, direction: Direction, family: Family) -> Field {
+        match direction {
+            Direction::Ingress => self.client(family),
+            Direction::Egress => self.server(family),
+        }
+    }
+
+    fn client(self, family: Family) -> Field {
+        match self {
+            Self::Connection => Field::CtClient(family),
+            Self::Header => Field::Saddr(family),
+        }
+    }
+
+    fn server(self, family: Family) -> Field {
+        match self {
+            Self::Connection => Field::CtServer(family),
+            Self::Header => Field::Daddr(family),
+        }
+    }
+
+    pub(crate) fn protocol(self) -> Field {
+        match self {
+            Self::Connection => Field::CtProtocol,
+            Self::Header => Field::L4Proto,
+        }
+    }
+
+    pub(crate) fn port(self) -> Field {
+        match self {
+            Self::Connection => Field::CtServerPort,
+            Self::Header => Field::Dport,
+        }
+    }
+}
+
+/// The table of a node without pods that policies apply to.
+pub(crate) fn table() -> NftTable {
+    let mut table = NftTable::new(NftFamily::Inet, names::NFT_POLICY, true);
+    for family in Family::BOTH {
+        let address = KeyType::Addr(family);
+        for direction in Direction::ALL {
+            table.sets.insert(map(direction, family), Set::vmap(address));
+        }
+        table.sets.insert(isolated(family), Set::of(address, false));
+        table.sets.insert(itself(family), Set::map(vec![address, address], vec![]));
+    }
+    let mut add = |name: &str, chain: Chain| {
+        table.chains.insert(name.to_owned(), chain);
+    };
+    add("forward", base(Hook::Forward, forward()));
+    add("input", base(Hook::Input, input()));
+    add("judge", chain(dispatch(Read::Connection, &[Direction::Egress, Direction::Ingress])));
+    add("untracked", chain(dispatch(Read::Header, &[Direction::Egress, Direction::Ingress])));
+    add("judge_input", chain(dispatch(Read::Connection, &[Direction::Egress])));
+    add("untracked_input", chain(dispatch(Read::Header, &[Direction::Egress])));
+    add("midstream", chain(midstream()));
+    add("invalid", chain(at_isolated("invalid_drop")));
+    add("invalid_drop", chain(vec![log(Reason::Invalid), drop()]));
+    add("midstream_drop", chain(vec![log(Reason::Midstream), drop()]));
+    for direction in Direction::ALL {
+        let name = deny(direction);
+        let mut rules = vec![rule([state(UNTRACKED), goto(untracked(&name))])];
+        rules.extend(denial(direction, Read::Connection));
+        add(&name, chain(rules));
+        add(&untracked(&name), chain(denial(direction, Read::Header)));
+    }
+    table
+}
+
+/// What is between other ends than the node itself.
+fn forward() -> Vec<Rule> {
+    let tcp = Stmt::is(Field::L4Proto, KeyPart::Proto(TCP));
+    let no_syn = Stmt::is(Field::TcpFlags, Rhs::Bits { mask: SYN, value: 0 });
+    vec![
+        Rule::new("each packet, not the first alone", [state(KNOWN), goto("judge")]),
+        Rule::new(
+            "in the middle of an unknown connection",
+            [state(NEW), tcp, no_syn, goto("midstream")],
+        ),
+        rule([state(NEW), goto("judge")]),
+        rule([state(INVALID), goto("invalid")]),
+        Rule::new("no connection: by its own header", [goto("untracked")]),
+    ]
+}
+
+/// What pods send to their own node. What the node sends to them passes no hook of ours, and nor do their
+/// answers to it.
+fn input() -> Vec<Rule> {
+    let reply = Stmt::is(Field::CtDirection, KeyPart::CtDirection(1));
+    let neighbours = Stmt::is(Field::L4Proto, KeyPart::Proto(ICMPV6));
+    vec![
+        Rule::new("the node opened it", [reply, Stmt::Verdict(Verdict::Accept)]),
+        rule([state(KNOWN | NEW), goto("judge_input")]),
+        Rule::new(
+            "neighbour discovery is not tracked",
+            [state(UNTRACKED), neighbours, Stmt::Verdict(Verdict::Accept)],
+        ),
+        rule([state(UNTRACKED), goto("untracked_input")]),
+    ]
+}
+
+fn dispatch(read: Read, directions: &[Direction]) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for direction in directions {
+        for family in Family::BOTH {
+            let fields = vec![read.own(*direction, family)];
+            rules.push(rule([Stmt::Vmap { fields, map: map(*direction, family) }]));
+        }
+    }
+    rules
+}
+
+/// A client's packet says by its ports who the client is: it becomes the first of the connection that is known.
+/// Taken for that, a server's packet would turn the connection round, and other rules would be asked.
+fn midstream() -> Vec<Rule> {
+    let is = |field, value| Stmt::is(field, Rhs::Bits { mask: EPHEMERAL, value });
+    let client = [is(Field::Sport, EPHEMERAL), is(Field::Dport, 0), goto("judge")];
+    let mut rules = vec![Rule::new("from a client, by its ports", client)];
+    rules.extend(at_isolated("midstream_drop"));
+    rules
+}
+
+/// Where policies apply to one of the ends.
+fn at_isolated(to: &str) -> Vec<Rule> {
+    let at = |field: fn(Family) -> Field, family| {
+        rule([Stmt::lookup([field(family)], MatchOp::Eq, isolated(family)), goto(to)])
+    };
+    Family::BOTH.into_iter().flat_map(|f| [at(Field::Saddr, f), at(Field::Daddr, f)]).collect()
+}
+
+/// What nothing allows, but what a pod sends itself.
+fn denial(direction: Direction, read: Read) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for family in Family::BOTH {
+        let both = vec![read.client(family), read.server(family)];
+        let pair = Stmt::lookup(both, MatchOp::Eq, itself(family));
+        rules.push(Rule::new("to itself", [pair, Stmt::Verdict(Verdict::Return)]));
+    }
+    rules.push(log(match direction {
+        Direction::Ingress => Reason::Ingress,
+        Direction::Egress => Reason::Egress,
+    }));
+    rules.push(drop());
+    rules
+}
+
+fn log(reason: Reason) -> Rule {
+    let (group, prefix) = (LOG_GROUP, reason.word().to_owned());
+    rule([Stmt::Limit { rate: LOGGED }, Stmt::Log { group, prefix, snaplen: SNAPLEN }])
+}
+
+fn drop() -> Rule {
+    rule([Stmt::Counter, Stmt::Verdict(Verdict::Drop)])
+}

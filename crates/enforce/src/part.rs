@@ -1,0 +1,276 @@
+//! Programs and sets of ports as sets and chains of the table.
+
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+
+use causeway_model::nft::{
+    Chain, Element, Field, KeyPart, KeyType, MatchOp, Rule, Set, Stmt, Verdict,
+};
+use causeway_policy::compile::Program;
+use causeway_policy::{Direction, Pods, PortSet, Protocol};
+use causeway_types::{Cidr, Family};
+use ipnet::{Ipv4Subnets, Ipv6Subnets};
+
+use crate::frame::{self, Read, UNTRACKED, goto, rule, state};
+
+/// Ranges of more ports than this are kept as ranges, in a set that is not hashed.
+const WIDE: u16 = 64;
+
+/// A part of the table that nobody changes once it is there, but for the elements of its sets.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Part {
+    pub(crate) sets: Vec<(String, Set)>,
+    pub(crate) chains: Vec<(String, Chain)>,
+}
+
+fn hash(value: impl Hash) -> String {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}
+
+/// The name of a program's parts, by all that it holds but its listed addresses, and by whose it is.
+pub(crate) fn program_name(direction: Direction, whose: impl Hash, program: &Program) -> String {
+    let content = (whose, &program.groups, &program.members, &program.ranges);
+    format!("{}_{}", frame::word(direction), hash(content))
+}
+
+/// The chain of a program for a family.
+pub(crate) fn program_chain(program: &str, family: Family) -> String {
+    format!("{program}_{}", frame::digit(family))
+}
+
+/// The map of a program's listed addresses.
+pub(crate) fn listed(program: &str, family: Family) -> String {
+    format!("{program}_{}_p", frame::digit(family))
+}
+
+fn ranges(program: &str, family: Family) -> String {
+    format!("{program}_{}_r", frame::digit(family))
+}
+
+/// The set of a group's members.
+pub(crate) fn group(pods: &Pods, family: Family) -> String {
+    format!("pods_{}_{}", hash(pods), frame::digit(family))
+}
+
+/// The name by which chains of a set of ports are known.
+fn ports_name(ports: &PortSet) -> String {
+    format!("ports_{}", hash(ports))
+}
+
+fn ports_chain(direction: Direction, ports: &PortSet) -> String {
+    format!("{}_{}", frame::word(direction), ports_name(ports))
+}
+
+/// What becomes of a packet whose peer may use a set of ports.
+pub(crate) fn verdict(direction: Direction, ports: &PortSet) -> Verdict {
+    if ports.is_all() {
+        Verdict::Return
+    } else if ports.is_none() {
+        Verdict::Goto(frame::deny(direction))
+    } else {
+        Verdict::Goto(ports_chain(direction, ports))
+    }
+}
+
+/// The sets of ports that a program leads to, but from its listed addresses.
+pub(crate) fn fixed_ports(program: &Program) -> BTreeSet<&PortSet> {
+    program.members.values().chain(program.ranges.values()).collect()
+}
+
+pub(crate) fn element(verdict: Verdict) -> Element {
+    Element { verdict: Some(verdict), ..Element::default() }
+}
+
+/// A program's chains and maps, without the listed addresses.
+pub(crate) fn program(name: &str, direction: Direction, program: &Program) -> Part {
+    let mut part = Part::default();
+    for family in Family::BOTH {
+        let (list, blocks) = (listed(name, family), ranges(name, family));
+        part.sets.push((list.clone(), Set::vmap(KeyType::Addr(family))));
+        let nets = nets(program, family);
+        // The last rule: all addresses are in some range.
+        let last = match nets.as_slice() {
+            [(_, ports)] => Stmt::Verdict(verdict(direction, ports)),
+            _ => {
+                let mut map = Set { interval: true, ..Set::vmap(KeyType::Addr(family)) };
+                for (net, ports) in &nets {
+                    let key = vec![KeyPart::Net(*net)];
+                    map.elements.insert(key, element(verdict(direction, ports)));
+                }
+                part.sets.push((blocks.clone(), map));
+                // The field is put in below.
+                Stmt::Vmap { fields: Vec::new(), map: blocks }
+            }
+        };
+        let rules = |read: Read| {
+            let peer = read.peer(direction, family);
+            let mut rules = vec![rule([Stmt::Vmap { fields: vec![peer], map: list.clone() }])];
+            let last = rule([match last.clone() {
+                Stmt::Vmap { map, .. } => Stmt::Vmap { fields: vec![peer], map },
+                other => other,
+            }]);
+            rules.extend(members(program, direction, family, peer, &last));
+            rules.push(last);
+            rules
+        };
+        put_chain(&mut part, &program_chain(name, family), rules);
+    }
+    part
+}
+
+/// A chain for tracked packets, with one for the others.
+fn put_chain(part: &mut Part, name: &str, rules: impl Fn(Read) -> Vec<Rule>) {
+    let aside = frame::untracked(name);
+    let mut tracked = vec![rule([state(UNTRACKED), goto(&aside)])];
+    tracked.extend(rules(Read::Connection));
+    part.chains.push((aside, frame::chain(rules(Read::Header))));
+    part.chains.push((name.to_owned(), frame::chain(tracked)));
+}
+
+/// The rules for members of groups: those of most groups first. `last`: the rule for those of whom nothing is
+/// known but their address.
+fn members(
+    program: &Program,
+    direction: Direction,
+    family: Family,
+    peer: Field,
+    last: &Rule,
+) -> Vec<Rule> {
+    let mut masks: Vec<u8> = (1..1u8 << program.groups.len()).collect();
+    masks.sort_by_key(|mask| std::cmp::Reverse((mask.count_ones(), *mask)));
+    let of = |mask: u8| {
+        let groups = program.groups.iter().enumerate();
+        let within = groups.filter(|(i, _)| mask >> i & 1 == 1);
+        let mut stmts: Vec<Stmt> = within
+            .map(|(_, pods)| Stmt::lookup([peer], MatchOp::Eq, group(pods, family)))
+            .collect();
+        match program.members.get(&mask) {
+            Some(ports) => stmts.push(Stmt::Verdict(verdict(direction, ports))),
+            // No pod was in just these when the program was made.
+            None => stmts.extend(last.stmts.iter().cloned()),
+        }
+        rule(stmts)
+    };
+    masks.into_iter().map(of).collect()
+}
+
+/// The ranges of a family as prefixes.
+fn nets(program: &Program, family: Family) -> Vec<(Cidr, PortSet)> {
+    let of_family = program.ranges.iter().filter(|(ip, _)| Family::of(**ip) == family);
+    let starts: Vec<(&IpAddr, &PortSet)> = of_family.collect();
+    let mut all = Vec::new();
+    for (i, (first, ports)) in starts.iter().enumerate() {
+        let next = starts.get(i + 1).map(|(ip, _)| **ip);
+        let nets: Vec<ipnet::IpNet> = match (first, next) {
+            (IpAddr::V4(a), Some(IpAddr::V4(b))) => {
+                Ipv4Subnets::new(*a, (b.to_bits() - 1).into(), 0).map(Into::into).collect()
+            }
+            (IpAddr::V4(a), _) => {
+                Ipv4Subnets::new(*a, u32::MAX.into(), 0).map(Into::into).collect()
+            }
+            (IpAddr::V6(a), Some(IpAddr::V6(b))) => {
+                Ipv6Subnets::new(*a, (b.to_bits() - 1).into(), 0).map(Into::into).collect()
+            }
+            (IpAddr::V6(a), _) => {
+                Ipv6Subnets::new(*a, u128::MAX.into(), 0).map(Into::into).collect()
+            }
+        };
+        all.extend(nets.into_iter().map(|net| (Cidr::of(net), (*ports).clone())));
+    }
+    all
+}
+
+/// The chain of a set of ports for a direction, with the sets that both directions share.
+pub(crate) fn ports(direction: Direction, ports: &PortSet) -> Part {
+    let mut part = Part::default();
+    let name = ports_name(ports);
+    let single = Set::map(vec![KeyType::InetProto, KeyType::InetService], vec![]);
+    let (mut single, mut whole, mut wide) = (single, Vec::new(), Vec::new());
+    for protocol in Protocol::ALL {
+        let mut set = Set::of(KeyType::InetService, true);
+        for range in ports.ranges(protocol) {
+            let (first, last) = range.into_inner();
+            if (first, last) == (0, u16::MAX) {
+                whole.push(number(protocol));
+            } else if last - first < WIDE {
+                for port in first..=last {
+                    let key = vec![KeyPart::Proto(number(protocol)), KeyPart::Port(port)];
+                    single.elements.insert(key, Element::default());
+                }
+            } else {
+                set.add(KeyPart::Ports(first, last), None);
+            }
+        }
+        if !set.elements.is_empty() {
+            let name = format!("{name}_{protocol}");
+            part.sets.push((name.clone(), set));
+            wide.push((number(protocol), name));
+        }
+    }
+    let hashed = (!single.elements.is_empty()).then(|| {
+        part.sets.push((name.clone(), single));
+        name
+    });
+    let rules = |read: Read| {
+        let is = |protocol| Stmt::is(read.protocol(), KeyPart::Proto(protocol));
+        let back = || Stmt::Verdict(Verdict::Return);
+        let mut rules = Vec::new();
+        if let Some(set) = &hashed {
+            let fields = vec![read.protocol(), read.port()];
+            rules.push(rule([Stmt::lookup(fields, MatchOp::Eq, set), back()]));
+        }
+        rules.extend(whole.iter().map(|protocol| rule([is(*protocol), back()])));
+        if ports.has_other() {
+            let not = |protocol: Protocol| {
+                Stmt::is_not(read.protocol(), KeyPart::Proto(number(protocol)))
+            };
+            let mut stmts: Vec<Stmt> = Protocol::ALL.map(not).into();
+            stmts.push(back());
+            rules.push(rule(stmts));
+        }
+        for (protocol, set) in &wide {
+            let within = Stmt::lookup([read.port()], MatchOp::Eq, set);
+            rules.push(rule([is(*protocol), within, back()]));
+        }
+        rules.push(rule([goto(frame::deny(direction))]));
+        rules
+    };
+    put_chain(&mut part, &ports_chain(direction, ports), rules);
+    part
+}
+
+impl Part {
+    /// The parts of a program, by name alone.
+    pub(crate) fn of_program(name: &str) -> (Vec<String>, Vec<String>) {
+        let sets = Family::BOTH.map(|f| [listed(name, f), ranges(name, f)]).concat();
+        let chains = Family::BOTH.map(|f| {
+            let chain = program_chain(name, f);
+            [frame::untracked(&chain), chain]
+        });
+        (sets, chains.concat())
+    }
+
+    /// The sets that chains of a set of ports may ask.
+    pub(crate) fn sets_of_ports(ports: &PortSet) -> Vec<String> {
+        let name = ports_name(ports);
+        let wide = Protocol::ALL.map(|protocol| format!("{name}_{protocol}"));
+        wide.into_iter().chain([name]).collect()
+    }
+
+    /// The chains of a set of ports for a direction.
+    pub(crate) fn chains_of_ports(direction: Direction, ports: &PortSet) -> [String; 2] {
+        let chain = ports_chain(direction, ports);
+        [frame::untracked(&chain), chain]
+    }
+}

@@ -1,0 +1,272 @@
+//! Random clusters and random changes: a kernel that takes every transaction judges each connection as the
+//! evaluator does, at the pods of one node.
+
+#[path = "../../../policy/tests/naive/clusters.rs"]
+mod clusters;
+mod kernel;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use causeway_enforce::{Change, Enforcer};
+use causeway_model::nft::NftTable;
+use causeway_policy::read::Object;
+use causeway_policy::{Direction, Party, Pod, PodName, PortSet, Protocol, Transport, Who, World};
+use causeway_types::Family;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use serde_json::Value;
+
+use kernel::{ESTABLISHED, INVALID, NEW, Packet, UNTRACKED, commit, passes};
+
+const ME: &str = "n1";
+
+/// An object's identity, and the object; `None` removes it.
+type Objects = BTreeMap<String, Value>;
+
+fn key(value: &Value) -> String {
+    let meta = &value["metadata"];
+    format!("{} {} {}", value["kind"], meta["namespace"], meta["name"])
+}
+
+fn change(value: &Value, there: bool) -> Change {
+    match Object::read(value).unwrap().unwrap() {
+        Object::Namespace(name, labels) => Change::Namespace(name, there.then_some(labels)),
+        Object::Node(name, node) => Change::Node(name, there.then_some(node)),
+        Object::Pod(pod) => Change::Pod(pod.name.clone(), there.then_some(pod)),
+        Object::Policy(policy) => Change::Policy(policy.name.clone(), there.then_some(policy)),
+    }
+}
+
+/// The pods of this node that are attached.
+fn attached(objects: &Objects) -> BTreeMap<PodName, Vec<IpAddr>> {
+    let pods = objects.values().filter(|value| value["kind"] == "Pod");
+    let pods = pods.map(|value| causeway_policy::read::pod(value).unwrap());
+    let here = |pod: &Pod| pod.node.as_deref() == Some(ME) && !pod.host_network && !pod.ended;
+    pods.filter(here).map(|pod| (pod.name, pod.addresses)).collect()
+}
+
+/// Everything that differs between two clusters, with what is attached.
+fn between(old: &Objects, new: &Objects) -> Vec<Change> {
+    let mut all = Vec::new();
+    for (key, value) in old {
+        if !new.contains_key(key) {
+            all.push(change(value, false));
+        }
+    }
+    for (key, value) in new {
+        if old.get(key) != Some(value) {
+            all.push(change(value, true));
+        }
+    }
+    let (before, now) = (attached(old), attached(new));
+    for name in before.keys().filter(|name| !now.contains_key(*name)) {
+        all.push(Change::Endpoint(name.clone(), None));
+    }
+    for (name, addresses) in &now {
+        if before.get(name) != Some(addresses) {
+            all.push(Change::Endpoint(name.clone(), Some(addresses.clone())));
+        }
+    }
+    all
+}
+
+/// By what a connection is allowed at the pods of this node, as the evaluator has it.
+fn expected(world: &World, here: &[&PodName], from: &Party, to: &Party) -> PortSet {
+    if matches!(&from.who, Who::Pod(_)) && from.who == to.who {
+        return PortSet::all();
+    }
+    let at = |own: &Party, direction, peer: &Party| match &own.who {
+        Who::Pod(name) if here.contains(&name) => {
+            world.subject_at(own).unwrap().by_rules(direction, peer)
+        }
+        _ => PortSet::all(),
+    };
+    at(from, Direction::Egress, to).and(&at(to, Direction::Ingress, from))
+}
+
+fn transports() -> Vec<(Transport, u8, u16)> {
+    let number = |p| match p {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    };
+    let ported = Protocol::ALL.into_iter().flat_map(|p| {
+        clusters::PORTS.iter().map(move |port| (Transport::Port(p, *port), number(p), *port))
+    });
+    // Of ICMP's identifiers some are like ports.
+    ported.chain([(Transport::Other, 1, 80), (Transport::Other, 58, 7)]).collect()
+}
+
+fn check(enforcer: &Enforcer, kernel: &NftTable) -> Result<(), TestCaseError> {
+    prop_assert_eq!(kernel, enforcer.table());
+    let world = enforcer.world();
+    let here: Vec<&PodName> = enforcer.endpoints().collect();
+    let pods = world.pods().flat_map(|pod| pod.addresses.clone());
+    let others = ["10.0.0.9", "10.0.0.14", "fd00::6", "192.0.2.1", "192.0.2.3", "2001:db8::7"];
+    let others = others.into_iter().chain(["198.51.100.1"]).map(|ip| ip.parse().unwrap());
+    let ends: BTreeSet<IpAddr> = pods.chain(others).collect();
+    for from in &ends {
+        for to in ends.iter().filter(|to| Family::of(**to) == Family::of(*from)) {
+            let (a, b) = (world.at(*from), world.at(*to));
+            let local = |p: &Party| matches!(&p.who, Who::Pod(n) if here.contains(&n));
+            if !local(&a) && !local(&b) {
+                continue;
+            }
+            let want = expected(world, &here, &a, &b);
+            for (transport, protocol, port) in transports() {
+                let packet = Packet {
+                    client: *from,
+                    server: *to,
+                    protocol,
+                    port,
+                    state: ESTABLISHED,
+                    reply: false,
+                    syn: false,
+                    client_port: 40_000,
+                };
+                let allowed = want.contains(transport);
+                let of = |packet: Packet| passes(kernel, "forward", &packet);
+                let text = || format!("{a} -> {b} {transport}: {allowed} {want}");
+                prop_assert_eq!(of(packet), allowed, "{}", text());
+                prop_assert_eq!(of(Packet { reply: true, ..packet }), allowed, "reply {}", text());
+                let first = Packet { state: NEW, syn: true, ..packet };
+                prop_assert_eq!(of(first), allowed, "new {}", text());
+                let aside = Packet { state: UNTRACKED, ..packet };
+                prop_assert_eq!(of(aside), allowed, "untracked {}", text());
+                if local(&a) {
+                    // To the node itself, where no ingress is asked.
+                    let egress = passes(kernel, "input", &first);
+                    let alone = if a.who == b.who {
+                        true
+                    } else {
+                        world
+                            .subject_at(&a)
+                            .unwrap()
+                            .by_rules(Direction::Egress, &b)
+                            .contains(transport)
+                    };
+                    prop_assert_eq!(egress, alone, "input {}", text());
+                    let answer = Packet { reply: true, ..packet };
+                    prop_assert!(passes(kernel, "input", &answer), "an answer to the node");
+                }
+                let said = |p: &Party| match &p.who {
+                    Who::Pod(name) => {
+                        enforcer.realised(name).is_some_and(|r| !r.policies.is_empty())
+                    }
+                    _ => false,
+                };
+                let isolated = said(&a) || said(&b);
+                let invalid = Packet { state: INVALID, ..packet };
+                prop_assert_eq!(of(invalid), !isolated, "invalid {}", text());
+                if protocol == 6 && port < 0x8000 {
+                    let middle = Packet { state: NEW, ..packet };
+                    prop_assert_eq!(of(middle), allowed, "midstream {}", text());
+                    let answer = Packet { state: NEW, reply: true, ..packet };
+                    prop_assert_eq!(of(answer), !isolated, "midstream reply {}", text());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Changes one object: removes it, or gives it what another of its kind has. Names and addresses stay.
+fn edit(objects: &mut Objects, donors: &[Value], at: usize, from: usize, remove: bool) {
+    let Some(key) = objects.keys().nth(at % objects.len().max(1)).cloned() else { return };
+    if remove {
+        objects.remove(&key);
+        return;
+    }
+    let object = objects.get_mut(&key).unwrap();
+    let donors: Vec<&Value> = donors.iter().filter(|d| d["kind"] == object["kind"]).collect();
+    let Some(donor) = donors.get(from % donors.len().max(1)) else { return };
+    for part in ["/metadata/labels", "/spec"] {
+        let Some(new) = donor.pointer(part) else { continue };
+        let (parent, name) = part.rsplit_once('/').unwrap();
+        object.pointer_mut(parent).unwrap()[name] = new.clone();
+    }
+    if object["kind"] == "Pod" {
+        object["status"]["phase"] = donor["status"]["phase"].clone();
+    }
+}
+
+fn take(enforcer: &mut Enforcer, kernel: &mut Option<NftTable>) {
+    for ops in enforcer.take() {
+        commit(kernel, &ops);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases()) })]
+
+    #[test]
+    fn the_kernel_does_what_policies_say(
+        first in clusters::cluster(),
+        donors in clusters::cluster(),
+        edits in vec((any::<usize>(), any::<usize>(), proptest::bool::weighted(0.2)), 1..16),
+        at_once in 1..4usize,
+        one_by_one in any::<bool>(),
+        many in 0..4usize,
+        lost in any::<bool>(),
+    ) {
+        let first: Objects = first.into_iter().map(|value| (key(&value), value)).collect();
+        let mut states = vec![first.clone()];
+        for some in edits.chunks(at_once) {
+            let mut next = states.last().unwrap().clone();
+            some.iter().for_each(|(at, from, remove)| edit(&mut next, &donors, *at, *from, *remove));
+            states.push(next);
+        }
+        // And back to what it was.
+        states.push(first);
+        let mut enforcer = Enforcer::with_groups_of(ME, many);
+        let mut kernel = None;
+        for ops in enforcer.repair(None) {
+            commit(&mut kernel, &ops);
+        }
+        let mut now = Objects::new();
+        for next in states {
+            let changes = between(&now, &next);
+            if one_by_one {
+                for change in changes {
+                    enforcer.change([change]);
+                    take(&mut enforcer, &mut kernel);
+                }
+            } else {
+                enforcer.change(changes);
+                take(&mut enforcer, &mut kernel);
+            }
+            check(&enforcer, kernel.as_ref().unwrap())?;
+            now = next;
+        }
+        // Another agent of the same knowledge finds all as it should be.
+        let mut second = Enforcer::with_groups_of(ME, many);
+        second.change(between(&Objects::new(), &now));
+        if !lost {
+            for ops in second.repair(kernel.as_ref()) {
+                commit(&mut kernel, &ops);
+            }
+            check(&second, kernel.as_ref().unwrap())?;
+            prop_assert_eq!(second.repair(kernel.as_ref()), Vec::<Vec<_>>::new());
+        }
+        // One without any takes all out.
+        enforcer.change(between(&now, &Objects::new()));
+        if lost {
+            for ops in enforcer.repair(kernel.as_ref()) {
+                commit(&mut kernel, &ops);
+            }
+        } else {
+            kernel = None;
+            for ops in enforcer.repair(None) {
+                commit(&mut kernel, &ops);
+            }
+        }
+        let mut none = Enforcer::new(ME);
+        none.change([]);
+        prop_assert_eq!(kernel.as_ref().unwrap(), none.table());
+    }
+}
+
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(64)
+}
