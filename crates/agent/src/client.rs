@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 
+use crate::policy::PolicyStatus;
 use crate::status::{CollectReport, PlanReport, Status};
 
 /// Longer than any answer of a healthy agent takes.
@@ -19,6 +20,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// When no agent answers at the socket.
 pub fn status(socket: &Path) -> anyhow::Result<Status> {
     json(socket, "GET", "/v1/status")
+}
+
+/// The policies that are enforced on the node.
+///
+/// # Errors
+/// When no agent answers.
+pub fn policies(socket: &Path) -> anyhow::Result<PolicyStatus> {
+    json(socket, "GET", "/v1/policies")
 }
 
 /// What the agent would change now.

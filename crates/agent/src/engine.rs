@@ -23,6 +23,7 @@ use crate::leavers::Leavers;
 use crate::metrics::Metrics;
 use crate::netns_port::NetnsPort;
 use crate::options::Paths;
+use crate::policy;
 use crate::port::{Port, Stale};
 use crate::reconcile::Core;
 use crate::report::Report;
@@ -118,6 +119,7 @@ pub struct Engine {
     pub(crate) shared: Arc<Shared>,
     pub(crate) leavers: Leavers,
     thread: Option<std::thread::JoinHandle<()>>,
+    policies: Option<(policy::Handle, std::thread::JoinHandle<()>)>,
     /// Resolves when the loop has ended, however it came to that.
     pub(crate) ended: oneshot::Receiver<()>,
 }
@@ -135,6 +137,32 @@ impl Engine {
         snapshots: watch::Receiver<Snapshot>,
         health: Health,
     ) -> anyhow::Result<Self> {
+        Self::begin(me, config, paths, snapshots, health, false)
+    }
+
+    /// As [`Engine::start`], where policies are enforced: what they go by is to be told to
+    /// [`Engine::policies`].
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn start_with_policies(
+        me: NodeName,
+        config: Config,
+        paths: &Paths,
+        snapshots: watch::Receiver<Snapshot>,
+        health: Health,
+    ) -> anyhow::Result<Self> {
+        Self::begin(me, config, paths, snapshots, health, true)
+    }
+
+    fn begin(
+        me: NodeName,
+        config: Config,
+        paths: &Paths,
+        snapshots: watch::Receiver<Snapshot>,
+        health: Health,
+        policies: bool,
+    ) -> anyhow::Result<Self> {
         let inbox = Inbox::new().context("event queue")?;
         let shared = Arc::new(Shared::new(health));
         let boot_id = paths.read_boot_id()?;
@@ -142,6 +170,12 @@ impl Engine {
         let (started, start) = std::sync::mpsc::sync_channel(1);
         let (ending, ended) = oneshot::channel();
         let leavers = Leavers::start(&paths.of_plugins())?;
+        let wake = {
+            let inbox = inbox.clone();
+            move || inbox.put(Command::Policies)
+        };
+        let policies = policies.then(|| policy::Handle::start(&me, wake)).transpose()?;
+        let enforcement = policies.as_ref().map(|(handle, _)| handle.clone());
         let job = {
             let (inbox, shared, paths) = (inbox.clone(), Arc::clone(&shared), paths.clone());
             let leavers = leavers.clone();
@@ -187,6 +221,8 @@ impl Engine {
                     paths,
                     voice,
                     late,
+                    policies: enforcement,
+                    told: None,
                 }
                 .run();
             }
@@ -195,7 +231,12 @@ impl Engine {
         let thread = spawn.context("cannot start the reconcile thread")?;
         start.recv().context("the reconcile thread ended at its start")??;
         forward(snapshots, inbox.clone())?;
-        Ok(Self { inbox, shared, leavers, thread: Some(thread), ended })
+        Ok(Self { inbox, shared, leavers, thread: Some(thread), policies, ended })
+    }
+
+    /// Where policies are enforced.
+    pub fn policies(&self) -> Option<&policy::Handle> {
+        self.policies.as_ref().map(|(handle, _)| handle)
     }
 
     /// The status now.
@@ -232,6 +273,10 @@ impl Engine {
         self.inbox.put(Command::Stop);
         if let Some(thread) = self.thread.take() {
             // A panic in the loop has been reported already.
+            let _ = thread.join();
+        }
+        if let Some((handle, thread)) = self.policies.take() {
+            handle.stop();
             let _ = thread.join();
         }
     }
@@ -279,6 +324,9 @@ struct Loop<P> {
     paths: causeway_plugins::Paths,
     voice: Voice,
     late: Late,
+    policies: Option<policy::Handle>,
+    /// What the policies' thread was last told of the pods that are attached here.
+    told: Option<policy::Endpoints>,
 }
 
 /// Pods that the former network makes after the node was taken over.
@@ -328,6 +376,7 @@ impl<P: Port> Loop<P> {
             if now >= audit_at {
                 audit_at = now + AUDIT;
                 self.core.audit();
+                self.policies.iter().for_each(policy::Handle::audit);
                 self.dirs.rewatch();
                 work = true;
             }
@@ -357,9 +406,15 @@ impl<P: Port> Loop<P> {
 
     /// Takes in what changed. True when a round is needed.
     fn take_in(&mut self, commands: &mut Vec<Command>, now: Instant) -> bool {
+        if let Some(policies) = &self.policies {
+            self.core.set_policies(policies.namespaces());
+        }
         let snapshot = self.snapshots.borrow_and_update().clone();
         let mut work = self.core.set_snapshot(snapshot);
         let news = self.core.port.changes();
+        if let (Some(policies), Some(by)) = (&self.policies, self.core.port.take_policy_change()) {
+            policies.touched(by);
+        }
         self.core.mark_stale(news);
         self.core.heed_foreign(now);
         work |= news.any();
@@ -376,6 +431,7 @@ impl<P: Port> Loop<P> {
                     work = true;
                     rest.push(Command::Reconcile(reply));
                 }
+                Command::Policies => work = true,
                 Command::Tested(finding) => {
                     self.core.self_test.found(finding, now);
                     work = true;
@@ -389,11 +445,17 @@ impl<P: Port> Loop<P> {
 
     fn round(&mut self, now: Instant) {
         *lock(&self.shared.busy_since) = Some(now);
+        let before = self.core.generation();
         self.core.reconcile(now);
+        if self.core.generation() != before {
+            // A plugin that has read the former node file has written its record by now, or reads this one.
+            self.core.refresh_records();
+        }
+        self.tell_endpoints();
         if self.core.take_moved() {
             self.shared.moved.send_modify(|n| *n += 1);
         }
-        *lock(&self.shared.report) = Arc::new(self.core.report());
+        *lock(&self.shared.report) = Arc::new(self.report());
         *lock(&self.shared.busy_since) = None;
     }
 
@@ -464,7 +526,7 @@ impl<P: Port> Loop<P> {
         }
         // Leases come and go without a record, too.
         if self.core.count_addresses() {
-            *lock(&self.shared.report) = Arc::new(self.core.report());
+            *lock(&self.shared.report) = Arc::new(self.report());
         }
         for lease in &report.released {
             tracing::info!("released the lease of {lease}");
@@ -497,8 +559,11 @@ impl<P: Port> Loop<P> {
                 }
                 Command::Collect(reply) => drop(reply.send(Ok(self.collect()))),
                 Command::Script(pods, reply) => drop(reply.send(self.core.script(pods, now))),
-                Command::Attachment(..) | Command::Cluster | Command::Tested(_) | Command::Stop => {
-                }
+                Command::Attachment(..)
+                | Command::Cluster
+                | Command::Policies
+                | Command::Tested(_)
+                | Command::Stop => {}
             }
         }
     }

@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Tested(Finding),
     /// The cluster changed.
     Cluster,
+    /// Which namespaces have policies, or what is wrong with them, changed: plugins go by it.
+    Policies,
     /// End.
     Stop,
 }

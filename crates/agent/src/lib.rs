@@ -26,6 +26,7 @@ mod netns_port;
 mod options;
 mod outputs;
 mod owned;
+pub mod policy;
 mod port;
 mod reconcile;
 mod records;

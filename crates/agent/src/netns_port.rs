@@ -1,5 +1,6 @@
 //! The loop's kernel: the network namespace of the thread that opens it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -26,6 +27,8 @@ pub(crate) struct NetnsPort {
     lost_table: bool,
     /// Tables of others changed.
     foreign: bool,
+    /// By whom the table of policies was changed; empty: perhaps by somebody.
+    policies: Option<BTreeSet<u32>>,
 }
 
 impl NetnsPort {
@@ -40,7 +43,14 @@ impl NetnsPort {
         let without = Without { protocols: vec![config.route_protocol], devices };
         // First the ear, then the eye: what changes in between is heard.
         let monitor = Monitor::open()?;
-        Ok(Self { handle: Handle::open()?, monitor, without, lost_table: false, foreign: true })
+        Ok(Self {
+            handle: Handle::open()?,
+            monitor,
+            without,
+            lost_table: false,
+            foreign: true,
+            policies: None,
+        })
     }
 }
 
@@ -91,6 +101,11 @@ impl Port for NetnsPort {
                 for event in &events {
                     self.lost_table |= is_end_of_plugins_table(event);
                     self.foreign |= is_foreign(event);
+                    if let Event::Table { name, by, .. } = event
+                        && name == names::NFT_POLICY
+                    {
+                        self.policies.get_or_insert_default().insert(*by);
+                    }
                     stale.merge(of(event));
                 }
                 stale
@@ -99,6 +114,7 @@ impl Port for NetnsPort {
                 tracing::info!("the kernel's news came too fast: everything is looked at again");
                 self.lost_table = true;
                 self.foreign = true;
+                self.policies = Some(BTreeSet::new());
                 Stale::ALL
             }
             Err(error) => {
@@ -110,6 +126,10 @@ impl Port for NetnsPort {
 
     fn take_lost_table(&mut self) -> bool {
         std::mem::take(&mut self.lost_table)
+    }
+
+    fn take_policy_change(&mut self) -> Option<BTreeSet<u32>> {
+        self.policies.take()
     }
 
     fn take_foreign_change(&mut self) -> bool {
@@ -138,7 +158,9 @@ fn is_end_of_plugins_table(event: &Event) -> bool {
 fn is_foreign(event: &Event) -> bool {
     match event {
         Event::Foreign => true,
-        Event::Table { name, .. } => name != names::NFT_AGENT && name != names::NFT_PLUGINS,
+        Event::Table { name, .. } => {
+            ![names::NFT_AGENT, names::NFT_PLUGINS, names::NFT_POLICY].contains(&name.as_str())
+        }
         _ => false,
     }
 }

@@ -148,7 +148,13 @@ fn understood(all: Value) -> ClusterView {
         };
         all.as_object().into_iter().flatten().filter_map(entry).collect()
     }
-    ClusterView { nodes: entries(&all["nodes"]), pods: entries(&all["pods"]) }
+    let namespaces =
+        all.get("policyNamespaces").and_then(|list| serde_json::from_value(list.clone()).ok());
+    ClusterView {
+        nodes: entries(&all["nodes"]),
+        pods: entries(&all["pods"]),
+        policy_namespaces: namespaces.unwrap_or_default(),
+    }
 }
 
 #[cfg(test)]

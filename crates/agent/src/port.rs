@@ -124,6 +124,12 @@ pub(crate) trait Port {
         false
     }
 
+    /// By which sockets [`Port::changes`] told since the last call that the table of policies was changed; empty
+    /// where news were lost.
+    fn take_policy_change(&mut self) -> Option<BTreeSet<u32>> {
+        None
+    }
+
     /// Whether [`Port::changes`] told since the last call that tables of others changed, or may have.
     fn take_foreign_change(&mut self) -> bool {
         false

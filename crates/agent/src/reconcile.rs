@@ -81,6 +81,8 @@ pub(crate) struct Core<P> {
 
     // Inputs.
     snapshot: Snapshot,
+    /// Namespaces with policies; `None`: not known yet.
+    policies: Option<Vec<String>>,
     disk_view: Option<Arc<ClusterView>>,
     /// The last good view has been looked for.
     disk_asked: bool,
@@ -160,6 +162,7 @@ impl<P: Port> Core<P> {
             metrics,
             started: Instant::now(),
             snapshot: Snapshot::default(),
+            policies: Some(Vec::new()),
             disk_view: None,
             disk_asked: false,
             records: Records::new(paths.attachments.clone(), boot_id),
@@ -199,8 +202,35 @@ impl<P: Port> Core<P> {
         }
     }
 
+    /// The generation of the node file.
+    pub(crate) fn generation(&self) -> u64 {
+        self.ready_files.generation()
+    }
+
+    /// Reads the attachment records that changed.
+    pub(crate) fn refresh_records(&mut self) {
+        if self.records.refresh() {
+            self.decided = false;
+            self.resume = Some(Instant::now());
+        }
+    }
+
+    /// Takes in which namespaces have policies: `None`: that is to be known, and is not yet. True when that is
+    /// another answer.
+    pub(crate) fn set_policies(&mut self, namespaces: Option<Vec<String>>) -> bool {
+        let differs = self.policies != namespaces;
+        self.policies = namespaces;
+        differs
+    }
+
     /// Takes in the newest view of the cluster. True when it is another one.
-    pub(crate) fn set_snapshot(&mut self, snapshot: Snapshot) -> bool {
+    pub(crate) fn set_snapshot(&mut self, mut snapshot: Snapshot) -> bool {
+        // Until it is known whose pods have to wait, all have to.
+        let all = vec!["*".to_owned()];
+        let namespaces = self.policies.as_ref().unwrap_or(&all);
+        if snapshot.view.policy_namespaces != *namespaces {
+            Arc::make_mut(&mut snapshot.view).policy_namespaces.clone_from(namespaces);
+        }
         if snapshot == self.snapshot {
             return false;
         }

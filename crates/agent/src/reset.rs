@@ -290,6 +290,7 @@ fn tables() -> Vec<TableId> {
     let id = |family, name: &str| TableId { family, name: name.to_owned() };
     vec![
         marks::table(),
+        id(NftFamily::Inet, names::NFT_POLICY),
         id(NftFamily::Inet, names::NFT_PLUGINS),
         id(NftFamily::Netdev, names::NFT_PLUGINS),
     ]

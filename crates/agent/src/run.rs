@@ -66,7 +66,7 @@ async fn serve(
     };
     let mut cluster = Cluster::watch(connection, me.clone());
     let snapshots = cluster.snapshots.clone();
-    let mut engine = Engine::start(
+    let mut engine = Engine::start_with_policies(
         me.clone(),
         settings.config.clone(),
         paths,
@@ -74,12 +74,16 @@ async fn serve(
         cluster.health.clone(),
     )?;
     cluster.announce(engine.shared.said());
+    if let Some(policies) = engine.policies() {
+        cluster.policies(policies.sink(), policies.ends());
+    }
     let mut moved = engine.shared.moved();
     let app = App {
         inbox: engine.inbox.clone(),
         shared: engine.shared.clone(),
         leavers: engine.leavers.clone(),
         pods: Pods { snapshots: cluster.snapshots.clone(), health: cluster.health.clone() },
+        policies: engine.policies().cloned(),
         diagnose,
     };
     let socket = server::bind_unix(&paths.socket)?;

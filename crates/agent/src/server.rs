@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 use crate::engine::Shared;
 use crate::inbox::{Command, Inbox, Reply};
 use crate::leavers::Leavers;
+use crate::policy;
 use crate::run::Diagnose;
 use crate::wanted::{Pods, Wanted};
 
@@ -35,6 +36,7 @@ pub(crate) struct App {
     pub(crate) shared: Arc<Shared>,
     pub(crate) leavers: Leavers,
     pub(crate) pods: Pods,
+    pub(crate) policies: Option<policy::Handle>,
     pub(crate) diagnose: Diagnose,
 }
 
@@ -49,6 +51,7 @@ pub(crate) fn full(app: App) -> Router {
         .route("/v1/attachments/{name}/leave", post(leave))
         .route("/v1/pods/{namespace}/{name}", get(wanted))
         .route("/v1/holders/{ip}", get(holders))
+        .route("/v1/policies", get(policies))
         .route("/v1/reconcile", post(reconcile))
         .route("/v1/collect", post(collect))
         .route("/v1/finding", get(finding))
@@ -132,6 +135,19 @@ async fn wanted(
 
 async fn holders(State(app): State<App>, Path(ip): Path<std::net::IpAddr>) -> Response {
     app.pods.holders(ip).into_response()
+}
+
+async fn policies(State(app): State<App>) -> Response {
+    let Some(handle) = &app.policies else {
+        return unavailable("this agent enforces no policies".to_owned());
+    };
+    let (reply, answer) = oneshot::channel();
+    handle.status(reply);
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(Ok(Ok(status))) => Json(status).into_response(),
+        Ok(Ok(Err(why))) => unavailable(why),
+        _ => unavailable("the thread of policies does not answer".to_owned()),
+    }
 }
 
 async fn reconcile(State(app): State<App>) -> Response {

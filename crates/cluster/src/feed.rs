@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod api;
 pub(crate) mod optional;
+pub(crate) mod policies;
 #[cfg(test)]
 mod sequences;
 mod source;

@@ -19,6 +19,7 @@ pub mod survey;
 
 pub use connect::{ConnectError, Connection};
 pub use feed::optional::{OptionalKind, OptionalView};
+pub use feed::policies::{PolicyEvent, PolicyKind, PolicySink, policy_name};
 pub use health::{FeedHealth, Health, OptionalHealth};
 pub use own::{Announcement, NetworkState};
 pub use snapshot::Snapshot;
@@ -72,6 +73,15 @@ impl Cluster {
             feed::optional::run::<K>(self.connection.clone(), sender, self.health.clone(), again);
         self.tasks.push(tokio::spawn(feed));
         view
+    }
+
+    /// Follows what policies go by, and tells `sink` of it: policies at all times, pods, namespaces and nodes of
+    /// the whole cluster from when `ends` is true.
+    pub fn policies(&mut self, sink: PolicySink, ends: watch::Receiver<bool>) {
+        let again = self.again.subscribe();
+        let (connection, health) = (self.connection.clone(), self.health.clone());
+        let feeds = feed::policies::run(connection, sink, health, again, ends);
+        self.tasks.push(tokio::spawn(feeds));
     }
 
     /// Connects anew and lists again. For when an address of this node is gone: a watch from it

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// A Node, cut down.
@@ -74,6 +74,130 @@ pub(crate) struct PodStatus {
     pub(crate) pod_ip: Option<String>,
     #[serde(default, rename = "podIPs")]
     pub(crate) pod_ips: Value,
+}
+
+/// An object of any kind that policies go by, cut down. One type for all: each one more costs the agent memory.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct Ruled {
+    pub(crate) metadata: ObjectMeta,
+    #[serde(default)]
+    pub(crate) spec: RuledSpec,
+    #[serde(default)]
+    pub(crate) status: RuledStatus,
+}
+
+/// Of its spec: of pods, nodes and policies.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct RuledSpec {
+    #[serde(skip_serializing_if = "Value::is_null")]
+    host_network: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    node_name: Value,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    containers: Vec<Ported>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    init_containers: Vec<Ported>,
+    #[serde(rename = "podCIDRs", skip_serializing_if = "Value::is_null")]
+    pod_cidrs: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pod_selector: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    policy_types: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    ingress: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    egress: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    tier: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    priority: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    subject: Value,
+}
+
+/// Of a pod's containers.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Ported {
+    #[serde(skip_serializing_if = "Value::is_null")]
+    ports: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    restart_policy: Value,
+}
+
+/// Of its status: of pods and nodes.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct RuledStatus {
+    #[serde(skip_serializing_if = "Value::is_null")]
+    phase: Value,
+    #[serde(rename = "podIP", skip_serializing_if = "Value::is_null")]
+    pod_ip: Value,
+    #[serde(rename = "podIPs", skip_serializing_if = "Value::is_null")]
+    pod_ips: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    addresses: Value,
+}
+
+/// Which of these kinds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RuledKind {
+    pub(crate) group: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) plural: &'static str,
+}
+
+impl RuledKind {
+    pub(crate) const POD: Self = Self::core("Pod", "pods");
+    pub(crate) const NODE: Self = Self::core("Node", "nodes");
+    pub(crate) const NAMESPACE: Self = Self::core("Namespace", "namespaces");
+    pub(crate) const NETWORK_POLICY: Self = Self {
+        group: "networking.k8s.io",
+        version: "v1",
+        kind: "NetworkPolicy",
+        plural: "networkpolicies",
+    };
+    pub(crate) const CLUSTER_POLICY: Self = Self {
+        group: "policy.networking.k8s.io",
+        version: "v1alpha2",
+        kind: "ClusterNetworkPolicy",
+        plural: "clusternetworkpolicies",
+    };
+    pub(crate) const DEFINITION: Self = Self {
+        group: "apiextensions.k8s.io",
+        version: "v1",
+        kind: "CustomResourceDefinition",
+        plural: "customresourcedefinitions",
+    };
+
+    const fn core(kind: &'static str, plural: &'static str) -> Self {
+        Self { group: "", version: "v1", kind, plural }
+    }
+}
+
+impl Resource for Ruled {
+    type DynamicType = RuledKind;
+    type Scope = kube::core::DynamicResourceScope;
+    fn kind(dt: &RuledKind) -> Cow<'_, str> {
+        dt.kind.into()
+    }
+    fn group(dt: &RuledKind) -> Cow<'_, str> {
+        dt.group.into()
+    }
+    fn version(dt: &RuledKind) -> Cow<'_, str> {
+        dt.version.into()
+    }
+    fn plural(dt: &RuledKind) -> Cow<'_, str> {
+        dt.plural.into()
+    }
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
 }
 
 /// Takes kind, group, version and paths from the full type.

@@ -18,12 +18,9 @@ const NS: u8 = 135;
 const NA: u8 = 136;
 const REDIRECT: u8 = 137;
 
-/// The link-local address that the kernel derives from a MAC (RFC 4291, appendix A).
+/// The link-local address of an interface, which the kernel derives from its MAC.
 pub(crate) fn link_local(mac: Mac) -> IpAddr {
-    let [a, b, c, d, e, f] = mac.0.map(u16::from);
-    let word = |high: u16, low: u16| high << 8 | low;
-    let ip = [0xfe80, 0, 0, 0, word(a ^ 2, b), word(c, 0xff), word(0xfe, d), word(e, f)];
-    IpAddr::from(ip)
+    mac.link_local().into()
 }
 
 fn accept(comment: &str, mut stmts: Vec<Stmt>) -> Rule {

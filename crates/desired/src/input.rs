@@ -17,6 +17,9 @@ pub struct ClusterView {
     /// The pods of this node, by `NAMESPACE/NAME`.
     #[serde(default)]
     pub pods: BTreeMap<String, PodInfo>,
+    /// Namespaces with policies: pods there may start only after the agent confirmed theirs; `*`: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policy_namespaces: Vec<String>,
 }
 
 /// One node of the cluster.

@@ -198,7 +198,7 @@ fn node_part(inputs: &Inputs, out: &mut Outcome) {
             PluginType::Bridge => vec![inputs.config.network.clone()],
             PluginType::Causeway => vec![],
         },
-        policy_namespaces: vec![],
+        policy_namespaces: inputs.view.policy_namespaces.clone(),
     });
     out.claims = Some(ranges.claims());
     out.flannel = flannel::announced(inputs, me, own, &tunnels);

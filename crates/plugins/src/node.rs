@@ -6,7 +6,7 @@ use causeway_cni_spec::{CniError, Command};
 use causeway_desired::pod;
 use causeway_ipam::RangeSet;
 use causeway_types::state::{LeaseRecord, NodeFile};
-use causeway_types::{Cidr, IfName, Mac, PodRef};
+use causeway_types::{Cidr, IfName, Mac};
 use ipnet::IpNet;
 
 use crate::call::Call;
@@ -144,8 +144,13 @@ impl Served {
     /// # Errors
     /// Code 11 where the agent's word is needed and did not come.
     pub(crate) fn confirm(&self, call: &Call) -> Result<(), CniError> {
-        let guarded = |pod: &PodRef| self.file.policy_namespaces.contains(&pod.namespace);
-        if !call.pod().as_ref().is_some_and(guarded) {
+        let Some(pod) = call.pod() else { return Ok(()) };
+        // A namespace may have got its first policy meanwhile: an agent reads the records once more after
+        // it has written that.
+        let now = record::node_file(&call.paths)?;
+        let file = now.as_ref().unwrap_or(&self.file);
+        let guarded = |name: &String| *name == pod.namespace || name == "*";
+        if !file.policy_namespaces.iter().any(guarded) {
             return Ok(());
         }
         let answer =

@@ -2,10 +2,13 @@
 
 use std::time::Instant;
 
-use super::Loop;
+use super::{ANSWER_WITHIN, Loop};
 use crate::inbox::{Command, Reply};
+use crate::policy::{self, Confirm};
 use crate::port::Port;
 use crate::reconcile::Answer;
+use crate::report::Report;
+use crate::status::Problem;
 
 /// A plugin that waits for its answer.
 pub(super) struct Waiting {
@@ -25,8 +28,8 @@ impl<P: Port> Loop<P> {
         for command in attachments {
             match command {
                 Command::Attachment(file, reply) if self.core.knows_at_once(&file) => {
-                    // Whoever asked may have given up.
-                    let _ = reply.send(Ok(()));
+                    let until = Instant::now() + ANSWER_WITHIN;
+                    self.attached(Waiting { file, reply, until });
                     answered = true;
                 }
                 other => commands.push(other),
@@ -40,7 +43,10 @@ impl<P: Port> Loop<P> {
         let now = Instant::now();
         for waiting in std::mem::take(&mut self.waiting) {
             let answer = match self.core.attachment_answer(&waiting.file) {
-                Answer::Done => Ok(()),
+                Answer::Done => {
+                    self.attached(waiting);
+                    continue;
+                }
                 Answer::Never(why) => Err(why),
                 Answer::NotYet(why) if now >= waiting.until => Err(why),
                 Answer::NotYet(_) => {
@@ -51,5 +57,45 @@ impl<P: Port> Loop<P> {
             // Whoever asked may have given up.
             let _ = waiting.reply.send(answer);
         }
+    }
+
+    /// A pod is attached as it should be: it may start, once its policies are in the kernel.
+    fn attached(&mut self, waiting: Waiting) {
+        let Waiting { file, reply, until } = waiting;
+        let record = self.core.records.get(&file);
+        let endpoint = record.and_then(|record| Some((policy::endpoint(record)?, record)));
+        match (&self.policies, endpoint) {
+            (Some(policies), Some(((pod, addresses), record))) => {
+                let uid = record.pod.as_ref().and_then(|pod| pod.uid.clone());
+                if let Some(told) = &mut self.told {
+                    told.insert(pod.clone(), addresses.clone());
+                }
+                policies.confirm(Confirm { pod, uid, addresses, reply, until });
+            }
+            // Whoever asked may have given up.
+            _ => drop(reply.send(Ok(()))),
+        }
+    }
+
+    /// Tells the policies' thread which pods are attached here, where that changed.
+    pub(super) fn tell_endpoints(&mut self) {
+        let Some(policies) = &self.policies else { return };
+        // What cannot be read is not gone.
+        if self.core.records.unreadable.is_some() {
+            return;
+        }
+        let now = policy::endpoints(&self.core.records.all());
+        if self.told.as_ref() != Some(&now) {
+            policies.endpoints(now.clone());
+            self.told = Some(now);
+        }
+    }
+
+    /// What the status is made of.
+    pub(super) fn report(&self) -> Report {
+        let mut report = self.core.report();
+        let problem = self.policies.as_ref().and_then(policy::Handle::problem);
+        report.problems.extend(problem.map(|text| Problem::new("node", text)));
+        report
     }
 }

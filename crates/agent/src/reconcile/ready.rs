@@ -17,7 +17,7 @@ impl<P: Port> Core<P> {
     /// The node file, the configuration list and the last good view.
     pub(super) fn write_outputs(&mut self, now: Instant) {
         let (from, view) = self.view();
-        if from == ViewFrom::Api {
+        if from == ViewFrom::Api && self.policies.is_some() {
             let view = view.cloned().unwrap_or_default();
             self.last_view_at = self.last_view.keep(&view, now);
         }

@@ -62,7 +62,7 @@ fn tables(facts: &mut Facts, handle: &mut Handle) {
     let (dropping, chains) = known(facts, "nftables", found);
     facts.dropping = dropping;
     facts.node.served |= chains.iter().any(|c| c.table == names::NFT_AGENT);
-    let ours = [names::NFT_AGENT, names::NFT_PLUGINS];
+    let ours = [names::NFT_AGENT, names::NFT_PLUGINS, names::NFT_POLICY];
     facts.chains = chains.into_iter().filter(|c| !ours.contains(&c.table.as_str())).collect();
 }
 

@@ -4,6 +4,7 @@ mod output;
 mod source;
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -76,6 +77,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// What is enforced on this node: the pods that are attached here and the policies that its kernel has for
+    /// them now. Fails while something is not known or the kernel refused something.
+    Show {
+        /// Of this pod alone: NAMESPACE/NAME.
+        pod: Option<String>,
+        /// The agent's socket.
+        #[arg(long, default_value = causeway_types::names::AGENT_SOCKET, value_name = "FILE")]
+        socket: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Are the expectations of files met? (kind PolicyTest; see `docs/policy.md`)
     Test {
         #[command(flatten)]
@@ -108,6 +121,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode> {
         },
         Command::Reach { to, port, output } => reach(to, *port, output),
         Command::Matrix { all, output } => run_matrix(*all, output),
+        Command::Show { pod, socket, json } => show(pod.as_deref(), socket, *json),
         Command::Test { output } => test(output),
     }
 }
@@ -131,6 +145,56 @@ fn table<T: Serialize>(
         say(&columns(&all))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the kernel of this node has.
+fn show(pod: Option<&str>, socket: &Path, json: bool) -> Result<ExitCode> {
+    let mut status = causeway_agent::client::policies(socket)?;
+    if let Some(name) = pod {
+        let name = if name.contains('/') { name.to_owned() } else { format!("default/{name}") };
+        status.pods.retain(|pod| pod.pod == name);
+        if status.pods.is_empty() {
+            bail!(
+                "no pod {name} is attached to this node; `causeway policy show` names those that are"
+            );
+        }
+    }
+    let good = status.synced && status.problem.is_none();
+    if json {
+        say_json(&status)?;
+        return Ok(code(good));
+    }
+    if let Some(problem) = &status.problem {
+        say(&format!("problem: {problem}\n"))?;
+    }
+    let when = match status.changed {
+        0 => "found as it should be".to_owned(),
+        at => format!("changed {} s ago", unix_now().saturating_sub(at)),
+    };
+    say(&format!(
+        "{} policies, revision {}, {when}, {} repairs\n",
+        status.policies.len(),
+        status.revision,
+        status.repairs
+    ))?;
+    let mut rows = vec![["POD", "ADDRESSES", "INGRESS", "EGRESS"].map(str::to_owned).to_vec()];
+    let of = |policies: &Option<Vec<String>>, shut| match policies {
+        _ if shut => "nothing passes: the cluster does not know the pod".to_owned(),
+        None => "everything".to_owned(),
+        Some(all) => all.join(", "),
+    };
+    rows.extend(status.pods.iter().map(|pod| {
+        let addresses: Vec<String> = pod.addresses.iter().map(ToString::to_string).collect();
+        let (ingress, egress) = (of(&pod.ingress, pod.shut), of(&pod.egress, pod.shut));
+        vec![pod.pod.clone(), addresses.join(" "), ingress, egress]
+    }));
+    say(&columns(&rows))?;
+    Ok(code(good))
+}
+
+fn unix_now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+    since.map_or(0, |time| time.as_secs())
 }
 
 fn explain(from: &Ends, to: &Ends, port: Transport, output: &Output) -> Result<ExitCode> {

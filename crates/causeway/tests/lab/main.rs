@@ -7,6 +7,8 @@ mod closed;
 mod cluster;
 mod config;
 mod doctor;
+mod enforce;
+mod enforce_life;
 mod failures;
 mod faults;
 mod kube_proxy;

@@ -1,0 +1,243 @@
+//! Enforcement of policies: a thread of its own, so that a change of policies waits for nothing else, with a
+//! socket of its own.
+//!
+//! It is told what policies go by (see [`Handle::sink`]), which pods are attached here ([`Handle::endpoints`]), and
+//! when somebody else changed its table. Until everything is known it changes nothing: what an agent before it
+//! put into the kernel stays in force.
+
+mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use causeway_cluster::{PolicyEvent, PolicySink};
+use causeway_kernel::nft::Nft;
+use causeway_policy::PodName;
+use causeway_types::NodeName;
+use causeway_types::state::AttachmentRecord;
+use tokio::sync::watch;
+
+use crate::inbox::Reply;
+use state::State;
+pub use state::{PolicyStatus, RealisedPod};
+
+/// How many events are taken in before the kernel is told of them.
+const AT_ONCE: usize = 4096;
+
+/// The pods that are attached here, and their addresses.
+pub(crate) type Endpoints = BTreeMap<PodName, Vec<IpAddr>>;
+
+/// What the thread is told.
+enum Command {
+    Event(PolicyEvent),
+    Endpoints(Endpoints),
+    Confirm(Confirm),
+    /// Sockets by which the table was changed; none: news were lost.
+    Touched(BTreeSet<u32>),
+    /// Look at the table anew.
+    Audit,
+    Status(Reply<PolicyStatus>),
+    Stop,
+}
+
+/// A plugin's pod that may start when its policies are in the kernel.
+pub(crate) struct Confirm {
+    pub(crate) pod: PodName,
+    /// `metadata.uid`, where the runtime told: a pod of the same name may be on its way out.
+    pub(crate) uid: Option<String>,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) reply: Reply<()>,
+    pub(crate) until: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Namespaces whose pods have to wait for their policies; `None`: not known yet.
+    namespaces: Mutex<Option<Vec<String>>>,
+    problem: Mutex<Option<String>>,
+}
+
+/// Talks to the thread. It ends when [`Handle::stop`] is called, and leaves the table as it is.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    sender: Sender<Command>,
+    shared: Arc<Shared>,
+    ends: watch::Receiver<bool>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Handle {
+    /// Starts the thread in the calling thread's network namespace. `wake` is called when what
+    /// [`Handle::namespaces`] or [`Handle::problem`] says has changed.
+    ///
+    /// # Errors
+    /// When the kernel refuses a socket, or the system a thread.
+    pub(crate) fn start(
+        me: &NodeName,
+        wake: impl Fn() + Send + 'static,
+    ) -> anyhow::Result<(Self, std::thread::JoinHandle<()>)> {
+        let (sender, receiver) = channel();
+        let shared = Arc::new(Shared::default());
+        let (wanted, ends) = watch::channel(false);
+        let nft = Nft::open().context("a socket for nftables")?;
+        let state = State::new(me, nft);
+        let job = {
+            let shared = Arc::clone(&shared);
+            move || Thread { receiver, state, shared, wake: Box::new(wake), wanted }.run()
+        };
+        let thread = std::thread::Builder::new().name("policy".into()).spawn(job);
+        let thread = thread.context("cannot start the policy thread")?;
+        Ok((Self { sender, shared, ends }, thread))
+    }
+
+    /// Whom to tell of what policies go by.
+    #[must_use]
+    pub fn sink(&self) -> PolicySink {
+        let sender = Mutex::new(self.sender.clone());
+        Arc::new(move |event| drop(lock(&sender).send(Command::Event(event))))
+    }
+
+    /// Whether pods, namespaces and nodes have to be known.
+    #[must_use]
+    pub fn ends(&self) -> watch::Receiver<bool> {
+        self.ends.clone()
+    }
+
+    /// Namespaces whose pods may start only when their policies are in the kernel (`*`: all); `None` while
+    /// that is not known.
+    pub(crate) fn namespaces(&self) -> Option<Vec<String>> {
+        lock(&self.shared.namespaces).clone()
+    }
+
+    /// What is wrong, for a person.
+    pub(crate) fn problem(&self) -> Option<String> {
+        lock(&self.shared.problem).clone()
+    }
+
+    /// These pods are attached here, and no others.
+    pub(crate) fn endpoints(&self, endpoints: Endpoints) {
+        self.send(Command::Endpoints(endpoints));
+    }
+
+    /// Answers when a pod's policies are in the kernel.
+    pub(crate) fn confirm(&self, confirm: Confirm) {
+        self.send(Command::Confirm(confirm));
+    }
+
+    /// Somebody changed the table, by these sockets; none are named where news were lost.
+    pub(crate) fn touched(&self, by: BTreeSet<u32>) {
+        self.send(Command::Touched(by));
+    }
+
+    /// Compares the kernel's table with what it should be.
+    pub(crate) fn audit(&self) {
+        self.send(Command::Audit);
+    }
+
+    /// What is enforced now.
+    pub(crate) fn status(&self, reply: Reply<PolicyStatus>) {
+        self.send(Command::Status(reply));
+    }
+
+    /// Ends the thread.
+    pub(crate) fn stop(&self) {
+        self.send(Command::Stop);
+    }
+
+    fn send(&self, command: Command) {
+        // A thread that has ended is noticed by who asks it something.
+        let _ = self.sender.send(command);
+    }
+}
+
+/// The addresses by which a pod is known on its node: those that it was given, and the one that its
+/// interface gives itself (RFC 4291, appendix A).
+pub(crate) fn endpoints(records: &[AttachmentRecord]) -> Endpoints {
+    let mut all = Endpoints::new();
+    for record in records {
+        if let Some((name, addresses)) = endpoint(record) {
+            all.entry(name).or_default().extend(addresses);
+        }
+    }
+    all
+}
+
+/// One of them; `None` where it is no pod's, as far as the runtime told.
+pub(crate) fn endpoint(record: &AttachmentRecord) -> Option<(PodName, Vec<IpAddr>)> {
+    let pod = record.pod.as_ref()?;
+    let mut addresses: Vec<IpAddr> = record.addresses.iter().map(|net| net.addr()).collect();
+    if addresses.iter().any(IpAddr::is_ipv6) {
+        addresses.push(IpAddr::V6(record.mac.link_local()));
+    }
+    Some((PodName::new(pod.namespace.as_str(), pod.name.as_str()), addresses))
+}
+
+struct Thread {
+    receiver: Receiver<Command>,
+    state: State,
+    shared: Arc<Shared>,
+    wake: Box<dyn Fn() + Send>,
+    wanted: watch::Sender<bool>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            let due = self.state.next_wake();
+            let pause =
+                due.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(now));
+            let mut next = match self.receiver.recv_timeout(pause) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let mut taken = 0;
+            while let Some(command) = next {
+                match command {
+                    Command::Stop => return,
+                    Command::Event(event) => self.state.event(event),
+                    Command::Endpoints(all) => self.state.set_endpoints(all),
+                    Command::Confirm(confirm) => self.state.confirm(confirm),
+                    Command::Touched(by) => self.state.touched(&by),
+                    Command::Audit => self.state.doubt(),
+                    Command::Status(reply) => self.state.ask(reply),
+                }
+                taken += 1;
+                next = if taken < AT_ONCE { self.receiver.try_recv().ok() } else { None };
+            }
+            self.state.work(Instant::now());
+            self.tell();
+        }
+    }
+
+    fn tell(&self) {
+        self.wanted.send_if_modified(|wanted| {
+            let first = !*wanted && self.state.asks_for_ends();
+            *wanted |= first;
+            first
+        });
+        let (namespaces, problem) = (self.state.namespaces(), self.state.problem());
+        let mut differs = false;
+        {
+            let mut known = lock(&self.shared.namespaces);
+            differs |= *known != namespaces;
+            *known = namespaces;
+        }
+        {
+            let mut known = lock(&self.shared.problem);
+            differs |= *known != problem;
+            *known = problem;
+        }
+        if differs {
+            (self.wake)();
+        }
+    }
+}

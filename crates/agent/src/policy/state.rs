@@ -1,0 +1,537 @@
+//! What the thread knows, and what it does about it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use causeway_cluster::{PolicyEvent, PolicyKind, policy_name};
+use causeway_enforce::{Change, Enforcer};
+use causeway_kernel::nft::Nft;
+use causeway_model::nft::NftFamily;
+use causeway_plan::{NftOp, TableId};
+use causeway_policy::read::Object;
+use causeway_policy::{Direction, PodName, PolicyName};
+use causeway_types::{NodeName, names};
+use serde::{Deserialize, Serialize};
+
+use super::{Confirm, Endpoints};
+use crate::inbox::Reply;
+
+/// How long to wait after a refusal of the kernel, at first and at most.
+const RETRY: Duration = Duration::from_millis(50);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+/// Looking at the whole table is put off for so long, so that many changes cost one look.
+const LOOK_AFTER: Duration = Duration::from_millis(50);
+/// Steps of a transaction that is tried in parts, and elements of one of them.
+const PART: usize = 64;
+const PART_ELEMENTS: usize = 512;
+
+/// What is enforced on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// Everything is known that policies go by.
+    pub synced: bool,
+    /// What is not known yet, or what the kernel refused.
+    pub problem: Option<String>,
+    /// Grows by one each time the kernel's table changes.
+    pub revision: u64,
+    /// When it last did, in seconds of Unix time; 0: not in this process's life.
+    pub changed: u64,
+    /// Differences to what the table should have been that were repaired.
+    pub repairs: u64,
+    /// The policies of the cluster, each with the `metadata.resourceVersion` that is enforced.
+    pub policies: BTreeMap<String, String>,
+    /// The pods that are attached here.
+    pub pods: Vec<RealisedPod>,
+}
+
+/// What a pod is under.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RealisedPod {
+    /// `NAMESPACE/NAME`.
+    pub pod: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The policies for what comes to it; absent: everything may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Vec<String>>,
+    /// The policies for what it sends; absent: it may send everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Vec<String>>,
+    /// The cluster does not know it, and policies may apply to it: nothing passes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shut: bool,
+}
+
+/// A list in progress, and what it had so far.
+type Listing = BTreeSet<(String, String)>;
+
+pub(super) struct State {
+    enforcer: Enforcer,
+    nft: Nft,
+    me: String,
+    listings: BTreeMap<PolicyKind, Listing>,
+    listed: BTreeSet<PolicyKind>,
+    /// `metadata.uid` of this node's pods.
+    uids: HashMap<PodName, String>,
+    /// `metadata.resourceVersion` of policies.
+    versions: BTreeMap<String, String>,
+    endpoints: Endpoints,
+    changes: Vec<Change>,
+    waiting: Vec<Confirm>,
+    asked: Vec<Reply<PolicyStatus>>,
+    /// Everything was known once, and the kernel was told.
+    begun: bool,
+    /// The table is to be looked at, at this time.
+    look_at: Option<Instant>,
+    retry: Duration,
+    in_parts: bool,
+    refused: Option<String>,
+    revision: u64,
+    changed: Option<SystemTime>,
+    repairs: u64,
+    port: Option<u32>,
+    /// There is a table in the kernel, as far as is known.
+    table: bool,
+}
+
+fn table_id() -> TableId {
+    TableId { family: NftFamily::Inet, name: names::NFT_POLICY.to_owned() }
+}
+
+impl State {
+    pub(super) fn new(me: &NodeName, nft: Nft) -> Self {
+        Self {
+            enforcer: Enforcer::new(me.as_str()),
+            port: nft.port().ok(),
+            nft,
+            me: me.to_string(),
+            listings: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            uids: HashMap::new(),
+            versions: BTreeMap::new(),
+            endpoints: Endpoints::new(),
+            changes: Vec::new(),
+            waiting: Vec::new(),
+            asked: Vec::new(),
+            begun: false,
+            look_at: None,
+            retry: RETRY,
+            in_parts: false,
+            refused: None,
+            revision: 0,
+            changed: None,
+            repairs: 0,
+            table: true,
+        }
+    }
+
+    // --- what it is told ---------------------------------------------------------------------------
+
+    pub(super) fn event(&mut self, event: PolicyEvent) {
+        match event {
+            PolicyEvent::Listing(kind) => {
+                self.listings.insert(kind, Listing::new());
+            }
+            PolicyEvent::Listed(kind) => {
+                if let Some(listing) = self.listings.remove(&kind) {
+                    for (namespace, name) in self.known(kind) {
+                        if !listing.contains(&(namespace.clone(), name.clone())) {
+                            self.gone(kind, &namespace, &name);
+                        }
+                    }
+                }
+                self.listed.insert(kind);
+            }
+            PolicyEvent::Gone(kind, namespace, name) => {
+                if let Some(listing) = self.listings.get_mut(&kind) {
+                    listing.remove(&(namespace.clone(), name.clone()));
+                }
+                self.gone(kind, &namespace, &name);
+            }
+            PolicyEvent::Put(object, uid) => self.put(object, uid),
+        }
+    }
+
+    fn put(&mut self, object: Object, uid: Option<String>) {
+        let (kind, namespace, name) = match &object {
+            Object::Namespace(name, _) => (PolicyKind::Namespaces, "", name.to_string()),
+            Object::Node(name, _) => (PolicyKind::Nodes, "", name.to_string()),
+            Object::Pod(pod) => (PolicyKind::Pods, &*pod.name.namespace, pod.name.name.to_string()),
+            Object::Policy(policy) => match &policy.name {
+                PolicyName::Network { namespace, name } => {
+                    (PolicyKind::Network, &**namespace, name.to_string())
+                }
+                PolicyName::Cluster(name) => (PolicyKind::Cluster, "", name.to_string()),
+            },
+        };
+        if let Some(listing) = self.listings.get_mut(&kind) {
+            listing.insert((namespace.to_owned(), name));
+        }
+        self.changes.push(match object {
+            Object::Namespace(name, labels) => Change::Namespace(name, Some(labels)),
+            Object::Node(name, node) => Change::Node(name, Some(node)),
+            Object::Policy(policy) => {
+                self.versions.insert(policy.name.to_string(), uid.unwrap_or_default());
+                Change::Policy(policy.name.clone(), Some(policy))
+            }
+            Object::Pod(pod) => {
+                match uid.filter(|_| pod.node.as_deref() == Some(&self.me)) {
+                    Some(uid) => self.uids.insert(pod.name.clone(), uid),
+                    None => self.uids.remove(&pod.name),
+                };
+                Change::Pod(pod.name.clone(), Some(pod))
+            }
+        });
+    }
+
+    fn gone(&mut self, kind: PolicyKind, namespace: &str, name: &str) {
+        self.changes.push(match kind {
+            PolicyKind::Network | PolicyKind::Cluster => {
+                let name = policy_name(namespace, name);
+                self.versions.remove(&name.to_string());
+                Change::Policy(name, None)
+            }
+            PolicyKind::Namespaces => Change::Namespace(name.into(), None),
+            PolicyKind::Nodes => Change::Node(name.into(), None),
+            PolicyKind::Pods => {
+                let pod = PodName::new(namespace, name);
+                self.uids.remove(&pod);
+                Change::Pod(pod, None)
+            }
+        });
+    }
+
+    /// What is known of a kind, with what has not been taken in yet.
+    fn known(&mut self, kind: PolicyKind) -> Vec<(String, String)> {
+        self.take_in();
+        let world = self.enforcer.world();
+        let bare = |name: &str| (String::new(), name.to_owned());
+        match kind {
+            PolicyKind::Namespaces => world.namespaces().map(|(name, _)| bare(name)).collect(),
+            PolicyKind::Nodes => world.nodes().map(|(name, _)| bare(name)).collect(),
+            PolicyKind::Pods => {
+                let pair = |name: &PodName| (name.namespace.to_string(), name.name.to_string());
+                world.pods().map(|pod| pair(&pod.name)).collect()
+            }
+            PolicyKind::Network | PolicyKind::Cluster => {
+                let pair = |name: &PolicyName| match (name, kind) {
+                    (PolicyName::Network { namespace, name }, PolicyKind::Network) => {
+                        Some((namespace.to_string(), name.to_string()))
+                    }
+                    (PolicyName::Cluster(name), PolicyKind::Cluster) => Some(bare(name)),
+                    _ => None,
+                };
+                world.policies().filter_map(|policy| pair(&policy.name)).collect()
+            }
+        }
+    }
+
+    pub(super) fn set_endpoints(&mut self, all: Endpoints) {
+        let gone = self.endpoints.keys().filter(|name| !all.contains_key(*name)).cloned();
+        for name in gone.collect::<Vec<_>>() {
+            self.set_endpoint(name, None);
+        }
+        for (name, addresses) in all {
+            self.set_endpoint(name, Some(addresses));
+        }
+    }
+
+    fn set_endpoint(&mut self, name: PodName, addresses: Option<Vec<IpAddr>>) {
+        if self.endpoints.get(&name) == addresses.as_ref() {
+            return;
+        }
+        match &addresses {
+            Some(addresses) => self.endpoints.insert(name.clone(), addresses.clone()),
+            None => self.endpoints.remove(&name),
+        };
+        if self.begun {
+            self.changes.push(Change::Endpoint(name, addresses));
+        }
+    }
+
+    pub(super) fn confirm(&mut self, confirm: Confirm) {
+        let mut addresses = self.endpoints.get(&confirm.pod).cloned().unwrap_or_default();
+        let more = confirm.addresses.iter().filter(|ip| !addresses.contains(ip)).copied();
+        let more: Vec<IpAddr> = more.collect();
+        addresses.extend(more);
+        self.set_endpoint(confirm.pod.clone(), Some(addresses));
+        self.waiting.push(confirm);
+    }
+
+    /// Others changed the table by these sockets, or news of it were lost.
+    pub(super) fn touched(&mut self, by: &BTreeSet<u32>) {
+        if by.is_empty() || by.iter().any(|port| Some(*port) != self.port) {
+            self.doubt();
+        }
+    }
+
+    /// The table is to be looked at.
+    pub(super) fn doubt(&mut self) {
+        self.look_at.get_or_insert_with(|| Instant::now() + LOOK_AFTER);
+    }
+
+    // --- what it tells -----------------------------------------------------------------------------
+
+    /// Pods, namespaces and nodes have to be known.
+    pub(super) fn asks_for_ends(&self) -> bool {
+        self.enforcer.world().policies().next().is_some()
+    }
+
+    fn missing(&self) -> Option<&'static str> {
+        let of = |kind| match kind {
+            PolicyKind::Network => "NetworkPolicies",
+            PolicyKind::Cluster => "ClusterNetworkPolicies",
+            PolicyKind::Namespaces => "namespaces",
+            PolicyKind::Pods => "the pods of all nodes",
+            PolicyKind::Nodes => "nodes",
+        };
+        let mut all = vec![PolicyKind::Network, PolicyKind::Cluster];
+        if self.asks_for_ends() {
+            all.extend(PolicyKind::ENDS);
+        }
+        all.into_iter().find(|kind| !self.listed.contains(kind)).map(of)
+    }
+
+    pub(super) fn namespaces(&self) -> Option<Vec<String>> {
+        // Which namespaces have policies is known before their pods are.
+        let listed = |kind| self.listed.contains(&kind);
+        let known = listed(PolicyKind::Network) && listed(PolicyKind::Cluster);
+        known.then(|| self.enforcer.namespaces())
+    }
+
+    pub(super) fn problem(&self) -> Option<String> {
+        self.refused.as_ref().map(|why| {
+            format!(
+                "policies: {why}; what was enforced before stays in force, and it is tried again"
+            )
+        })
+    }
+
+    /// Answers what is enforced, when what is known is.
+    pub(super) fn ask(&mut self, reply: Reply<PolicyStatus>) {
+        self.asked.push(reply);
+    }
+
+    fn status(&self) -> PolicyStatus {
+        let unix = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let missing = self.missing().map(|what| format!("{what} are not known yet"));
+        let pods = self.enforcer.endpoints().filter_map(|name| {
+            let realised = self.enforcer.realised(name)?;
+            let of = |direction| {
+                let policies = realised.policies.get(&direction)?;
+                Some(policies.iter().map(ToString::to_string).collect())
+            };
+            Some(RealisedPod {
+                pod: name.to_string(),
+                addresses: realised.addresses.clone(),
+                ingress: of(Direction::Ingress),
+                egress: of(Direction::Egress),
+                shut: realised.shut,
+            })
+        });
+        PolicyStatus {
+            synced: missing.is_none(),
+            problem: missing.or_else(|| self.problem()),
+            revision: self.revision,
+            changed: self.changed.map_or(0, |at| unix(at).as_secs()),
+            repairs: self.repairs,
+            policies: self.versions.clone(),
+            pods: pods.collect(),
+        }
+    }
+
+    /// When there is something to do even if nothing happens.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        let answers = self.waiting.iter().map(|confirm| confirm.until);
+        answers.chain(self.look_at.filter(|_| self.begun)).min()
+    }
+
+    // --- what it does ------------------------------------------------------------------------------
+
+    fn take_in(&mut self) {
+        let changes = std::mem::take(&mut self.changes);
+        if !changes.is_empty() {
+            self.enforcer.change(changes);
+        }
+    }
+
+    pub(super) fn work(&mut self, now: Instant) {
+        self.take_in();
+        if !self.begun && self.missing().is_none() {
+            self.begun = true;
+            let all = self.endpoints.clone().into_iter();
+            self.enforcer
+                .change(all.map(|(name, addresses)| Change::Endpoint(name, Some(addresses))));
+            self.look_at = Some(now);
+        }
+        if self.begun {
+            self.enforce(now);
+        }
+        self.answer(now);
+    }
+
+    fn enforce(&mut self, now: Instant) {
+        let wanted = self.asks_for_ends();
+        if !wanted {
+            // Nothing is kept where there is nothing to enforce: connections need not be tracked for it.
+            self.enforcer.take();
+            if self.table || self.look_at.is_some_and(|at| at <= now) {
+                self.remove(now);
+            }
+            return;
+        }
+        if !self.table {
+            self.look_at = Some(now);
+        }
+        if self.look_at.is_some_and(|at| at <= now) {
+            return self.look(now);
+        }
+        if self.refused.is_some() || self.look_at.is_some() && !self.table {
+            // Only a look tells what is to be done.
+            return;
+        }
+        let transactions = self.enforcer.take();
+        if !transactions.is_empty() {
+            self.commit(transactions, now);
+        }
+    }
+
+    /// Looks at the kernel's table and puts right what is wrong with it.
+    fn look(&mut self, now: Instant) {
+        let first = self.revision == 0;
+        let found = match self.nft.read_table(NftFamily::Inet, names::NFT_POLICY) {
+            Ok(found) => found,
+            Err(error) => return self.refuse(format!("the table cannot be read: {error}"), now),
+        };
+        self.look_at = None;
+        let pending = !self.enforcer.take().is_empty();
+        let transactions = self.enforcer.repair(found.as_ref());
+        if !transactions.is_empty() && !first && !pending && self.refused.is_none() {
+            self.repairs += 1;
+            tracing::warn!("the table of policies was changed by somebody else: it is put right");
+        }
+        self.table = true;
+        self.commit(transactions, now);
+    }
+
+    fn commit(&mut self, transactions: Vec<Vec<NftOp>>, now: Instant) {
+        let some = !transactions.is_empty();
+        for ops in transactions {
+            for part in self.parts(ops) {
+                if let Err(error) = self.nft.apply(&table_id(), &part) {
+                    let why = format!("cannot {}: {}", error.attempted, error.message);
+                    return self.refuse(why, now);
+                }
+            }
+        }
+        if some {
+            self.revision += 1;
+            self.changed = Some(SystemTime::now());
+        }
+        self.refused = None;
+        self.in_parts = false;
+        self.retry = RETRY;
+    }
+
+    /// A transaction that the kernel refused may be too large for it: what is only prepared can be done bit by
+    /// bit, for nothing leads there yet.
+    fn parts(&self, ops: Vec<NftOp>) -> Vec<Vec<NftOp>> {
+        let prepares = |op: &NftOp| {
+            matches!(op, NftOp::AddSet { .. } | NftOp::AddElements { .. } | NftOp::AddRule { .. })
+                || matches!(op, NftOp::AddChain { base: None, .. })
+        };
+        let new =
+            matches!(ops.first(), Some(NftOp::AddSet { .. } | NftOp::AddChain { base: None, .. }));
+        if !self.in_parts || !new || !ops.iter().all(prepares) {
+            return vec![ops];
+        }
+        let small = ops.into_iter().flat_map(|op| match op {
+            NftOp::AddElements { set, of, elements } => {
+                let all: Vec<_> = elements.into_iter().collect();
+                let some = all.chunks(PART_ELEMENTS).map(|some| NftOp::AddElements {
+                    set: set.clone(),
+                    of: of.clone(),
+                    elements: some.iter().cloned().collect(),
+                });
+                some.collect()
+            }
+            op => vec![op],
+        });
+        let small: Vec<NftOp> = small.collect();
+        small.chunks(PART).map(<[NftOp]>::to_vec).collect()
+    }
+
+    fn remove(&mut self, now: Instant) {
+        match self.nft.read_table(NftFamily::Inet, names::NFT_POLICY) {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                if let Err(error) = self.nft.apply(&table_id(), &[NftOp::DelTable]) {
+                    let why = format!("the table cannot be removed: {}", error.message);
+                    return self.refuse(why, now);
+                }
+                self.revision += 1;
+                self.changed = Some(SystemTime::now());
+            }
+            Err(error) => return self.refuse(format!("the table cannot be read: {error}"), now),
+        }
+        self.table = false;
+        self.look_at = None;
+        self.refused = None;
+        self.retry = RETRY;
+    }
+
+    /// Notes what the kernel refused; the table is looked at before it is tried again.
+    fn refuse(&mut self, why: String, now: Instant) {
+        if self.refused.as_ref() != Some(&why) {
+            tracing::warn!("policies: {why}");
+        }
+        self.refused = Some(why);
+        self.in_parts = true;
+        self.look_at = Some(now + self.retry);
+        self.retry = (self.retry * 2).min(RETRY_MOST);
+    }
+
+    /// Answers the plugins whose pods may start, or whose time is over.
+    fn answer(&mut self, now: Instant) {
+        for reply in std::mem::take(&mut self.asked) {
+            let _ = reply.send(Ok(self.status()));
+        }
+        for confirm in std::mem::take(&mut self.waiting) {
+            let answer = match self.obstacle(&confirm) {
+                None => Ok(()),
+                Some(why) if now >= confirm.until => Err(why),
+                Some(_) => {
+                    self.waiting.push(confirm);
+                    continue;
+                }
+            };
+            // Whoever asked may have given up.
+            let _ = confirm.reply.send(answer);
+        }
+    }
+
+    /// Why a pod may not start yet.
+    fn obstacle(&self, confirm: &Confirm) -> Option<String> {
+        if let Some(what) = self.missing() {
+            return Some(format!("{what} are not known yet: the Kubernetes API has not told them"));
+        }
+        if let Some(why) = self.problem() {
+            return Some(why);
+        }
+        let world = self.enforcer.world();
+        let namespace = &confirm.pod.namespace;
+        if !world.policies_for(namespace).any(|policy| policy.subject.is_some()) {
+            return None;
+        }
+        let known = world.pod(&confirm.pod).is_some();
+        let uid = self.uids.get(&confirm.pod);
+        let same = confirm.uid.is_none() || uid.is_none() || confirm.uid.as_ref() == uid;
+        if known && same {
+            return None;
+        }
+        Some(format!("the Kubernetes API has not told of the pod {}", confirm.pod))
+    }
+}
