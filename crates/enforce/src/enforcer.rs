@@ -289,9 +289,9 @@ impl Enforcer {
         let Some(mut pod) = pod else { return self.world.remove_pod(name) };
         if !pod.ended && !pod.host_network {
             match self.endpoints.get(name) {
-                Some(endpoint) => {
-                    let own = endpoint.addresses.iter().filter(|ip| !is_link_local(**ip));
-                    pod.addresses = own.copied().collect();
+                Some(_) => {
+                    pod.addresses = self.own(name);
+                    pod.addresses.retain(|ip| !is_link_local(*ip));
                 }
                 None => pod.addresses.retain(|ip| !self.owners.contains_key(ip)),
             }
@@ -328,8 +328,13 @@ impl Enforcer {
                 self.endpoints.remove(name);
             }
         }
+        let mut former = Vec::new();
         for ip in &new {
-            self.owners.insert(*ip, name.clone());
+            let before = self.owners.insert(*ip, name.clone());
+            if let Some(before) = before.filter(|before| before != name) {
+                self.clear(*ip);
+                former.push(before);
+            }
         }
         touched.endpoints.insert(name.clone());
         // Whose an address is said to be may be others' now.
@@ -339,6 +344,7 @@ impl Enforcer {
             .filter(|pod| pod.addresses.iter().any(|ip| old.contains(ip) || new.contains(ip)))
             .map(|pod| pod.name.clone())
             .chain([name.clone()])
+            .chain(former)
             .collect();
         for name in said {
             if self.world.pod(&name).is_some() {
@@ -533,10 +539,26 @@ impl Enforcer {
         self.isolate(name);
     }
 
+    /// The addresses of a pod that is attached here, but those that another one has got since.
+    fn own(&self, name: &PodName) -> Vec<IpAddr> {
+        let Some(endpoint) = self.endpoints.get(name) else { return Vec::new() };
+        let own = |ip: &&IpAddr| self.owners.get(*ip).is_none_or(|owner| owner == name);
+        endpoint.addresses.iter().filter(own).copied().collect()
+    }
+
+    /// Takes an address out of all maps: another pod has it now.
+    fn clear(&mut self, ip: IpAddr) {
+        let (family, key) = (Family::of(ip), KeyPart::addr(ip));
+        for direction in Direction::ALL {
+            self.draft.put(&frame::map(direction, family), vec![key.clone()], None);
+        }
+        self.draft.put(&frame::isolated(family), vec![key.clone()], None);
+        self.draft.put(&frame::itself(family), vec![key.clone(), key], None);
+    }
+
     /// Leads a pod's packets to a program, or past all.
     fn dispatch(&mut self, name: &PodName, direction: Direction, program: Option<&str>) {
-        let Some(endpoint) = self.endpoints.get(name) else { return };
-        for ip in endpoint.addresses.clone() {
+        for ip in self.own(name) {
             let family = Family::of(ip);
             let jump = |program| part::element(Verdict::Jump(part::program_chain(program, family)));
             let (set, element) = (frame::map(direction, family), program.map(jump));
@@ -546,8 +568,7 @@ impl Enforcer {
 
     /// Leads a pod's packets to a chain of either family.
     fn dispatch_to(&mut self, name: &PodName, direction: Direction, chain: Option<&str>) {
-        let Some(endpoint) = self.endpoints.get(name) else { return };
-        for ip in endpoint.addresses.clone() {
+        for ip in self.own(name) {
             let element = chain.map(|chain| part::element(Verdict::Jump(chain.to_owned())));
             let set = frame::map(direction, Family::of(ip));
             self.draft.put(&set, vec![KeyPart::addr(ip)], element);
@@ -558,7 +579,7 @@ impl Enforcer {
     fn isolate(&mut self, name: &PodName) {
         let Some(endpoint) = self.endpoints.get(name) else { return };
         let open = endpoint.done == [Done::Open, Done::Open];
-        for ip in endpoint.addresses.clone() {
+        for ip in self.own(name) {
             let (family, key) = (Family::of(ip), KeyPart::addr(ip));
             let element = || (!open).then(Element::default);
             self.draft.put(&frame::isolated(family), vec![key.clone()], element());

@@ -267,6 +267,72 @@ proptest! {
     }
 }
 
+/// A pod gets the address of one whose end has not been heard of yet: it is under its own policies from then on, also
+/// when the other one's end is heard of, and also when it has none.
+#[test]
+fn an_address_that_changes_hands() {
+    use serde_json::json;
+    let pod = |name: &str, app: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "x", "name": name, "labels": {"app": app}},
+            "spec": {"nodeName": ME}, "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]}})
+    };
+    let policy = |name: &str, app: &str, port: u16| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": name},
+            "spec": {"podSelector": {"matchLabels": {"app": app}}, "ingress": [{"ports": [{"port": port}]}]}})
+    };
+    for (app, allowed) in [("b", [false, true]), ("none", [true, true])] {
+        for pod_first in [true, false] {
+            let mut enforcer = Enforcer::new(ME);
+            let mut kernel = None;
+            enforcer.repair(None).iter().for_each(|ops| commit(&mut kernel, ops));
+            let name = |name: &str| PodName::new("x", name);
+            let addresses: Vec<IpAddr> = vec!["10.0.0.1".parse().unwrap()];
+            let (p, q) = (policy("p", "a", 80), policy("q", "b", 443));
+            enforcer.change([
+                change(&p, true),
+                change(&q, true),
+                change(&pod("old", "a"), true),
+                Change::Endpoint(name("old"), Some(addresses.clone())),
+            ]);
+            take(&mut enforcer, &mut kernel);
+            let ports = |kernel: &Option<NftTable>| {
+                [80, 443].map(|port| {
+                    let packet = Packet {
+                        client: "192.0.2.7".parse().unwrap(),
+                        server: addresses[0],
+                        protocol: 6,
+                        port,
+                        state: NEW,
+                        reply: false,
+                        syn: true,
+                        client_port: 40_000,
+                    };
+                    passes(kernel.as_ref().unwrap(), "forward", &packet)
+                })
+            };
+            assert_eq!(ports(&kernel), [true, false]);
+            let new = change(&pod("new", app), true);
+            let attached = Change::Endpoint(name("new"), Some(addresses.clone()));
+            let changes = if pod_first { [new, attached] } else { [attached, new] };
+            for change in changes {
+                enforcer.change([change]);
+                take(&mut enforcer, &mut kernel);
+            }
+            assert_eq!(ports(&kernel), allowed, "{app}");
+            for change in [Change::Endpoint(name("old"), None), change(&pod("old", "a"), false)] {
+                enforcer.change([change]);
+                take(&mut enforcer, &mut kernel);
+                assert_eq!(ports(&kernel), allowed, "{app}: the other one is gone");
+            }
+            enforcer.change([Change::Endpoint(name("new"), None)]);
+            take(&mut enforcer, &mut kernel);
+            assert_eq!(ports(&kernel), [true, true]);
+        }
+    }
+}
+
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(64)
 }
