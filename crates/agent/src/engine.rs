@@ -412,9 +412,7 @@ impl<P: Port> Loop<P> {
         let snapshot = self.snapshots.borrow_and_update().clone();
         let mut work = self.core.set_snapshot(snapshot);
         let news = self.core.port.changes();
-        if let (Some(policies), Some(by)) = (&self.policies, self.core.port.take_policy_change()) {
-            policies.touched(by);
-        }
+        self.tell_of_changes();
         self.core.mark_stale(news);
         self.core.heed_foreign(now);
         work |= news.any();
@@ -452,6 +450,8 @@ impl<P: Port> Loop<P> {
             self.core.refresh_records();
         }
         self.tell_endpoints();
+        // A round reads news too.
+        self.tell_of_changes();
         if self.core.take_moved() {
             self.shared.moved.send_modify(|n| *n += 1);
         }

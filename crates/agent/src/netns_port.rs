@@ -27,7 +27,7 @@ pub(crate) struct NetnsPort {
     lost_table: bool,
     /// Tables of others changed.
     foreign: bool,
-    /// By whom the table of policies was changed; empty: perhaps by somebody.
+    /// By whom the table of policies was changed; 0: news were lost.
     policies: Option<BTreeSet<u32>>,
 }
 
@@ -114,7 +114,8 @@ impl Port for NetnsPort {
                 tracing::info!("the kernel's news came too fast: everything is looked at again");
                 self.lost_table = true;
                 self.foreign = true;
-                self.policies = Some(BTreeSet::new());
+                // Nobody's number: it may have been anybody.
+                self.policies.get_or_insert_default().insert(0);
                 Stale::ALL
             }
             Err(error) => {

@@ -124,7 +124,7 @@ pub(crate) trait Port {
         false
     }
 
-    /// By which sockets [`Port::changes`] told since the last call that the table of policies was changed; empty
+    /// By which sockets [`Port::changes`] told since the last call that the table of policies was changed; 0
     /// where news were lost.
     fn take_policy_change(&mut self) -> Option<BTreeSet<u32>> {
         None

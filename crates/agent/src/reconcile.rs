@@ -81,6 +81,8 @@ pub(crate) struct Core<P> {
 
     // Inputs.
     snapshot: Snapshot,
+    /// The view of the snapshot as it was told, without the namespaces of policies.
+    told_view: Arc<ClusterView>,
     /// Namespaces with policies; `None`: not known yet.
     policies: Option<Vec<String>>,
     disk_view: Option<Arc<ClusterView>>,
@@ -162,6 +164,7 @@ impl<P: Port> Core<P> {
             metrics,
             started: Instant::now(),
             snapshot: Snapshot::default(),
+            told_view: Arc::default(),
             policies: Some(Vec::new()),
             disk_view: None,
             disk_asked: false,
@@ -228,8 +231,14 @@ impl<P: Port> Core<P> {
         // Until it is known whose pods have to wait, all have to.
         let all = vec!["*".to_owned()];
         let namespaces = self.policies.as_ref().unwrap_or(&all);
-        if snapshot.view.policy_namespaces != *namespaces {
-            Arc::make_mut(&mut snapshot.view).policy_namespaces.clone_from(namespaces);
+        let same = self.snapshot.view.policy_namespaces == *namespaces;
+        if same && Arc::ptr_eq(&snapshot.view, &self.told_view) {
+            snapshot.view = Arc::clone(&self.snapshot.view);
+        } else {
+            self.told_view = Arc::clone(&snapshot.view);
+            if snapshot.view.policy_namespaces != *namespaces {
+                Arc::make_mut(&mut snapshot.view).policy_namespaces.clone_from(namespaces);
+            }
         }
         if snapshot == self.snapshot {
             return false;

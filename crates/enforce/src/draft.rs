@@ -15,6 +15,8 @@ pub(crate) struct Draft {
     new_chains: BTreeSet<String>,
     gone_sets: BTreeMap<String, Set>,
     gone_chains: BTreeSet<String>,
+    /// Chains whose rules others changed.
+    rewritten: BTreeSet<String>,
     /// What elements of older sets were before.
     elements: BTreeMap<(String, Key), Option<Element>>,
 }
@@ -27,6 +29,7 @@ impl Draft {
             table,
             gone_sets: BTreeMap::new(),
             gone_chains: BTreeSet::new(),
+            rewritten: BTreeSet::new(),
             elements: BTreeMap::new(),
         }
     }
@@ -113,7 +116,8 @@ impl Draft {
     }
 
     /// What has to be done for the changes, as transactions; from now on they count as done. What is new is
-    /// there before anything leads to it: the kernel fills sets of ranges a moment after the transaction.
+    /// there before anything leads to it: the kernel fills sets of ranges a moment after the transaction. What goes
+    /// goes when nothing leads to it any more: a packet that is on its way through it would find its sets empty.
     pub(crate) fn take(&mut self) -> Vec<Vec<NftOp>> {
         let table = &self.table;
         let mut first = Vec::new();
@@ -145,21 +149,27 @@ impl Draft {
             second.extend(rules(name, chain));
         }
         second.extend(self.element_ops());
+        for (name, chain) in self.rewritten.iter().filter_map(|n| table.chains.get_key_value(n)) {
+            second.push(NftOp::FlushChain { name: name.clone() });
+            second.extend(rules(name, chain));
+        }
+        let mut third = Vec::new();
         for chain in &self.gone_chains {
-            second.push(NftOp::FlushChain { name: chain.clone() });
+            third.push(NftOp::FlushChain { name: chain.clone() });
         }
         for set in self.gone_sets.keys() {
-            second.push(NftOp::DelSet { name: set.clone() });
+            third.push(NftOp::DelSet { name: set.clone() });
         }
         for chain in &self.gone_chains {
-            second.push(NftOp::DelChain { name: chain.clone() });
+            third.push(NftOp::DelChain { name: chain.clone() });
         }
         self.new_sets.clear();
         self.new_chains.clear();
         self.gone_sets.clear();
         self.gone_chains.clear();
+        self.rewritten.clear();
         self.elements.clear();
-        [first, second].into_iter().filter(|ops| !ops.is_empty()).collect()
+        [first, second, third].into_iter().filter(|ops| !ops.is_empty()).collect()
     }
 
     /// Elements taken out, then elements put in, by set.
@@ -216,6 +226,11 @@ impl Draft {
         let gone = found.sets.iter().filter(|(name, _)| !table.sets.contains_key(*name));
         self.gone_sets = gone.map(|(name, set)| (name.clone(), set.clone())).collect();
         self.gone_chains = chains.into_iter().filter(|n| !table.chains.contains_key(n)).collect();
+        let differs = |(name, have): &(&String, &Chain)| {
+            table.chains.get(*name).is_some_and(|want| want.rules != have.rules)
+        };
+        let rewritten = found.chains.iter().filter(differs).map(|(name, _)| name.clone());
+        self.rewritten = rewritten.collect();
         for (name, have) in &found.sets {
             let Some(want) = table.sets.get(name) else { continue };
             let keys = have.elements.keys().chain(want.elements.keys());
@@ -241,7 +256,7 @@ impl Draft {
             .iter()
             .all(|(name, have)| self.table.sets.get(name).is_none_or(|want| want.same_type(have)));
         let chains = found.chains.iter().all(|(name, have)| match self.table.chains.get(name) {
-            Some(want) => want == have,
+            Some(want) => want.base == have.base,
             None => have.base.is_none(),
         });
         sets && chains

@@ -218,6 +218,9 @@ impl Enforcer {
     fn take_in(&mut self, change: Change, touched: &mut Touched) {
         match change {
             Change::Namespace(name, labels) => {
+                if self.world.namespace(&name) == labels.as_ref() {
+                    return;
+                }
                 match labels {
                     Some(labels) => self.world.set_namespace(name.clone(), labels),
                     None => self.world.remove_namespace(&name),
@@ -229,6 +232,9 @@ impl Enforcer {
             }
             Change::Pod(name, pod) => self.set_pod(&name, pod.map(|pod| *pod), touched),
             Change::Node(name, node) => {
+                if self.world.node(&name) == node.as_ref() {
+                    return;
+                }
                 let addresses = |world: &World| {
                     world.node(&name).map(|node| node.addresses.clone()).unwrap_or_default()
                 };
@@ -240,6 +246,9 @@ impl Enforcer {
                 touched.addresses.extend(addresses(&self.world));
             }
             Change::Policy(name, policy) => {
+                if self.world.policy(&name) == policy.as_deref() {
+                    return;
+                }
                 match &name {
                     PolicyName::Network { namespace, .. } => {
                         touched.endpoints.extend(self.endpoints_in(namespace));
@@ -266,10 +275,17 @@ impl Enforcer {
 
     fn set_pod(&mut self, name: &PodName, pod: Option<Pod>, touched: &mut Touched) {
         let attached = self.endpoints.contains_key(name);
+        let known = self.world.pod(name).is_some_and(|pod| self.is_here(pod));
+        if known && pod.is_some() && pod.as_ref() == self.local.get(name) {
+            // It is told of again, as when a list is made anew.
+            return;
+        }
         match &pod {
-            Some(pod) if pod.node.as_ref() == Some(&self.me) || attached => {
+            Some(pod) if self.is_here(pod) => {
                 self.local.insert(name.clone(), pod.clone());
             }
+            // One of its name on another node is not this one.
+            Some(_) if attached => {}
             // Its policies stay on it as long as it is attached.
             None if attached => {}
             _ => drop(self.local.remove(name)),
@@ -283,11 +299,12 @@ impl Enforcer {
     /// Puts a pod into the world with the addresses that it has: what is attached here is better known here than in
     /// the API, which comes to know of it later, and of its end too.
     fn put_pod(&mut self, name: &PodName, pod: Option<Pod>, touched: &mut Touched) {
-        if let Some(old) = self.world.pod(name) {
-            touched.addresses.extend(&old.addresses);
-        }
-        let Some(mut pod) = pod else { return self.world.remove_pod(name) };
-        if !pod.ended && !pod.host_network {
+        let old = self.world.pod(name);
+        let Some(mut pod) = pod else {
+            touched.addresses.extend(old.iter().flat_map(|old| &old.addresses));
+            return self.world.remove_pod(name);
+        };
+        if !pod.ended && !pod.host_network && self.is_here(&pod) {
             match self.endpoints.get(name) {
                 Some(_) => {
                     pod.addresses = self.own(name);
@@ -296,8 +313,17 @@ impl Enforcer {
                 None => pod.addresses.retain(|ip| !self.owners.contains_key(ip)),
             }
         }
+        if old == Some(&pod) {
+            return;
+        }
+        touched.addresses.extend(old.iter().flat_map(|old| &old.addresses));
         touched.addresses.extend(&pod.addresses);
         self.world.set_pod(pod);
+    }
+
+    /// Whether a pod is this node's, or no node's yet.
+    fn is_here(&self, pod: &Pod) -> bool {
+        pod.node.is_none() || pod.node.as_ref() == Some(&self.me)
     }
 
     fn set_endpoint(
@@ -329,6 +355,16 @@ impl Enforcer {
             }
         }
         let mut former = Vec::new();
+        // Another one may have had it before, and its end is heard of later, or never.
+        for ip in old.iter().filter(|ip| !new.contains(ip)) {
+            let heir = self.endpoints.iter().find(|(_, e)| e.addresses.contains(ip));
+            if let Some(heir) = heir.map(|(name, _)| name.clone()) {
+                self.withdraw(&heir);
+                self.owners.insert(*ip, heir.clone());
+                touched.endpoints.insert(heir.clone());
+                former.push(heir);
+            }
+        }
         for ip in &new {
             let before = self.owners.insert(*ip, name.clone());
             if let Some(before) = before.filter(|before| before != name) {
@@ -347,12 +383,13 @@ impl Enforcer {
             .chain(former)
             .collect();
         for name in said {
-            if self.world.pod(&name).is_some() {
-                let pod = self.local.get(&name).cloned();
-                self.put_pod(&name, pod, touched);
+            let here = self.world.pod(&name).is_some_and(|pod| self.is_here(pod));
+            if let Some(pod) = self.local.get(&name).filter(|_| here).cloned() {
+                self.put_pod(&name, Some(pod), touched);
             }
         }
-        if !self.endpoints.contains_key(name) && self.world.pod(name).is_none() {
+        let here = self.world.pod(name).is_some_and(|pod| self.is_here(pod));
+        if !self.endpoints.contains_key(name) && !here {
             self.local.remove(name);
         }
     }
@@ -403,9 +440,17 @@ impl Enforcer {
             if key.policies.iter().any(|name| touched.policies.contains(name)) {
                 continue;
             }
+            // One that stays: others leave it only later, and their policies are not these any more.
+            let wanted = Done::Program(key.clone());
+            let stays = |name: &&PodName| {
+                !touched.endpoints.contains(*name) || self.wanted(name, key.direction) == wanted
+            };
+            let user = self.programs[&key].users.iter().find(stays);
+            let Some(pod) = user.and_then(|name| self.local.get(name)) else {
+                self.forget(&key);
+                continue;
+            };
             let kept = &self.programs[&key];
-            let user = kept.users.iter().find_map(|name| self.local.get(name));
-            let Some(pod) = user else { continue };
             let subject = self.world.subject(pod);
             let mut differ = Vec::new();
             for ip in &touched.addresses {

@@ -122,6 +122,8 @@ pub(crate) fn program(name: &str, direction: Direction, program: &Program) -> Pa
             }]);
             rules.extend(members(program, direction, family, peer, &last));
             rules.push(last);
+            // A set of ranges that is being filled has nothing for a moment.
+            rules.push(rule([goto(frame::deny(direction))]));
             rules
         };
         put_chain(&mut part, &program_chain(name, family), rules);

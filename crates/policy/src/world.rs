@@ -200,6 +200,12 @@ impl World {
         }
     }
 
+    /// The labels of a namespace; `None` where it is not known.
+    #[must_use]
+    pub fn namespace(&self, name: &str) -> Option<&Labels> {
+        self.namespaces.get(name)
+    }
+
     /// The namespaces and their labels.
     pub fn namespaces(&self) -> impl Iterator<Item = (&Text, &Labels)> {
         self.namespaces.iter()

@@ -67,8 +67,9 @@ impl<P: Port> Loop<P> {
         match (&self.policies, endpoint) {
             (Some(policies), Some(((pod, addresses), record))) => {
                 let uid = record.pod.as_ref().and_then(|pod| pod.uid.clone());
+                // Told of again with the next round: it may have had other addresses.
                 if let Some(told) = &mut self.told {
-                    told.insert(pod.clone(), addresses.clone());
+                    told.remove(&pod);
                 }
                 policies.confirm(Confirm { pod, uid, addresses, reply, until });
             }
@@ -88,6 +89,13 @@ impl<P: Port> Loop<P> {
         if self.told.as_ref() != Some(&now) {
             policies.endpoints(now.clone());
             self.told = Some(now);
+        }
+    }
+
+    /// Tells the policies' thread that its table was changed, and by whom.
+    pub(super) fn tell_of_changes(&mut self) {
+        if let (Some(policies), Some(by)) = (&self.policies, self.core.port.take_policy_change()) {
+            policies.touched(by);
         }
     }
 

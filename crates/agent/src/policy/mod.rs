@@ -36,7 +36,7 @@ enum Command {
     Event(PolicyEvent),
     Endpoints(Endpoints),
     Confirm(Confirm),
-    /// Sockets by which the table was changed; none: news were lost.
+    /// Sockets by which the table was changed; 0: news were lost.
     Touched(BTreeSet<u32>),
     /// Look at the table anew.
     Audit,
@@ -131,7 +131,7 @@ impl Handle {
         self.send(Command::Confirm(confirm));
     }
 
-    /// Somebody changed the table, by these sockets; none are named where news were lost.
+    /// Somebody changed the table, by these sockets; 0 where news were lost.
     pub(crate) fn touched(&self, by: BTreeSet<u32>) {
         self.send(Command::Touched(by));
     }
@@ -160,11 +160,17 @@ impl Handle {
 /// The addresses by which a pod is known on its node: those that it was given, and the one that its
 /// interface gives itself (RFC 4291, appendix A).
 pub(crate) fn endpoints(records: &[AttachmentRecord]) -> Endpoints {
+    // The address of one that is on its way out may be another's already.
+    let whole = |record: &&AttachmentRecord| !record.pending && record.leaving.is_none();
+    let taken: BTreeSet<IpAddr> =
+        records.iter().filter(whole).filter_map(endpoint).flat_map(|(_, ips)| ips).collect();
     let mut all = Endpoints::new();
     for record in records {
-        if let Some((name, addresses)) = endpoint(record) {
-            all.entry(name).or_default().extend(addresses);
+        let Some((name, mut addresses)) = endpoint(record) else { continue };
+        if !whole(&record) {
+            addresses.retain(|ip| !taken.contains(ip));
         }
+        all.entry(name).or_default().extend(addresses);
     }
     all
 }

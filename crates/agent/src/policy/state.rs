@@ -10,7 +10,7 @@ use causeway_kernel::nft::Nft;
 use causeway_model::nft::NftFamily;
 use causeway_plan::{NftOp, TableId};
 use causeway_policy::read::Object;
-use causeway_policy::{Direction, PodName, PolicyName};
+use causeway_policy::{Direction, PodName, Policy, PolicyName};
 use causeway_types::{NodeName, names};
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,8 @@ pub(super) struct State {
     /// `metadata.resourceVersion` of policies.
     versions: BTreeMap<String, String>,
     endpoints: Endpoints,
+    /// The pods that are attached here were told of.
+    told: bool,
     changes: Vec<Change>,
     waiting: Vec<Confirm>,
     asked: Vec<Reply<PolicyStatus>>,
@@ -113,6 +115,7 @@ impl State {
             uids: HashMap::new(),
             versions: BTreeMap::new(),
             endpoints: Endpoints::new(),
+            told: false,
             changes: Vec::new(),
             waiting: Vec::new(),
             asked: Vec::new(),
@@ -230,6 +233,7 @@ impl State {
     }
 
     pub(super) fn set_endpoints(&mut self, all: Endpoints) {
+        self.told = true;
         let gone = self.endpoints.keys().filter(|name| !all.contains_key(*name)).cloned();
         for name in gone.collect::<Vec<_>>() {
             self.set_endpoint(name, None);
@@ -263,7 +267,7 @@ impl State {
 
     /// Others changed the table by these sockets, or news of it were lost.
     pub(super) fn touched(&mut self, by: &BTreeSet<u32>) {
-        if by.is_empty() || by.iter().any(|port| Some(*port) != self.port) {
+        if by.iter().any(|port| Some(*port) != self.port) {
             self.doubt();
         }
     }
@@ -288,6 +292,9 @@ impl State {
             PolicyKind::Pods => "the pods of all nodes",
             PolicyKind::Nodes => "nodes",
         };
+        if !self.told {
+            return Some("the pods that are attached here");
+        }
         let mut all = vec![PolicyKind::Network, PolicyKind::Cluster];
         if self.asks_for_ends() {
             all.extend(PolicyKind::ENDS);
@@ -346,7 +353,8 @@ impl State {
     /// When there is something to do even if nothing happens.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         let answers = self.waiting.iter().map(|confirm| confirm.until);
-        answers.chain(self.look_at.filter(|_| self.begun)).min()
+        let able = self.begun && self.missing().is_none();
+        answers.chain(self.look_at.filter(|_| able)).min()
     }
 
     // --- what it does ------------------------------------------------------------------------------
@@ -367,7 +375,8 @@ impl State {
                 .change(all.map(|(name, addresses)| Change::Endpoint(name, Some(addresses))));
             self.look_at = Some(now);
         }
-        if self.begun {
+        // The first policy of a cluster asks for pods that are not known yet.
+        if self.begun && self.missing().is_none() {
             self.enforce(now);
         }
         self.answer(now);
@@ -445,6 +454,10 @@ impl State {
         };
         let new =
             matches!(ops.first(), Some(NftOp::AddSet { .. } | NftOp::AddChain { base: None, .. }));
+        if let (true, Some(NftOp::AddTable)) = (self.in_parts, ops.first()) {
+            let rest = self.parts(ops[1..].to_vec());
+            return std::iter::once(vec![NftOp::AddTable]).chain(rest).collect();
+        }
         if !self.in_parts || !new || !ops.iter().all(prepares) {
             return vec![ops];
         }
@@ -525,6 +538,12 @@ impl State {
         let namespace = &confirm.pod.namespace;
         if !world.policies_for(namespace).any(|policy| policy.subject.is_some()) {
             return None;
+        }
+        let by_labels = |policy: &Policy| {
+            matches!(policy.name, PolicyName::Cluster(_)) && policy.subject.is_some()
+        };
+        if world.namespace(namespace).is_none() && world.policies_for(namespace).any(by_labels) {
+            return Some(format!("the Kubernetes API has not told of the namespace {namespace}"));
         }
         let known = world.pod(&confirm.pod).is_some();
         let uid = self.uids.get(&confirm.pod);

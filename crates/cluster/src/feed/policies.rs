@@ -20,6 +20,8 @@ use crate::objects::{Ruled, RuledKind};
 
 /// How often a kind that is not there is asked for where nothing tells of its definition.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// Between watches that end at once.
+const SHORT_PAUSE: Duration = Duration::from_secs(5);
 /// A definition that cannot be watched is tried again after so long.
 const DEFINITION_AGAIN: Duration = Duration::from_secs(60);
 
@@ -122,14 +124,14 @@ struct Keeper {
 impl Keeper {
     /// Connects, follows one kind, and connects again when that ends.
     async fn keep(&self, kind: PolicyKind) {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut listed) = (Backoff::default(), false);
         let mut again = self.again.clone();
         loop {
             again.mark_unchanged();
             match self.client().await {
                 Ok(client) => {
                     tokio::select! {
-                        () = self.feed(kind, client, &mut backoff) => {}
+                        () = self.feed(kind, client, &mut backoff, &mut listed) => {}
                         Ok(()) = again.changed() => backoff.reset(),
                     }
                     self.drop_client();
@@ -160,7 +162,14 @@ impl Keeper {
     }
 
     /// Follows a kind until the connection should be made anew.
-    async fn feed(&self, kind: PolicyKind, client: Client, backoff: &mut Backoff) {
+    /// `listed`: it was there once.
+    async fn feed(
+        &self,
+        kind: PolicyKind,
+        client: Client,
+        backoff: &mut Backoff,
+        listed: &mut bool,
+    ) {
         let mut source = Source::new(Api::<Ruled>::all_with(client, &kind.ruled()), None);
         let mut definition = self.definition.clone();
         definition.mark_unchanged();
@@ -176,6 +185,7 @@ impl Keeper {
                     if !matches!(event, Event::Init | Event::InitApply(_)) {
                         backoff.reset();
                         failures = 0;
+                        *listed = true;
                         self.health.optional(&kind.name(), |health| {
                             health.served = true;
                             health.feed.contact();
@@ -187,14 +197,20 @@ impl Keeper {
                 Err(Failure::NotStreaming) => continue,
                 Err(failure) => failure,
             };
-            if failure.status().is_some_and(|status| status.code == 404) {
+            let not_found = failure.status().is_some_and(|status| status.code == 404);
+            if not_found && (kind == PolicyKind::Cluster || !*listed) {
+                if std::mem::take(listed) {
+                    // One of several servers may not have it yet: another list tells.
+                    sleep(backoff.next()).await;
+                    return;
+                }
                 self.absent(kind);
                 tokio::select! {
                     () = sleep(ASK_AGAIN) => {}
                     // One that has come is served a moment later.
                     Ok(()) = definition.changed() => sleep(backoff.next()).await,
                 }
-                continue;
+                return;
             }
             self.wait(kind, plain(&failure), pause(&failure, backoff)).await;
             failures += u32::from(!matches!(failure, Failure::Short));
@@ -247,7 +263,11 @@ impl Keeper {
                     let now = match source.next().await {
                         Ok(Event::Apply(object) | Event::InitApply(object)) => object.uid(),
                         Ok(Event::Delete(_)) => None,
-                        Ok(_) | Err(Failure::NotStreaming | Failure::Short) => continue,
+                        Ok(_) | Err(Failure::NotStreaming) => continue,
+                        Err(Failure::Short) => {
+                            sleep(SHORT_PAUSE).await;
+                            continue;
+                        }
                         Err(failure) => {
                             tracing::debug!(error = plain(&failure), "no news of definitions");
                             break;
@@ -284,7 +304,10 @@ fn read(kind: PolicyKind, object: &Ruled) -> Result<Object, Unreadable> {
 /// has another `metadata.uid`.
 fn uid(object: &Ruled) -> Option<String> {
     let meta = object.meta();
-    let own = meta.annotations.as_ref().and_then(|all| all.get("kubernetes.io/config.hash"));
+    let annotations = meta.annotations.as_ref();
+    let own = annotations
+        .filter(|all| all.contains_key("kubernetes.io/config.mirror"))
+        .and_then(|all| all.get("kubernetes.io/config.hash"));
     own.or(meta.uid.as_ref()).cloned()
 }
 

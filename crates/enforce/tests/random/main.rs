@@ -333,6 +333,48 @@ fn an_address_that_changes_hands() {
     }
 }
 
+/// A pod that leaves the policies of another: what becomes of its packets is not judged by its own.
+#[test]
+fn a_pod_that_leaves_a_program_of_two() {
+    use serde_json::json;
+    let pod = |n: u8, app: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "x", "name": format!("p{n}"), "labels": {"app": app}},
+            "spec": {"nodeName": ME},
+            "status": {"phase": "Running", "podIPs": [{"ip": format!("10.0.0.{n}")}]}})
+    };
+    let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "x", "name": "closed"},
+        "spec": {"podSelector": {"matchLabels": {"app": "a"}}}});
+    let address = |n: u8| -> IpAddr { format!("10.0.0.{n}").parse().unwrap() };
+    for leaver in [1, 2] {
+        let mut enforcer = Enforcer::new(ME);
+        let mut kernel = None;
+        enforcer.repair(None).iter().for_each(|ops| commit(&mut kernel, ops));
+        enforcer.change([change(&policy, true)]);
+        for n in [1, 2] {
+            let name = PodName::new("x", format!("p{n}"));
+            let attached = Change::Endpoint(name, Some(vec![address(n)]));
+            enforcer.change([change(&pod(n, "a"), true), attached]);
+        }
+        take(&mut enforcer, &mut kernel);
+        enforcer.change([change(&pod(leaver, "b"), true)]);
+        take(&mut enforcer, &mut kernel);
+        let packet = Packet {
+            client: address(leaver),
+            server: address(3 - leaver),
+            protocol: 6,
+            port: 80,
+            state: NEW,
+            reply: false,
+            syn: true,
+            client_port: 40_000,
+        };
+        assert!(!passes(kernel.as_ref().unwrap(), "forward", &packet), "{leaver}");
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+    }
+}
+
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(64)
 }
