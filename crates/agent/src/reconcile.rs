@@ -85,6 +85,9 @@ pub(crate) struct Core<P> {
     told_view: Arc<ClusterView>,
     /// Namespaces with policies; `None`: not known yet.
     policies: Option<Vec<String>>,
+    /// Those of which an agent before this one knew. Where none did, all pods have to wait until it is known
+    /// whose do.
+    remembered: Vec<String>,
     disk_view: Option<Arc<ClusterView>>,
     /// The last good view has been looked for.
     disk_asked: bool,
@@ -151,6 +154,12 @@ impl<P: Port> Core<P> {
         looked_at.tables.extend([marks::table(), guards::table()]);
         let ready_files = ReadyFiles::new(paths);
         let announced = ready_files.written().is_some();
+        let last_view = LastView::new(paths.last_view.clone());
+        let remembered = match ready_files.written() {
+            Some(file) => Some(file.policy_namespaces.clone()),
+            None => last_view.load().ok().flatten().map(|view| view.policy_namespaces),
+        };
+        let remembered = remembered.unwrap_or_else(|| vec!["*".to_owned()]);
         let self_test = if announced { SelfTest::passed() } else { SelfTest::default() };
         Self {
             port,
@@ -166,6 +175,7 @@ impl<P: Port> Core<P> {
             snapshot: Snapshot::default(),
             told_view: Arc::default(),
             policies: Some(Vec::new()),
+            remembered,
             disk_view: None,
             disk_asked: false,
             records: Records::new(paths.attachments.clone(), boot_id),
@@ -200,7 +210,7 @@ impl<P: Port> Core<P> {
             ready_files,
             self_test,
             ready: false,
-            last_view: LastView::new(paths.last_view.clone()),
+            last_view,
             last_view_at: None,
         }
     }
@@ -228,9 +238,7 @@ impl<P: Port> Core<P> {
 
     /// Takes in the newest view of the cluster. True when it is another one.
     pub(crate) fn set_snapshot(&mut self, mut snapshot: Snapshot) -> bool {
-        // Until it is known whose pods have to wait, all have to.
-        let all = vec!["*".to_owned()];
-        let namespaces = self.policies.as_ref().unwrap_or(&all);
+        let namespaces = self.policies.as_ref().unwrap_or(&self.remembered);
         let same = self.snapshot.view.policy_namespaces == *namespaces;
         if same && Arc::ptr_eq(&snapshot.view, &self.told_view) {
             snapshot.view = Arc::clone(&self.snapshot.view);
