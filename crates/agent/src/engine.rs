@@ -126,36 +126,11 @@ pub struct Engine {
 
 impl Engine {
     /// Starts the loop in the calling thread's network namespace. The view of the cluster comes
-    /// from `snapshots`, from whomever sends there.
+    /// from `snapshots`. With `policies` they are enforced, by what [`Engine::policies`] is told.
     ///
     /// # Errors
     /// When the boot ID, a kernel socket or inotify cannot be had.
     pub fn start(
-        me: NodeName,
-        config: Config,
-        paths: &Paths,
-        snapshots: watch::Receiver<Snapshot>,
-        health: Health,
-    ) -> anyhow::Result<Self> {
-        Self::begin(me, config, paths, snapshots, health, false)
-    }
-
-    /// As [`Engine::start`], where policies are enforced: what they go by is to be told to
-    /// [`Engine::policies`].
-    ///
-    /// # Errors
-    /// As [`Engine::start`].
-    pub fn start_with_policies(
-        me: NodeName,
-        config: Config,
-        paths: &Paths,
-        snapshots: watch::Receiver<Snapshot>,
-        health: Health,
-    ) -> anyhow::Result<Self> {
-        Self::begin(me, config, paths, snapshots, health, true)
-    }
-
-    fn begin(
         me: NodeName,
         config: Config,
         paths: &Paths,

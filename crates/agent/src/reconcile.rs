@@ -7,6 +7,7 @@ mod answers;
 mod closing;
 mod foreign;
 mod guards;
+mod inputs;
 mod isolation;
 mod live;
 mod owning;
@@ -213,47 +214,6 @@ impl<P: Port> Core<P> {
             last_view,
             last_view_at: None,
         }
-    }
-
-    /// The generation of the node file.
-    pub(crate) fn generation(&self) -> u64 {
-        self.ready_files.generation()
-    }
-
-    /// Reads the attachment records that changed.
-    pub(crate) fn refresh_records(&mut self) {
-        if self.records.refresh() {
-            self.decided = false;
-            self.resume = Some(Instant::now());
-        }
-    }
-
-    /// Takes in which namespaces have policies: `None`: that is to be known, and is not yet. True when that is
-    /// another answer.
-    pub(crate) fn set_policies(&mut self, namespaces: Option<Vec<String>>) -> bool {
-        let differs = self.policies != namespaces;
-        self.policies = namespaces;
-        differs
-    }
-
-    /// Takes in the newest view of the cluster. True when it is another one.
-    pub(crate) fn set_snapshot(&mut self, mut snapshot: Snapshot) -> bool {
-        let namespaces = self.policies.as_ref().unwrap_or(&self.remembered);
-        let same = self.snapshot.view.policy_namespaces == *namespaces;
-        if same && Arc::ptr_eq(&snapshot.view, &self.told_view) {
-            snapshot.view = Arc::clone(&self.snapshot.view);
-        } else {
-            self.told_view = Arc::clone(&snapshot.view);
-            if snapshot.view.policy_namespaces != *namespaces {
-                Arc::make_mut(&mut snapshot.view).policy_namespaces.clone_from(namespaces);
-            }
-        }
-        if snapshot == self.snapshot {
-            return false;
-        }
-        self.snapshot = snapshot;
-        self.decided = false;
-        true
     }
 
     /// Notes that objects of these kinds may have changed.

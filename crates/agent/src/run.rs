@@ -66,12 +66,13 @@ async fn serve(
     };
     let mut cluster = Cluster::watch(connection, me.clone());
     let snapshots = cluster.snapshots.clone();
-    let mut engine = Engine::start_with_policies(
+    let mut engine = Engine::start(
         me.clone(),
         settings.config.clone(),
         paths,
         snapshots,
         cluster.health.clone(),
+        true,
     )?;
     cluster.announce(engine.shared.said());
     if let Some(policies) = engine.policies() {

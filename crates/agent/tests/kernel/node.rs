@@ -118,6 +118,7 @@ impl Node {
             &self.paths,
             self.sender.subscribe(),
             Health::default(),
+            false,
         );
         self.engine = Some(engine.expect("the loop starts"));
     }

@@ -1,0 +1,232 @@
+//! Programs, groups and sets of ports: what pods are under, kept once for all that are under the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use causeway_model::nft::{KeyPart, KeyType, Set};
+use causeway_policy::compile::Program;
+use causeway_policy::{Direction, PodName, Pods, PolicyName, PortSet, Who};
+use causeway_types::Family;
+
+use super::{Done, Enforcer, Kept, Key, Touched};
+use crate::draft::Draft;
+use crate::part::{self, Part};
+
+impl Enforcer {
+    /// Compiles programs anew of which a policy changed. Those of policies that are gone go when nobody has them.
+    pub(super) fn recompile(&mut self, policies: &BTreeSet<PolicyName>) {
+        if policies.is_empty() {
+            return;
+        }
+        let asks = |key: &Key| key.policies.iter().any(|name| policies.contains(name));
+        let keys: Vec<Key> = self.programs.keys().filter(|key| asks(key)).cloned().collect();
+        for key in keys {
+            let wanted = Done::Program(key.clone());
+            let still = |name: &&PodName| self.wanted(name, key.direction) == wanted;
+            let user = self.programs[&key].users.iter().find(still).cloned();
+            let compiled = user.and_then(|user| self.compile(&user, key.direction));
+            let Some(program) = compiled else {
+                // All its pods move to others.
+                self.forget(&key);
+                continue;
+            };
+            if part::program_name(key.direction, &key, &program) == self.programs[&key].name {
+                self.relist_all(&key, &program);
+                continue;
+            }
+            let users = self.forget(&key);
+            self.keep(&key, program);
+            let name = self.programs[&key].name.clone();
+            for user in &users {
+                self.dispatch(user, key.direction, Some(&name));
+            }
+            self.programs.get_mut(&key).expect("it is kept").users = users;
+        }
+    }
+
+    pub(super) fn compile(&self, user: &PodName, direction: Direction) -> Option<Program> {
+        let pod = self.local.get(user)?;
+        Program::of(&self.world.subject(pod), direction, self.many)
+    }
+
+    /// Lists addresses in programs as they are to be now.
+    pub(super) fn relist(&mut self, touched: &Touched) {
+        if touched.addresses.is_empty() {
+            return;
+        }
+        let keys: Vec<Key> = self.programs.keys().cloned().collect();
+        for key in keys {
+            if key.policies.iter().any(|name| touched.policies.contains(name)) {
+                continue;
+            }
+            // One that stays: others leave it only later, and their policies are not these any more.
+            let wanted = Done::Program(key.clone());
+            let stays = |name: &&PodName| {
+                !touched.endpoints.contains(*name) || self.wanted(name, key.direction) == wanted
+            };
+            let user = self.programs[&key].users.iter().find(stays);
+            let Some(pod) = user.and_then(|name| self.local.get(name)) else {
+                self.forget(&key);
+                continue;
+            };
+            let kept = &self.programs[&key];
+            let subject = self.world.subject(pod);
+            let mut differ = Vec::new();
+            for ip in &touched.addresses {
+                let entry = kept.program.entry(&subject, key.direction, *ip);
+                if kept.program.peers.get(ip) != entry.as_ref() {
+                    differ.push((*ip, entry));
+                }
+            }
+            for (ip, entry) in differ {
+                self.list(&key, ip, entry);
+            }
+        }
+    }
+
+    /// Lists what another program, which differs in that alone, lists.
+    fn relist_all(&mut self, key: &Key, other: &Program) {
+        let now = &self.programs[key].program.peers;
+        let all: BTreeSet<IpAddr> = now.keys().chain(other.peers.keys()).copied().collect();
+        let differ = all.into_iter().filter(|ip| now.get(ip) != other.peers.get(ip));
+        for ip in differ.collect::<Vec<_>>() {
+            self.list(key, ip, other.peers.get(&ip).cloned());
+        }
+    }
+
+    fn list(&mut self, key: &Key, ip: IpAddr, entry: Option<PortSet>) {
+        if let Some(ports) = &entry {
+            self.use_ports(key.direction, ports);
+        }
+        let kept = self.programs.get_mut(key).expect("it is kept");
+        let set = part::listed(&kept.name, Family::of(ip));
+        let element =
+            entry.as_ref().map(|ports| part::element(part::verdict(key.direction, ports)));
+        let before = match entry {
+            Some(ports) => kept.program.peers.insert(ip, ports),
+            None => kept.program.peers.remove(&ip),
+        };
+        self.draft.put(&set, vec![KeyPart::addr(ip)], element);
+        if let Some(ports) = before {
+            self.leave_ports(key.direction, &ports);
+        }
+    }
+
+    pub(super) fn keep(&mut self, key: &Key, program: Program) {
+        let name = part::program_name(key.direction, key, &program);
+        for pods in &program.groups {
+            self.use_group(pods);
+        }
+        for ports in part::fixed_ports(&program).into_iter().chain(program.peers.values()) {
+            self.use_ports(key.direction, ports);
+        }
+        add(&mut self.draft, part::program(&name, key.direction, &program));
+        for (ip, ports) in &program.peers {
+            let element = part::element(part::verdict(key.direction, ports));
+            let set = part::listed(&name, Family::of(*ip));
+            self.draft.put(&set, vec![KeyPart::addr(*ip)], Some(element));
+        }
+        let kept = Kept { name, program, users: BTreeSet::new() };
+        self.programs.insert(key.clone(), kept);
+    }
+
+    /// Takes a program out, to which nothing may lead when the changes are taken. Answers whose it was.
+    fn forget(&mut self, key: &Key) -> BTreeSet<PodName> {
+        let Some(kept) = self.programs.remove(key) else { return BTreeSet::new() };
+        let (sets, chains) = Part::of_program(&kept.name);
+        sets.iter().for_each(|set| self.draft.remove_set(set));
+        chains.iter().for_each(|chain| self.draft.remove_chain(chain));
+        let fixed = part::fixed_ports(&kept.program).into_iter();
+        for ports in fixed.chain(kept.program.peers.values()) {
+            self.leave_ports(key.direction, ports);
+        }
+        for pods in &kept.program.groups {
+            if let Some(count) = self.groups.get_mut(pods) {
+                *count -= 1;
+            }
+        }
+        kept.users
+    }
+
+    fn use_group(&mut self, pods: &Pods) {
+        let count = self.groups.entry(pods.clone()).or_default();
+        *count += 1;
+        if *count > 1 {
+            return;
+        }
+        for family in Family::BOTH {
+            let mut set = Set::of(KeyType::Addr(family), false);
+            let members = self.world.pods().filter(|pod| self.world.selects(pods, pod));
+            for ip in members.flat_map(|pod| &pod.addresses).filter(|ip| Family::of(**ip) == family)
+            {
+                // One that several have is its first owner's.
+                if self.selects_at(pods, *ip) {
+                    set.add(KeyPart::addr(*ip), None);
+                }
+            }
+            self.draft.add_set(part::group(pods, family), set);
+        }
+    }
+
+    pub(super) fn selects_at(&self, pods: &Pods, ip: IpAddr) -> bool {
+        let pod = match &self.world.at(ip).who {
+            Who::Pod(name) => self.world.pod(name),
+            Who::Node(_) | Who::Outside => None,
+        };
+        pod.is_some_and(|pod| self.world.selects(pods, pod))
+    }
+
+    fn use_ports(&mut self, direction: Direction, ports: &PortSet) {
+        if ports.is_all() || ports.is_none() {
+            return;
+        }
+        let count = self.ports.entry((direction, ports.clone())).or_default();
+        *count += 1;
+        if *count == 1 {
+            add(&mut self.draft, part::ports(direction, ports));
+        }
+    }
+
+    fn leave_ports(&mut self, direction: Direction, ports: &PortSet) {
+        if let Some(count) = self.ports.get_mut(&(direction, ports.clone())) {
+            *count -= 1;
+        }
+    }
+
+    /// Takes out what nobody needs any more.
+    pub(super) fn sweep(&mut self) {
+        let idle = self.programs.iter().filter(|(_, kept)| kept.users.is_empty());
+        for key in idle.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.forget(&key);
+        }
+        for pods in unused(&mut self.groups) {
+            for family in Family::BOTH {
+                self.draft.remove_set(&part::group(&pods, family));
+            }
+        }
+        for (direction, ports) in unused(&mut self.ports) {
+            for chain in Part::chains_of_ports(direction, &ports) {
+                self.draft.remove_chain(&chain);
+            }
+            let other =
+                Direction::ALL.into_iter().any(|d| self.ports.contains_key(&(d, ports.clone())));
+            if !other {
+                Part::sets_of_ports(&ports).iter().for_each(|set| self.draft.remove_set(set));
+            }
+        }
+    }
+}
+
+/// Takes out what is counted to nothing.
+fn unused<K: Ord + Clone>(counts: &mut BTreeMap<K, usize>) -> Vec<K> {
+    let none: Vec<K> =
+        counts.iter().filter(|(_, n)| **n == 0).map(|(key, _)| key.clone()).collect();
+    counts.retain(|_, n| *n > 0);
+    none
+}
+
+/// Adds a part, as far as it is not there.
+fn add(draft: &mut Draft, part: Part) {
+    part.sets.into_iter().for_each(|(name, set)| draft.add_set(name, set));
+    part.chains.into_iter().for_each(|(name, chain)| draft.add_chain(name, chain));
+}
