@@ -236,6 +236,19 @@ impl World {
         }
     }
 
+    /// Waits until every pod runs: who does not is asked by nobody in [`Self::all_reach_all`], and
+    /// the pods of a node that has booted start one after the other.
+    #[track_caller]
+    pub(crate) fn pods_run(&self) {
+        eventually("every pod runs", PATIENCE, || {
+            let pods = causeway_lab::pods(&self.client).map_err(|e| format!("{e:#}"))?;
+            match pods.iter().find(|pod| pod.phase != "Running") {
+                None => Ok(()),
+                Some(pod) => Err(format!("{pod:?}")),
+            }
+        });
+    }
+
     /// Every pod reaches every pod and the outside, nodes reach pods.
     #[track_caller]
     pub(crate) fn all_reach_all(&self) {
