@@ -2,9 +2,8 @@
 
 mod plugins;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -149,7 +148,8 @@ impl Engine {
             let inbox = inbox.clone();
             move || inbox.put(Command::Policies)
         };
-        let policies = policies.then(|| policy::Handle::start(&me, wake)).transpose()?;
+        let begin = || policy::Handle::start(&me, &shared.metrics, wake);
+        let policies = policies.then(begin).transpose()?;
         let enforcement = policies.as_ref().map(|(handle, _)| handle.clone());
         let job = {
             let (inbox, shared, paths) = (inbox.clone(), Arc::clone(&shared), paths.clone());

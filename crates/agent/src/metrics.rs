@@ -33,6 +33,18 @@ struct FeedLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DropLabels {
+    reason: &'static str,
+    policy: String,
+    rule: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AddressLabels {
     range: String,
     state: &'static str,
@@ -50,6 +62,8 @@ pub(crate) struct Metrics {
     leases_released: Counter,
     addresses: Family<AddressLabels, Gauge>,
     restarts: Family<FeedLabel, Counter>,
+    drops: Family<DropLabels, Counter>,
+    dropped_packets: Family<ReasonLabel, Counter>,
     ready: Gauge,
     synced: Gauge,
     /// Also for status.
@@ -70,6 +84,8 @@ impl Default for Metrics {
             leases_released: Counter::default(),
             addresses: Family::default(),
             restarts: Family::default(),
+            drops: Family::default(),
+            dropped_packets: Family::default(),
             ready: Gauge::default(),
             synced: Gauge::default(),
             rounds: AtomicU64::new(0),
@@ -98,6 +114,10 @@ impl Metrics {
         let help = "Addresses of the node's ranges by state: used, free, reserved";
         r.register("addresses", help, self.addresses.clone());
         r.register("watch_restarts", "Watches begun anew after an error", self.restarts.clone());
+        let help = "Packets that policies dropped and the kernel told of (some of many), by policy and rule";
+        r.register("policy_drops", help, self.drops.clone());
+        let help = "All packets that policies dropped";
+        r.register("policy_dropped_packets", help, self.dropped_packets.clone());
         r.register("ready", "1 when pods can be attached", self.ready.clone());
         r.register("synced", "1 when every input is in sync", self.synced.clone());
     }
@@ -112,6 +132,21 @@ impl Metrics {
     /// So many leases of pods that were gone were given back.
     pub(crate) fn leases_released(&self, count: usize) {
         self.leases_released.inc_by(count as u64);
+    }
+
+    /// The kernel told of a packet that it dropped.
+    pub(crate) fn dropped(&self, reason: &'static str, policy: &str, rule: &str) {
+        let labels = DropLabels { reason, policy: policy.to_owned(), rule: rule.to_owned() };
+        self.drops.get_or_create(&labels).inc();
+    }
+
+    /// Takes over how many packets were dropped, by reason.
+    pub(crate) fn set_dropped<'a>(&self, all: impl IntoIterator<Item = (&'a String, &'a u64)>) {
+        for (reason, count) in all {
+            let counter =
+                self.dropped_packets.get_or_create(&ReasonLabel { reason: reason.clone() });
+            counter.inner().store(*count, Ordering::Relaxed);
+        }
     }
 
     /// Takes over how many addresses each range has.
@@ -191,6 +226,8 @@ mod tests {
         metrics.repaired(2);
         let range = "10.244.1.0/24".parse().unwrap();
         metrics.set_addresses(&[Usage { range, used: 3, free: u64::MAX, reserved: 0 }]);
+        metrics.dropped("ingress", "NetworkPolicy web/db", "");
+        metrics.set_dropped([(&"egress".to_owned(), &3)]);
         metrics.set_status(&Status { ready: true, ..Status::default() });
         let text = metrics.text();
         for line in [
@@ -202,6 +239,8 @@ mod tests {
             "causeway_repairs_total 2",
             "causeway_watch_restarts_total{feed=\"nodes\"} 0",
             "causeway_addresses{range=\"10.244.1.0/24\",state=\"used\"} 3",
+            "causeway_policy_drops_total{reason=\"ingress\",policy=\"NetworkPolicy web/db\",rule=\"\"} 1",
+            "causeway_policy_dropped_packets_total{reason=\"egress\"} 3",
             "causeway_ready 1",
         ] {
             assert!(text.contains(line), "{line} in {text}");

@@ -13,6 +13,7 @@ use crate::engine::Engine;
 use crate::lock;
 use crate::log;
 use crate::options::Options;
+use crate::policy;
 use crate::server::{self, App};
 use crate::wanted::Pods;
 
@@ -76,8 +77,9 @@ async fn serve(
     )?;
     cluster.announce(engine.shared.said());
     if let Some(policies) = engine.policies() {
-        cluster.policies(policies.sink(), policies.ends());
+        cluster.policies(policies.sink(), policies.ends(), policies.questions());
     }
+    let drops = engine.policies().map(|policies| tokio::spawn(policy::listen(policies.clone())));
     let mut moved = engine.shared.moved();
     let app = App {
         inbox: engine.inbox.clone(),
@@ -111,6 +113,7 @@ async fn serve(
     for task in [Some(local), Some(health), metrics].into_iter().flatten() {
         task.abort();
     }
+    drops.iter().for_each(tokio::task::JoinHandle::abort);
     // Before the loop: it must not take the end of the watches for a change.
     drop(cluster);
     let _ = std::fs::remove_file(&paths.socket);

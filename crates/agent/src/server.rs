@@ -52,6 +52,7 @@ pub(crate) fn full(app: App) -> Router {
         .route("/v1/pods/{namespace}/{name}", get(wanted))
         .route("/v1/holders/{ip}", get(holders))
         .route("/v1/policies", get(policies))
+        .route("/v1/drops", get(drops))
         .route("/v1/reconcile", post(reconcile))
         .route("/v1/collect", post(collect))
         .route("/v1/finding", get(finding))
@@ -138,15 +139,28 @@ async fn holders(State(app): State<App>, Path(ip): Path<std::net::IpAddr>) -> Re
 }
 
 async fn policies(State(app): State<App>) -> Response {
-    let Some(handle) = &app.policies else {
-        return unavailable("this agent enforces no policies".to_owned());
-    };
+    answer_of(&app, policy::Handle::status)
+        .await
+        .map_or_else(unavailable, |s| Json(s).into_response())
+}
+
+async fn drops(State(app): State<App>) -> Response {
+    answer_of(&app, policy::Handle::drops)
+        .await
+        .map_or_else(unavailable, |d| Json(d).into_response())
+}
+
+/// Puts a question to the thread of policies.
+async fn answer_of<T>(
+    app: &App,
+    question: impl FnOnce(&policy::Handle, Reply<T>),
+) -> Result<T, String> {
+    let handle = app.policies.as_ref().ok_or("this agent enforces no policies")?;
     let (reply, answer) = oneshot::channel();
-    handle.status(reply);
+    question(handle, reply);
     match tokio::time::timeout(PATIENCE, answer).await {
-        Ok(Ok(Ok(status))) => Json(status).into_response(),
-        Ok(Ok(Err(why))) => unavailable(why),
-        _ => unavailable("the thread of policies does not answer".to_owned()),
+        Ok(Ok(answer)) => answer,
+        _ => Err("the thread of policies does not answer".to_owned()),
     }
 }
 
@@ -173,6 +187,11 @@ async fn finding(State(app): State<App>) -> Response {
 async fn metrics(State(app): State<App>) -> Response {
     // Brings the numbers that a status counts up to date.
     app.shared.status();
+    if app.policies.is_some()
+        && let Ok(report) = answer_of(&app, policy::Handle::drops).await
+    {
+        app.shared.metrics.set_dropped(&report.packets);
+    }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], app.shared.metrics.text()).into_response()
 }

@@ -19,12 +19,13 @@ pub mod survey;
 
 pub use connect::{ConnectError, Connection};
 pub use feed::optional::{OptionalKind, OptionalView};
-pub use feed::policies::{PolicyEvent, PolicyKind, PolicySink, policy_name};
+pub use feed::policies::{PolicyEvent, PolicyKind, PolicySink, Question, policy_name};
 pub use health::{FeedHealth, Health, OptionalHealth};
 pub use own::{Announcement, NetworkState};
 pub use snapshot::Snapshot;
 
 use causeway_types::NodeName;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 
 /// The running watches. They end when this is dropped.
@@ -77,10 +78,16 @@ impl Cluster {
 
     /// Follows what policies go by, and tells `sink` of it: policies at all times, pods, namespaces and nodes of
     /// the whole cluster from when `ends` is true.
-    pub fn policies(&mut self, sink: PolicySink, ends: watch::Receiver<bool>) {
+    /// What `questions` name is asked for at once, whatever the watches tell.
+    pub fn policies(
+        &mut self,
+        sink: PolicySink,
+        ends: watch::Receiver<bool>,
+        questions: UnboundedReceiver<Question>,
+    ) {
         let again = self.again.subscribe();
         let (connection, health) = (self.connection.clone(), self.health.clone());
-        let feeds = feed::policies::run(connection, sink, health, again, ends);
+        let feeds = feed::policies::run(connection, sink, health, again, ends, questions);
         self.tasks.push(tokio::spawn(feeds));
     }
 

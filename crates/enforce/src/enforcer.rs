@@ -1,5 +1,6 @@
 //! The state of a node's enforcement.
 
+mod cause;
 mod programs;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,6 +18,7 @@ use causeway_types::Family;
 use crate::draft::Draft;
 use crate::frame;
 use crate::part;
+pub use cause::Cause;
 
 /// Selectors of more pods than this are groups: their members are kept once, not in each program.
 const MANY: usize = 512;

@@ -26,7 +26,7 @@ const EPHEMERAL: u16 = 0x8000;
 /// Packets a second that are handed to the agent, so that it can tell of them.
 const LOGGED: u32 = 100;
 /// Bytes of a packet that say who it is from and what it is: both headers with options.
-const SNAPLEN: u32 = 128;
+pub const LOG_BYTES: u32 = 128;
 /// The group that the agent listens at: "CW".
 pub const LOG_GROUP: u16 = 0x4357;
 
@@ -46,6 +46,37 @@ pub enum Reason {
 impl Reason {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::Invalid, Self::Midstream];
+
+    /// By the text that it is logged with.
+    #[must_use]
+    pub fn of(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.word() == text)
+    }
+
+    /// The chains that count packets that are dropped for it.
+    #[must_use]
+    pub fn chains(self) -> Vec<String> {
+        let denial = |direction| {
+            let chain = deny(direction);
+            vec![untracked(&chain), chain]
+        };
+        match self {
+            Self::Ingress => denial(Direction::Ingress),
+            Self::Egress => denial(Direction::Egress),
+            Self::Invalid => vec!["invalid_drop".to_owned()],
+            Self::Midstream => vec!["midstream_drop".to_owned()],
+        }
+    }
+
+    /// The direction of the policies; `None` where it is not theirs alone.
+    #[must_use]
+    pub fn direction(self) -> Option<Direction> {
+        match self {
+            Self::Ingress => Some(Direction::Ingress),
+            Self::Egress => Some(Direction::Egress),
+            Self::Invalid | Self::Midstream => None,
+        }
+    }
 
     /// As it is logged.
     #[must_use]
@@ -288,7 +319,7 @@ fn denial(direction: Direction, read: Read) -> Vec<Rule> {
 
 fn log(reason: Reason) -> Rule {
     let (group, prefix) = (LOG_GROUP, reason.word().to_owned());
-    rule([Stmt::Limit { rate: LOGGED }, Stmt::Log { group, prefix, snaplen: SNAPLEN }])
+    rule([Stmt::Limit { rate: LOGGED }, Stmt::Log { group, prefix, snaplen: LOG_BYTES }])
 }
 
 fn drop() -> Rule {

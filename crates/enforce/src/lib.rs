@@ -16,6 +16,7 @@ mod draft;
 mod enforcer;
 mod frame;
 mod part;
+pub mod trace;
 
-pub use enforcer::{Change, Enforcer, Realised};
-pub use frame::{LOG_GROUP, Reason};
+pub use enforcer::{Cause, Change, Enforcer, Realised};
+pub use frame::{LOG_BYTES, LOG_GROUP, Reason};

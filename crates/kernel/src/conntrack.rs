@@ -10,7 +10,7 @@ use causeway_types::Family;
 use crate::error::{Error, Refusal};
 use crate::netns::NetNs;
 use crate::rtnl::read;
-use crate::sock::{Bus, Reply, Request, Socket, attributes};
+use crate::sock::{Bus, Reply, Request, Socket, attributes, find};
 
 /// `NFNL_SUBSYS_CTNETLINK` with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
 const GET: u16 = 1 << 8 | 1;
@@ -262,17 +262,14 @@ fn to_ports(family: Family, protocol: u8, ports: &[u16]) -> Request {
 
 /// Reads the connection of an entry, if it is of the protocol.
 fn flow(body: &[u8], protocol: u8) -> Option<Flow> {
-    fn within(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-        attributes(bytes).find(|(k, _)| *k == kind).map(|(_, value)| value)
-    }
     let end = |tuple: u16, source: bool| {
-        let tuple = within(body.get(HEADER..)?, tuple)?;
-        let proto = within(tuple, TUPLE_PROTO)?;
-        (*within(proto, PROTO_NUM)?.first()? == protocol).then_some(())?;
-        let addresses = within(tuple, TUPLE_IP)?;
+        let tuple = find(body.get(HEADER..)?, tuple)?;
+        let proto = find(tuple, TUPLE_PROTO)?;
+        (*find(proto, PROTO_NUM)?.first()? == protocol).then_some(())?;
+        let addresses = find(tuple, TUPLE_IP)?;
         let kinds = if source { [1, 3] } else { [2, 4] };
-        let ip = kinds.into_iter().find_map(|kind| read::ip(within(addresses, kind)?))?;
-        let port = within(proto, if source { PROTO_SRC_PORT } else { PROTO_DST_PORT })?;
+        let ip = kinds.into_iter().find_map(|kind| read::ip(find(addresses, kind)?))?;
+        let port = find(proto, if source { PROTO_SRC_PORT } else { PROTO_DST_PORT })?;
         Some(SocketAddr::new(ip, u16::from_be_bytes(port.try_into().ok()?)))
     };
     Some(Flow { to: end(TUPLE_ORIG, false)?, answers: end(TUPLE_REPLY, true)? })
@@ -315,11 +312,8 @@ fn filtered(v4: Ipv4Addr, kind: u16) -> impl Iterator<Item = Request> {
 
 /// The address that an entry has at an end, if it is of the same family as `like`.
 fn address_at(body: &[u8], end: End, like: IpAddr) -> Option<IpAddr> {
-    fn within(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-        attributes(bytes).find(|(k, _)| *k == kind).map(|(_, value)| value)
-    }
-    let tuple = within(body.get(HEADER..)?, end.tuple)?;
-    read::ip(within(within(tuple, TUPLE_IP)?, end.attribute(like))?)
+    let tuple = find(body.get(HEADER..)?, end.tuple)?;
+    read::ip(find(find(tuple, TUPLE_IP)?, end.attribute(like))?)
 }
 
 fn entry(body: &[u8]) -> Option<Entry> {

@@ -11,7 +11,7 @@ use rustix::event::epoll;
 use crate::error::Error;
 use crate::netns::NetNs;
 use crate::rtnl::read;
-use crate::sock::{Bus, Reply, Socket, attributes};
+use crate::sock::{Bus, Reply, Socket, find};
 
 /// Groups of rtnetlink (`RTNLGRP_*`): links, neighbours, addresses, routes and kernel parameters of
 /// both families.
@@ -210,7 +210,7 @@ fn decode(reply: Reply<'_>) -> Option<Event> {
 
 /// The value of an attribute after a fixed header.
 fn attribute(body: &[u8], header: usize, kind: u16) -> Option<&[u8]> {
-    attributes(body.get(header..)?).find(|(k, _)| *k == kind).map(|(_, value)| value)
+    find(body.get(header..)?, kind)
 }
 
 /// The port of a bridge is told as a link of family AF_BRIDGE; that a link is no port any more

@@ -27,6 +27,8 @@ pub enum Fault {
     Down,
     /// The API accepts requests and does not answer; watches are silent.
     Stall,
+    /// Watches are silent, while requests are answered.
+    WatchStall,
     /// Watches and lists of a given version get `410 Gone`.
     Gone,
     /// Every request gets `429 Too Many Requests`.
@@ -83,10 +85,11 @@ impl Default for How {
 
 impl Fault {
     /// All of them, in the order in which they are listed.
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 15] = [
         Fault::Cut,
         Fault::Down,
         Fault::Stall,
+        Fault::WatchStall,
         Fault::Gone,
         Fault::TooMany,
         Fault::Slow,
@@ -106,6 +109,7 @@ impl Fault {
             Fault::Cut => "cut",
             Fault::Down => "down",
             Fault::Stall => "stall",
+            Fault::WatchStall => "watch-stall",
             Fault::Gone => "410",
             Fault::TooMany => "429",
             Fault::Slow => "slow",
@@ -126,6 +130,9 @@ impl Fault {
             Fault::Cut => "all running watches of the API end, once",
             Fault::Down => "the API closes every connection, for --seconds",
             Fault::Stall => "the API takes requests and does not answer, for --seconds",
+            Fault::WatchStall => {
+                "watches of the API are silent, for --seconds; requests are answered"
+            }
             Fault::Gone => "watches and lists of a known version get 410 Gone, for --seconds",
             Fault::TooMany => "every request gets 429 Too Many Requests, for --seconds",
             Fault::Slow => "every answer of the API comes --latency-ms late, until `clear`",
@@ -181,7 +188,13 @@ pub fn inflict(spec: &Spec, fault: Fault, how: &How, tell: &mut dyn FnMut(&str))
     let lab = Lab { spec, client: &client, node: &how.node };
     spec.check_node(&how.node)?;
     match fault {
-        Fault::Cut | Fault::Down | Fault::Stall | Fault::Gone | Fault::TooMany | Fault::Slow => {
+        Fault::Cut
+        | Fault::Down
+        | Fault::Stall
+        | Fault::WatchStall
+        | Fault::Gone
+        | Fault::TooMany
+        | Fault::Slow => {
             let settings = settings(fault, how)?;
             client.put(SETTINGS, &json!(settings))?;
             tell(fault.about());
@@ -243,6 +256,7 @@ fn settings(fault: Fault, how: &How) -> Result<FaultSettings> {
         Fault::Cut => FaultSettings { cut_watches: true, ..none },
         Fault::Down => FaultSettings { refuse_seconds: seconds, ..none },
         Fault::Stall => FaultSettings { stall_seconds: seconds, ..none },
+        Fault::WatchStall => FaultSettings { watch_stall_seconds: seconds, ..none },
         Fault::Gone => FaultSettings { gone_seconds: seconds, ..none },
         Fault::TooMany => FaultSettings { too_many_requests_seconds: seconds, ..none },
         Fault::Slow => FaultSettings { latency_ms: how.latency_ms, ..none },

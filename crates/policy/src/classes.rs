@@ -92,7 +92,7 @@ pub fn classes(worlds: &[&World]) -> Vec<Class> {
     let within = |ip: IpAddr| blocks.iter().map(|block| block.contains(ip)).collect::<Vec<bool>>();
     let looks = |pod: &Pod| Looks {
         namespace: pod.name.namespace.clone(),
-        labels: pod.labels.clone(),
+        labels: (*pod.labels).clone(),
         ports: pod.ports.iter().cloned().collect(),
         blocks: pod.addresses.iter().map(|ip| (Family::of(*ip), within(*ip))).collect(),
     };
@@ -108,7 +108,7 @@ pub fn classes(worlds: &[&World]) -> Vec<Class> {
         .map(|same| Class {
             members: Members::Pods {
                 namespace: same[0].name.namespace.clone(),
-                labels: same[0].labels.clone(),
+                labels: (*same[0].labels).clone(),
                 names: same.iter().map(|pod| pod.name.name.clone()).collect(),
             },
             end: End { who: Who::Pod(same[0].name.clone()), addresses: same[0].addresses.clone() },

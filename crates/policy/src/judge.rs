@@ -8,7 +8,7 @@ use crate::ports::{PortSet, Transport};
 use crate::rule::{
     Action, Direction, Peer, Peers, Policy, PolicyName, PortMatch, Ports, Rule, Tier,
 };
-use crate::world::{Party, Pod, Who, World};
+use crate::world::{NamedPort, Party, Pod, Seen, SeenAs, Who, World};
 
 /// What becomes of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,15 +154,11 @@ impl World {
         of(from, Direction::Egress, to).and(&of(to, Direction::Ingress, from))
     }
 
-    fn is_peer(&self, peer: &Peer, party: &Party) -> bool {
-        match (peer, &party.who) {
-            (Peer::Block(block), _) => block.contains(party.address),
-            (Peer::Pods(pods), Who::Pod(name)) => {
-                self.pod(name).is_some_and(|pod| self.selects(pods, pod))
-            }
-            (Peer::Nodes(selector), Who::Node(name)) => {
-                self.node(name).is_some_and(|node| selector.selects(&node.labels))
-            }
+    fn is_peer(&self, peer: &Peer, seen: &Seen<'_>) -> bool {
+        match (peer, seen.who) {
+            (Peer::Block(block), _) => block.contains(seen.address),
+            (Peer::Pods(pods), SeenAs::Pod(looks)) => self.selects_looks(pods, looks),
+            (Peer::Nodes(selector), SeenAs::Node(labels)) => selector.selects(labels),
             (Peer::Pods(_) | Peer::Nodes(_) | Peer::Nobody, _) => false,
         }
     }
@@ -180,9 +176,10 @@ impl<'w> Subject<'w> {
             return exempt(why);
         }
         let mut passed = Vec::new();
+        let seen = self.world.see(peer);
         for tier in [Tier::Admin, Tier::Network, Tier::Baseline] {
             let found = self.rules(tier, direction).find(|(_, rule)| {
-                self.names(rule, peer) && self.ports_of(rule, direction, peer).contains(transport)
+                self.names(rule, &seen) && self.ports_of(rule, direction, &seen).contains(transport)
             });
             let by = match found {
                 Some((rule, _)) if rule.action == Action::Pass => {
@@ -213,6 +210,11 @@ impl<'w> Subject<'w> {
     /// By what the rules alone allow connections with another end, at this pod, whoever it is.
     #[must_use]
     pub fn by_rules(&self, direction: Direction, peer: &Party) -> PortSet {
+        self.of_seen(direction, &self.world.see(peer))
+    }
+
+    /// [`Subject::by_rules`] of an end as rules see it.
+    pub(crate) fn of_seen(&self, direction: Direction, peer: &Seen<'_>) -> PortSet {
         // What no rule has decided yet.
         let (mut open, mut allowed) = (PortSet::all(), PortSet::none());
         for tier in [Tier::Admin, Tier::Network, Tier::Baseline] {
@@ -251,10 +253,11 @@ impl<'w> Subject<'w> {
     pub fn near(&self, direction: Direction, peer: &Party, transport: Transport) -> Vec<Near> {
         let tiers = [Tier::Admin, Tier::Network, Tier::Baseline];
         let rules = tiers.into_iter().flat_map(|tier| self.rules(tier, direction));
+        let seen = self.world.see(peer);
         let near = rules.map(|(name, rule)| Near {
             rule: name,
-            peer: self.names(rule, peer),
-            port: self.ports_of(rule, direction, peer).contains(transport),
+            peer: self.names(rule, &seen),
+            port: self.ports_of(rule, direction, &seen).contains(transport),
         });
         near.collect()
     }
@@ -297,7 +300,7 @@ impl<'w> Subject<'w> {
         })
     }
 
-    fn names(&self, rule: &Rule, peer: &Party) -> bool {
+    fn names(&self, rule: &Rule, peer: &Seen<'_>) -> bool {
         match &rule.peers {
             Peers::Everybody => true,
             Peers::AnyOf(all) => all.iter().any(|one| self.world.is_peer(one, peer)),
@@ -305,17 +308,17 @@ impl<'w> Subject<'w> {
     }
 
     /// What a rule names of ports, where names are those of the pod to which the connection goes.
-    fn ports_of(&self, rule: &Rule, direction: Direction, peer: &Party) -> PortSet {
+    fn ports_of(&self, rule: &Rule, direction: Direction, peer: &Seen<'_>) -> PortSet {
         let Ports::AnyOf(all) = &rule.ports else { return PortSet::all() };
-        let destination = match (direction, &peer.who) {
-            (Direction::Ingress, _) => Some(self.pod),
-            (Direction::Egress, Who::Pod(name)) => self.world.pod(name),
-            (Direction::Egress, _) => None,
+        let called: &[NamedPort] = match (direction, peer.who) {
+            (Direction::Ingress, _) => &self.pod.ports,
+            (Direction::Egress, SeenAs::Pod(looks)) => looks.ports,
+            (Direction::Egress, _) => &[],
         };
         all.iter().fold(PortSet::none(), |set, one| match one {
             PortMatch::Numbers(numbers) => set.or(numbers),
             PortMatch::Named { protocol, name } => {
-                let ports = destination.into_iter().flat_map(|pod| pod.ports_named(name));
+                let ports = called.iter().filter(|port| port.name == *name);
                 let meant = ports.filter(|port| protocol.is_none_or(|p| p == port.protocol));
                 meant.fold(set, |set, p| set.or(&PortSet::of(p.protocol, p.port..=p.port)))
             }

@@ -218,7 +218,7 @@ pub fn pod(value: &Value) -> Result<Pod, Unreadable> {
         Some(NamedPort { name: port.name?, protocol, port: port.container_port })
     });
     Ok(Pod {
-        labels: meta.labels(),
+        labels: meta.labels().into(),
         name,
         addresses,
         ended,

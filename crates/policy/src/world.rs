@@ -1,8 +1,9 @@
 //! What policies are asked about: pods, namespaces, nodes and the policies themselves.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use causeway_types::Family;
 
@@ -38,8 +39,8 @@ impl fmt::Display for PodName {
 pub struct Pod {
     /// Its name.
     pub name: PodName,
-    /// Its labels.
-    pub labels: Labels,
+    /// Its labels. In a [`World`] pods that policies cannot tell apart have the very same.
+    pub labels: Arc<Labels>,
     /// Its addresses: none before it has some, and none when it has ended, for another may have them.
     pub addresses: Vec<IpAddr>,
     /// It has ended for good.
@@ -116,8 +117,103 @@ pub struct World {
     pods: BTreeMap<PodName, Pod>,
     nodes: BTreeMap<Text, Node>,
     policies: BTreeMap<PolicyName, Policy>,
-    /// Whose an address is. Where several pods have one, as while one of them ends, the first by name.
-    owners: HashMap<IpAddr, Vec<Who>>,
+    /// Whose an address is.
+    owners: HashMap<IpAddr, Owners>,
+    /// Pods that policies cannot tell apart but by their addresses: there may be very many pods, and few kinds
+    /// of them.
+    kinds: HashMap<Kind, Members>,
+    /// Names that many pods have in common.
+    texts: HashSet<Text>,
+    /// So many texts were there when it was last looked for those that nobody has any more.
+    swept: usize,
+}
+
+/// Whose an address is.
+#[derive(Clone, Debug)]
+enum Owners {
+    One(Who),
+    /// Several have it, as while one of them ends: the first by name counts.
+    Many(BTreeSet<Who>),
+}
+
+impl Owners {
+    fn first(&self) -> Option<&Who> {
+        match self {
+            Self::One(who) => Some(who),
+            Self::Many(all) => all.first(),
+        }
+    }
+}
+
+/// What policies see of a pod but its addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    namespace: Text,
+    labels: Arc<Labels>,
+    ports: Vec<NamedPort>,
+    host_network: bool,
+}
+
+impl Kind {
+    fn of(pod: &Pod) -> Self {
+        Self {
+            namespace: pod.name.namespace.clone(),
+            labels: pod.labels.clone(),
+            ports: pod.ports.clone(),
+            host_network: pod.host_network,
+        }
+    }
+
+    fn is_of(&self, pod: &Pod) -> bool {
+        self.namespace == pod.name.namespace
+            && self.labels == pod.labels
+            && self.ports == pod.ports
+            && self.host_network == pod.host_network
+    }
+}
+
+/// The pods of a kind.
+#[derive(Clone, Debug, Default)]
+struct Members {
+    pods: usize,
+    addresses: BTreeSet<IpAddr>,
+}
+
+/// What policies see of a pod that is not in its node's network, but its address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Looks<'w> {
+    pub(crate) namespace: &'w Text,
+    pub(crate) labels: &'w Labels,
+    pub(crate) ports: &'w [NamedPort],
+}
+
+impl<'w> Looks<'w> {
+    fn of(pod: &'w Pod) -> Self {
+        Self { namespace: &pod.name.namespace, labels: &pod.labels, ports: &pod.ports }
+    }
+}
+
+/// Pods that policies cannot tell apart but by their addresses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Alike<'w> {
+    pub(crate) looks: Looks<'w>,
+    /// The addresses of all of them, of which others may have some too.
+    pub(crate) addresses: &'w BTreeSet<IpAddr>,
+}
+
+/// An end of a connection as rules see it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen<'w> {
+    pub(crate) who: SeenAs<'w>,
+    pub(crate) address: IpAddr,
+}
+
+/// Who it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SeenAs<'w> {
+    Pod(Looks<'w>),
+    Node(&'w Labels),
+    Outside,
 }
 
 impl World {
@@ -132,19 +228,95 @@ impl World {
     }
 
     /// Adds a pod, or replaces it.
-    pub fn set_pod(&mut self, pod: Pod) {
+    pub fn set_pod(&mut self, mut pod: Pod) {
         self.remove_pod(&pod.name);
+        pod.name.namespace = self.shared(&pod.name.namespace);
+        pod.node = pod.node.as_ref().map(|node| self.shared(node));
         if !pod.host_network {
             self.owned(&pod.addresses, &Who::Pod(pod.name.clone()));
+        }
+        let kind = Kind::of(&pod);
+        if let Some((known, _)) = self.kinds.get_key_value(&kind) {
+            pod.labels = known.labels.clone();
+        }
+        let members = self.kinds.entry(kind).or_default();
+        members.pods += 1;
+        if !pod.host_network {
+            members.addresses.extend(&pod.addresses);
         }
         self.pods.insert(pod.name.clone(), pod);
     }
 
     /// Removes a pod.
     pub fn remove_pod(&mut self, name: &PodName) {
-        if let Some(pod) = self.pods.remove(name) {
-            self.disowned(&pod.addresses, &Who::Pod(name.clone()));
+        let Some(pod) = self.pods.remove(name) else { return };
+        self.disowned(&pod.addresses, &Who::Pod(name.clone()));
+        let kind = Kind::of(&pod);
+        let Some(members) = self.kinds.get_mut(&kind) else { return };
+        members.pods -= 1;
+        for ip in &pod.addresses {
+            let same = |who: &Who| {
+                let Who::Pod(name) = who else { return false };
+                self.pods.get(name).is_some_and(|pod| kind.is_of(pod))
+            };
+            let held = match self.owners.get(ip) {
+                Some(Owners::One(who)) => same(who),
+                Some(Owners::Many(all)) => all.iter().any(same),
+                None => false,
+            };
+            if !held {
+                members.addresses.remove(ip);
+            }
         }
+        if members.pods == 0 {
+            self.kinds.remove(&kind);
+        }
+    }
+
+    /// One text for all that have an equal one.
+    fn shared(&mut self, text: &Text) -> Text {
+        if let Some(known) = self.texts.get(text) {
+            return known.clone();
+        }
+        if self.texts.len() > 2 * self.swept + 64 {
+            self.texts.retain(|text| Arc::strong_count(text) > 1);
+            self.swept = self.texts.len();
+        }
+        self.texts.insert(text.clone());
+        text.clone()
+    }
+
+    /// The pods that are not in their nodes' networks, by what policies see of them.
+    pub(crate) fn alike(&self) -> impl Iterator<Item = Alike<'_>> {
+        self.kinds.iter().filter(|(kind, _)| !kind.host_network).map(|(kind, members)| Alike {
+            looks: Looks { namespace: &kind.namespace, labels: &kind.labels, ports: &kind.ports },
+            addresses: &members.addresses,
+        })
+    }
+
+    /// An end as rules see it.
+    pub(crate) fn see(&self, party: &Party) -> Seen<'_> {
+        let who = match &party.who {
+            Who::Pod(name) => {
+                let pod = self.pods.get(name).filter(|pod| !pod.host_network);
+                pod.map(|pod| SeenAs::Pod(Looks::of(pod)))
+            }
+            Who::Node(name) => self.nodes.get(name).map(|node| SeenAs::Node(&node.labels)),
+            Who::Outside => None,
+        };
+        Seen { who: who.unwrap_or(SeenAs::Outside), address: party.address }
+    }
+
+    /// The addresses of the pods that are selected.
+    pub fn addresses_of<'w>(&'w self, pods: &Pods) -> impl Iterator<Item = IpAddr> + use<'w> {
+        let selected: Vec<Alike<'w>> =
+            self.alike().filter(|alike| self.selects_looks(pods, alike.looks)).collect();
+        selected.into_iter().flat_map(|alike| alike.addresses.iter().copied())
+    }
+
+    /// Whether more than one has an address.
+    pub(crate) fn is_shared(&self, address: IpAddr) -> bool {
+        matches!(self.owners.get(&address), Some(Owners::Many(_)))
     }
 
     /// The pods of a namespace, by name.
@@ -182,20 +354,36 @@ impl World {
 
     fn owned(&mut self, addresses: &[IpAddr], who: &Who) {
         for ip in addresses {
-            let owners = self.owners.entry(*ip).or_default();
-            if let Err(at) = owners.binary_search(who) {
-                owners.insert(at, who.clone());
+            match self.owners.get_mut(ip) {
+                None => {
+                    self.owners.insert(*ip, Owners::One(who.clone()));
+                }
+                Some(Owners::One(other)) if other == who => {}
+                Some(Owners::Many(all)) => {
+                    all.insert(who.clone());
+                }
+                Some(one) => {
+                    let both = one.first().cloned().into_iter().chain([who.clone()]);
+                    *one = Owners::Many(both.collect());
+                }
             }
         }
     }
 
     fn disowned(&mut self, addresses: &[IpAddr], who: &Who) {
         for ip in addresses {
-            if let Some(owners) = self.owners.get_mut(ip) {
-                owners.retain(|owner| owner != who);
-                if owners.is_empty() {
+            match self.owners.get_mut(ip) {
+                Some(Owners::One(one)) if one == who => {
                     self.owners.remove(ip);
                 }
+                Some(Owners::Many(all)) => {
+                    all.remove(who);
+                    if let (1, Some(last)) = (all.len(), all.first()) {
+                        let last = last.clone();
+                        self.owners.insert(*ip, Owners::One(last));
+                    }
+                }
+                _ => {}
             }
         }
     }
@@ -247,7 +435,7 @@ impl World {
     /// Whoever has an address.
     #[must_use]
     pub fn at(&self, address: IpAddr) -> Party {
-        let who = self.owners.get(&address).and_then(|owners| owners.first());
+        let who = self.owners.get(&address).and_then(Owners::first);
         Party { who: who.cloned().unwrap_or(Who::Outside), address }
     }
 
@@ -298,14 +486,17 @@ impl World {
     /// known where its labels count.
     #[must_use]
     pub fn selects(&self, pods: &Pods, pod: &Pod) -> bool {
-        !pod.host_network
-            && pods.pods.selects(&pod.labels)
+        !pod.host_network && self.selects_looks(pods, Looks::of(pod))
+    }
+
+    pub(crate) fn selects_looks(&self, pods: &Pods, looks: Looks<'_>) -> bool {
+        pods.pods.selects(looks.labels)
             && match &pods.namespaces {
-                Namespaces::Named(name) => *name == pod.name.namespace,
+                Namespaces::Named(name) => name == looks.namespace,
                 Namespaces::Selected(selector) if selector.is_everything() => true,
                 Namespaces::Selected(selector) => self
                     .namespaces
-                    .get(&pod.name.namespace)
+                    .get(looks.namespace)
                     .is_some_and(|labels| selector.selects(labels)),
             }
     }

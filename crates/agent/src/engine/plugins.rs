@@ -71,7 +71,8 @@ impl<P: Port> Loop<P> {
                 if let Some(told) = &mut self.told {
                     told.remove(&pod);
                 }
-                policies.confirm(Confirm { pod, uid, addresses, reply, until });
+                let ask_at = Some(Instant::now() + policy::ASK_AFTER);
+                policies.confirm(Confirm { pod, uid, addresses, reply, until, ask_at });
             }
             // Whoever asked may have given up.
             _ => drop(reply.send(Ok(()))),

@@ -5,6 +5,7 @@
 //! when somebody else changed its table. Until everything is known it changes nothing: what an agent before it
 //! put into the kernel stays in force.
 
+mod drops;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,19 +15,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use causeway_cluster::{PolicyEvent, PolicySink};
+use causeway_cluster::{PolicyEvent, PolicySink, Question};
+use causeway_kernel::log::Logged;
 use causeway_kernel::nft::Nft;
 use causeway_policy::PodName;
 use causeway_types::NodeName;
 use causeway_types::state::AttachmentRecord;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use crate::inbox::Reply;
+use crate::metrics::Metrics;
+pub use drops::{DropEnd, DropRecord, DropReport, listen};
 use state::State;
 pub use state::{PolicyStatus, RealisedPod};
 
 /// How many events are taken in before the kernel is told of them.
 const AT_ONCE: usize = 4096;
+
+/// The watch tells of a pod before the runtime does, or a moment later; then the API is asked for it.
+pub(crate) const ASK_AFTER: Duration = Duration::from_millis(200);
 
 /// The pods that are attached here, and their addresses.
 pub(crate) type Endpoints = BTreeMap<PodName, Vec<IpAddr>>;
@@ -41,6 +49,9 @@ enum Command {
     /// Look at the table anew.
     Audit,
     Status(Reply<PolicyStatus>),
+    /// Packets that the kernel dropped.
+    Dropped(Vec<Logged>),
+    Drops(Reply<DropReport>),
     Stop,
 }
 
@@ -52,6 +63,8 @@ pub(crate) struct Confirm {
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) reply: Reply<()>,
     pub(crate) until: Instant,
+    /// When the API is asked for a pod that its watch does not tell of; `None`: it was.
+    pub(crate) ask_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +72,8 @@ struct Shared {
     /// Namespaces whose pods have to wait for their policies; `None`: not known yet.
     namespaces: Mutex<Option<Vec<String>>>,
     problem: Mutex<Option<String>>,
+    /// Where to ask the API for pods, from when somebody listens.
+    ask: Mutex<Option<UnboundedSender<Question>>>,
 }
 
 /// Talks to the thread. It ends when [`Handle::stop`] is called, and leaves the table as it is.
@@ -81,13 +96,14 @@ impl Handle {
     /// When the kernel refuses a socket, or the system a thread.
     pub(crate) fn start(
         me: &NodeName,
+        metrics: &Arc<Metrics>,
         wake: impl Fn() + Send + 'static,
     ) -> anyhow::Result<(Self, std::thread::JoinHandle<()>)> {
         let (sender, receiver) = channel();
         let shared = Arc::new(Shared::default());
         let (wanted, ends) = watch::channel(false);
         let nft = Nft::open().context("a socket for nftables")?;
-        let state = State::new(me, nft);
+        let state = State::new(me, nft, Arc::clone(metrics));
         let job = {
             let shared = Arc::clone(&shared);
             move || Thread { receiver, state, shared, wake: Box::new(wake), wanted }.run()
@@ -108,6 +124,14 @@ impl Handle {
     #[must_use]
     pub fn ends(&self) -> watch::Receiver<bool> {
         self.ends.clone()
+    }
+
+    /// Pods that are to be asked for, from now on.
+    #[must_use]
+    pub fn questions(&self) -> UnboundedReceiver<Question> {
+        let (sender, questions) = unbounded_channel();
+        *lock(&self.shared.ask) = Some(sender);
+        questions
     }
 
     /// Namespaces whose pods may start only when their policies are in the kernel (`*`: all); `None` while
@@ -144,6 +168,16 @@ impl Handle {
     /// What is enforced now.
     pub(crate) fn status(&self, reply: Reply<PolicyStatus>) {
         self.send(Command::Status(reply));
+    }
+
+    /// The kernel dropped these packets.
+    pub(crate) fn dropped(&self, packets: Vec<Logged>) {
+        self.send(Command::Dropped(packets));
+    }
+
+    /// What was dropped.
+    pub(crate) fn drops(&self, reply: Reply<DropReport>) {
+        self.send(Command::Drops(reply));
     }
 
     /// Ends the thread.
@@ -215,11 +249,18 @@ impl Thread {
                     Command::Touched(by) => self.state.touched(&by),
                     Command::Audit => self.state.doubt(),
                     Command::Status(reply) => self.state.ask(reply),
+                    Command::Dropped(packets) => self.state.dropped(&packets),
+                    Command::Drops(reply) => drop(reply.send(Ok(self.state.drops()))),
                 }
                 taken += 1;
                 next = if taken < AT_ONCE { self.receiver.try_recv().ok() } else { None };
             }
             self.state.work(Instant::now());
+            let questions = self.state.take_questions();
+            if let (false, Some(ask)) = (questions.is_empty(), &*lock(&self.shared.ask)) {
+                // Nobody listens any more where the process ends.
+                questions.into_iter().for_each(|question| drop(ask.send(question)));
+            }
             self.tell();
         }
     }

@@ -1,21 +1,27 @@
 //! What the thread knows, and what it does about it.
 
+mod answers;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use causeway_cluster::{PolicyEvent, PolicyKind, policy_name};
+use causeway_cluster::{PolicyEvent, PolicyKind, Question, policy_name};
 use causeway_enforce::{Change, Enforcer};
+use causeway_kernel::log::Logged;
 use causeway_kernel::nft::Nft;
 use causeway_model::nft::NftFamily;
 use causeway_plan::{NftOp, TableId};
 use causeway_policy::read::Object;
-use causeway_policy::{Direction, PodName, Policy, PolicyName};
+use causeway_policy::{PodName, PolicyName, Text};
 use causeway_types::{NodeName, names};
 use serde::{Deserialize, Serialize};
 
-use super::{Confirm, Endpoints};
+use super::drops::Drops;
+use super::{Confirm, DropReport, Endpoints};
 use crate::inbox::Reply;
+use crate::metrics::Metrics;
 
 /// How long to wait after a refusal of the kernel, at first and at most.
 const RETRY: Duration = Duration::from_millis(50);
@@ -66,7 +72,7 @@ pub struct RealisedPod {
 }
 
 /// A list in progress, and what it had so far.
-type Listing = BTreeSet<(String, String)>;
+type Listing = BTreeSet<(Text, Text)>;
 
 pub(super) struct State {
     enforcer: Enforcer,
@@ -97,6 +103,11 @@ pub(super) struct State {
     port: Option<u32>,
     /// There is a table in the kernel, as far as is known.
     table: bool,
+    metrics: Arc<Metrics>,
+    drops: Drops,
+    /// Pods that were asked for and that the watch has not told of.
+    borrowed: BTreeSet<PodName>,
+    questions: Vec<Question>,
 }
 
 fn table_id() -> TableId {
@@ -104,7 +115,7 @@ fn table_id() -> TableId {
 }
 
 impl State {
-    pub(super) fn new(me: &NodeName, nft: Nft) -> Self {
+    pub(super) fn new(me: &NodeName, nft: Nft, metrics: Arc<Metrics>) -> Self {
         Self {
             enforcer: Enforcer::new(me.as_str()),
             port: nft.port().ok(),
@@ -128,6 +139,10 @@ impl State {
             changed: None,
             repairs: 0,
             table: true,
+            metrics,
+            drops: Drops::default(),
+            borrowed: BTreeSet::new(),
+            questions: Vec::new(),
         }
     }
 
@@ -140,38 +155,48 @@ impl State {
             }
             PolicyEvent::Listed(kind) => {
                 if let Some(listing) = self.listings.remove(&kind) {
-                    for (namespace, name) in self.known(kind) {
-                        if !listing.contains(&(namespace.clone(), name.clone())) {
-                            self.gone(kind, &namespace, &name);
+                    for known in self.known(kind) {
+                        if !listing.contains(&known) {
+                            self.gone(kind, known.0, known.1);
                         }
                     }
                 }
                 self.listed.insert(kind);
             }
             PolicyEvent::Gone(kind, namespace, name) => {
+                let (namespace, name) = (Text::from(namespace), Text::from(name));
                 if let Some(listing) = self.listings.get_mut(&kind) {
                     listing.remove(&(namespace.clone(), name.clone()));
                 }
-                self.gone(kind, &namespace, &name);
+                self.gone(kind, namespace, name);
             }
-            PolicyEvent::Put(object, uid) => self.put(object, uid),
+            PolicyEvent::Put(object, uid) => {
+                if let Object::Pod(pod) = &object {
+                    self.borrowed.remove(&pod.name);
+                }
+                self.put(object, uid);
+            }
+            PolicyEvent::Asked(object, uid) => self.asked_for(object, uid),
         }
     }
 
     fn put(&mut self, object: Object, uid: Option<String>) {
+        let none = || Text::from("");
         let (kind, namespace, name) = match &object {
-            Object::Namespace(name, _) => (PolicyKind::Namespaces, "", name.to_string()),
-            Object::Node(name, _) => (PolicyKind::Nodes, "", name.to_string()),
-            Object::Pod(pod) => (PolicyKind::Pods, &*pod.name.namespace, pod.name.name.to_string()),
+            Object::Namespace(name, _) => (PolicyKind::Namespaces, none(), name.clone()),
+            Object::Node(name, _) => (PolicyKind::Nodes, none(), name.clone()),
+            Object::Pod(pod) => {
+                (PolicyKind::Pods, pod.name.namespace.clone(), pod.name.name.clone())
+            }
             Object::Policy(policy) => match &policy.name {
                 PolicyName::Network { namespace, name } => {
-                    (PolicyKind::Network, &**namespace, name.to_string())
+                    (PolicyKind::Network, namespace.clone(), name.clone())
                 }
-                PolicyName::Cluster(name) => (PolicyKind::Cluster, "", name.to_string()),
+                PolicyName::Cluster(name) => (PolicyKind::Cluster, none(), name.clone()),
             },
         };
         if let Some(listing) = self.listings.get_mut(&kind) {
-            listing.insert((namespace.to_owned(), name));
+            listing.insert((namespace, name));
         }
         self.changes.push(match object {
             Object::Namespace(name, labels) => Change::Namespace(name, Some(labels)),
@@ -190,39 +215,39 @@ impl State {
         });
     }
 
-    fn gone(&mut self, kind: PolicyKind, namespace: &str, name: &str) {
+    fn gone(&mut self, kind: PolicyKind, namespace: Text, name: Text) {
         self.changes.push(match kind {
             PolicyKind::Network | PolicyKind::Cluster => {
-                let name = policy_name(namespace, name);
+                let name = policy_name(&namespace, &name);
                 self.versions.remove(&name.to_string());
                 Change::Policy(name, None)
             }
-            PolicyKind::Namespaces => Change::Namespace(name.into(), None),
-            PolicyKind::Nodes => Change::Node(name.into(), None),
+            PolicyKind::Namespaces => Change::Namespace(name, None),
+            PolicyKind::Nodes => Change::Node(name, None),
             PolicyKind::Pods => {
                 let pod = PodName::new(namespace, name);
                 self.uids.remove(&pod);
+                self.borrowed.remove(&pod);
                 Change::Pod(pod, None)
             }
         });
     }
 
     /// What is known of a kind, with what has not been taken in yet.
-    fn known(&mut self, kind: PolicyKind) -> Vec<(String, String)> {
+    fn known(&mut self, kind: PolicyKind) -> Vec<(Text, Text)> {
         self.take_in();
         let world = self.enforcer.world();
-        let bare = |name: &str| (String::new(), name.to_owned());
+        let bare = |name: &Text| (Text::from(""), name.clone());
         match kind {
             PolicyKind::Namespaces => world.namespaces().map(|(name, _)| bare(name)).collect(),
             PolicyKind::Nodes => world.nodes().map(|(name, _)| bare(name)).collect(),
             PolicyKind::Pods => {
-                let pair = |name: &PodName| (name.namespace.to_string(), name.name.to_string());
-                world.pods().map(|pod| pair(&pod.name)).collect()
+                world.pods().map(|p| (p.name.namespace.clone(), p.name.name.clone())).collect()
             }
             PolicyKind::Network | PolicyKind::Cluster => {
                 let pair = |name: &PolicyName| match (name, kind) {
                     (PolicyName::Network { namespace, name }, PolicyKind::Network) => {
-                        Some((namespace.to_string(), name.to_string()))
+                        Some((namespace.clone(), name.clone()))
                     }
                     (PolicyName::Cluster(name), PolicyKind::Cluster) => Some(bare(name)),
                     _ => None,
@@ -252,7 +277,12 @@ impl State {
             None => self.endpoints.remove(&name),
         };
         if self.begun {
-            self.changes.push(Change::Endpoint(name, addresses));
+            self.changes.push(Change::Endpoint(name.clone(), addresses.clone()));
+        }
+        // The watch never told of it: it may have ended before, and nobody tells of its end.
+        if addresses.is_none() && self.borrowed.remove(&name) {
+            self.uids.remove(&name);
+            self.changes.push(Change::Pod(name, None));
         }
     }
 
@@ -277,11 +307,35 @@ impl State {
         self.look_at.get_or_insert_with(|| Instant::now() + LOOK_AFTER);
     }
 
+    /// The kernel dropped these packets.
+    pub(super) fn dropped(&mut self, packets: &[Logged]) {
+        // What they are judged by here is what the table was made of.
+        self.take_in();
+        let now = SystemTime::now();
+        for packet in packets {
+            let count = self.drops.take_in(packet, &self.enforcer, self.revision, now);
+            if let Some(count) = count {
+                self.metrics.dropped(count.reason, &count.policy, &count.rule);
+            }
+        }
+    }
+
     // --- what it tells -----------------------------------------------------------------------------
 
     /// Pods, namespaces and nodes have to be known.
     pub(super) fn asks_for_ends(&self) -> bool {
         self.enforcer.world().policies().next().is_some()
+    }
+
+    /// What was dropped so far.
+    pub(super) fn drops(&mut self) -> DropReport {
+        let (nft, table) = (&mut self.nft, self.table);
+        // What was counted in the time of another agent is that one's.
+        let ours = self.revision > 0;
+        self.drops.report(ours, |chain| match table {
+            true => nft.counted(&table_id(), chain).ok(),
+            false => Some(0),
+        })
     }
 
     fn missing(&self) -> Option<&'static str> {
@@ -317,43 +371,14 @@ impl State {
         })
     }
 
-    /// Answers what is enforced, when what is known is.
-    pub(super) fn ask(&mut self, reply: Reply<PolicyStatus>) {
-        self.asked.push(reply);
-    }
-
-    fn status(&self) -> PolicyStatus {
-        let unix = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let missing = self.missing().map(|what| format!("{what} are not known yet"));
-        let pods = self.enforcer.endpoints().filter_map(|name| {
-            let realised = self.enforcer.realised(name)?;
-            let of = |direction| {
-                let policies = realised.policies.get(&direction)?;
-                Some(policies.iter().map(ToString::to_string).collect())
-            };
-            Some(RealisedPod {
-                pod: name.to_string(),
-                addresses: realised.addresses.clone(),
-                ingress: of(Direction::Ingress),
-                egress: of(Direction::Egress),
-                shut: realised.shut,
-            })
-        });
-        PolicyStatus {
-            synced: missing.is_none(),
-            problem: missing.or_else(|| self.problem()),
-            revision: self.revision,
-            changed: self.changed.map_or(0, |at| unix(at).as_secs()),
-            repairs: self.repairs,
-            policies: self.versions.clone(),
-            pods: pods.collect(),
-        }
-    }
-
     /// When there is something to do even if nothing happens.
     pub(super) fn next_wake(&self) -> Option<Instant> {
-        let answers = self.waiting.iter().map(|confirm| confirm.until);
-        let able = self.begun && self.missing().is_none();
+        let known = self.missing().is_none();
+        let answers = self.waiting.iter().map(|confirm| match confirm.ask_at {
+            Some(ask_at) if known => ask_at.min(confirm.until),
+            _ => confirm.until,
+        });
+        let able = self.begun && known;
         answers.chain(self.look_at.filter(|_| able)).min()
     }
 
@@ -505,52 +530,5 @@ impl State {
         self.in_parts = true;
         self.look_at = Some(now + self.retry);
         self.retry = (self.retry * 2).min(RETRY_MOST);
-    }
-
-    /// Answers the plugins whose pods may start, or whose time is over.
-    fn answer(&mut self, now: Instant) {
-        for reply in std::mem::take(&mut self.asked) {
-            let _ = reply.send(Ok(self.status()));
-        }
-        for confirm in std::mem::take(&mut self.waiting) {
-            let answer = match self.obstacle(&confirm) {
-                None => Ok(()),
-                Some(why) if now >= confirm.until => Err(why),
-                Some(_) => {
-                    self.waiting.push(confirm);
-                    continue;
-                }
-            };
-            // Whoever asked may have given up.
-            let _ = confirm.reply.send(answer);
-        }
-    }
-
-    /// Why a pod may not start yet.
-    fn obstacle(&self, confirm: &Confirm) -> Option<String> {
-        if let Some(what) = self.missing() {
-            return Some(format!("{what} are not known yet: the Kubernetes API has not told them"));
-        }
-        if let Some(why) = self.problem() {
-            return Some(why);
-        }
-        let world = self.enforcer.world();
-        let namespace = &confirm.pod.namespace;
-        if !world.policies_for(namespace).any(|policy| policy.subject.is_some()) {
-            return None;
-        }
-        let by_labels = |policy: &Policy| {
-            matches!(policy.name, PolicyName::Cluster(_)) && policy.subject.is_some()
-        };
-        if world.namespace(namespace).is_none() && world.policies_for(namespace).any(by_labels) {
-            return Some(format!("the Kubernetes API has not told of the namespace {namespace}"));
-        }
-        let known = world.pod(&confirm.pod).is_some();
-        let uid = self.uids.get(&confirm.pod);
-        let same = confirm.uid.is_none() || uid.is_none() || confirm.uid.as_ref() == uid;
-        if known && same {
-            return None;
-        }
-        Some(format!("the Kubernetes API has not told of the pod {}", confirm.pod))
     }
 }

@@ -1,5 +1,7 @@
 //! `causeway policy`: what network policies say.
 
+mod drops;
+mod live;
 mod output;
 mod source;
 
@@ -30,8 +32,32 @@ pub(crate) enum Command {
         to: Ends,
         /// By what: 80, udp/53, sctp/132 or icmp.
         port: Transport,
+        /// Compare with what this node's kernel has: its tables are asked as it asks them. Fails with 2 when
+        /// they do not say the same.
+        #[arg(long)]
+        live: bool,
+        /// Send a real packet, from a pod of this node. Implies --live.
+        #[arg(long)]
+        probe: bool,
+        /// The agent's socket.
+        #[arg(long, default_value = causeway_types::names::AGENT_SOCKET, value_name = "FILE")]
+        socket: PathBuf,
         #[command(flatten)]
         output: Output,
+    },
+    /// What policies dropped on this node: between which pods, and by which policy and rule.
+    Drops {
+        /// Of this pod alone, at either end: NAMESPACE/NAME.
+        pod: Option<String>,
+        /// Go on, and tell of what is dropped from now on.
+        #[arg(long)]
+        follow: bool,
+        /// The agent's socket.
+        #[arg(long, default_value = causeway_types::names::AGENT_SOCKET, value_name = "FILE")]
+        socket: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// The policies, with whom they apply to.
     List {
@@ -109,7 +135,13 @@ pub(crate) struct Output {
 /// Runs it. The exit code is the answer: 0, or 1 for what each command calls failing.
 pub(crate) fn run(command: &Command) -> Result<ExitCode> {
     match command {
-        Command::Explain { from, to, port, output } => explain(from, to, *port, output),
+        Command::Explain { from, to, port, live, probe, socket, output } => {
+            let node = (*live || *probe).then(|| live::Node::read(socket)).transpose()?;
+            explain(from, to, *port, node.as_ref(), *probe, output)
+        }
+        Command::Drops { pod, follow, socket, json } => {
+            drops::run(pod.as_deref(), *follow, socket, *json)
+        }
         Command::List { output } => list(output),
         Command::Lint { strict, output } => run_lint(*strict, output),
         Command::Diff { before, after, output } => match diff(before, after, output) {
@@ -197,7 +229,14 @@ fn unix_now() -> u64 {
     since.map_or(0, |time| time.as_secs())
 }
 
-fn explain(from: &Ends, to: &Ends, port: Transport, output: &Output) -> Result<ExitCode> {
+fn explain(
+    from: &Ends,
+    to: &Ends,
+    port: Transport,
+    node: Option<&live::Node>,
+    probe: bool,
+    output: &Output,
+) -> Result<ExitCode> {
     let world = output.source.read()?.world;
     let ends = |which: &Ends| world.ends(which).map_err(anyhow::Error::msg);
     let (from_all, to_all) = (ends(from)?, ends(to)?);
@@ -211,14 +250,23 @@ fn explain(from: &Ends, to: &Ends, port: Transport, output: &Output) -> Result<E
     if all.is_empty() {
         bail!("{from} and {to} have no addresses of one family");
     }
-    let allowed = all.iter().all(|one| one.judgement.allowed());
+    let look = |one| node.map(|node| node.look(&world, one, probe)).transpose();
+    let found = all.iter().map(look).collect::<Result<Vec<_>>>()?;
+    let told = all.iter().zip(&found);
     if output.json {
-        say_json(&all.iter().map(output::explanation).collect::<Vec<_>>())?;
+        let of = |(one, found)| output::explanation(one, found);
+        say_json(&told.map(of).collect::<Result<Vec<_>>>()?)?;
     } else {
-        let texts: Vec<String> = all.iter().map(ToString::to_string).collect();
+        let of = |(one, found): (&_, &Option<live::Found>)| {
+            format!("{one}{}", found.as_ref().map(live::Found::text).unwrap_or_default())
+        };
+        let texts: Vec<String> = told.map(of).collect();
         say(&(texts.join("\n\n") + "\n"))?;
     }
-    Ok(code(allowed))
+    if found.iter().flatten().any(|found| found.differs) {
+        return Ok(ExitCode::from(2));
+    }
+    Ok(code(all.iter().all(|one| one.judgement.allowed())))
 }
 
 fn list(output: &Output) -> Result<ExitCode> {

@@ -9,6 +9,8 @@ use causeway_types::Family;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::live::Found;
+
 /// One policy.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -62,16 +64,20 @@ impl PolicyRow {
     }
 }
 
-pub(super) fn explanation(one: &Explanation) -> Value {
+pub(super) fn explanation(one: &Explanation, live: &Option<Found>) -> anyhow::Result<Value> {
     let decision =
         |decision: &Decision| json!({"allowed": decision.allowed, "reason": decision.reason()});
-    json!({
+    let mut value = json!({
         "from": one.from.to_string(), "to": one.to.to_string(), "port": one.transport.to_string(),
         "allowed": one.judgement.allowed(),
         "egress": decision(&one.judgement.egress),
         "ingress": decision(&one.judgement.ingress),
         "missing": one.missing,
-    })
+    });
+    if let Some(found) = live {
+        value["live"] = serde_json::to_value(found)?;
+    }
+    Ok(value)
 }
 
 pub(super) fn finding(finding: &Finding) -> Value {

@@ -17,7 +17,8 @@ use crate::world::{PATIENCE, World, dual, eventually, with};
 /// A packet that comes through at all does so in this time.
 const SOON: Duration = Duration::from_millis(700);
 
-const CLUSTER_POLICIES: &str = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
+pub(crate) const CLUSTER_POLICIES: &str =
+    "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
 
 pub(crate) fn policies_path(namespace: &str) -> String {
     format!("/apis/networking.k8s.io/v1/namespaces/{namespace}/networkpolicies")
@@ -103,7 +104,7 @@ pub(crate) fn tcp(ns: &Path, to: SocketAddr) -> bool {
 }
 
 /// Whether a datagram comes to its other end: it is answered, or nobody listens there.
-fn udp(ns: &Path, to: SocketAddr) -> bool {
+pub(crate) fn udp(ns: &Path, to: SocketAddr) -> bool {
     let send = || {
         let any: IpAddr = if to.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
         let socket = UdpSocket::bind((any, 0))?;

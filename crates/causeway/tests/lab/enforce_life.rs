@@ -352,3 +352,56 @@ fn the_table_is_kept() {
         assert!(tcp(&world.netns(&other), (server.ips[0], 8080).into()));
     });
 }
+
+/// A watch that says nothing for a while keeps no pod of a namespace with policies from starting: the API is asked
+/// for it. Its policies hold from its first instant on, and it is forgotten when it goes.
+#[test]
+fn a_silent_watch_keeps_no_pod_waiting() {
+    with(dual(2, Attach::Routed, Road::Vxlan), |world| {
+        let open = pod(world, "open", "node-1", &json!({"app": "open"}));
+        let closed = pod(world, "closed", "node-1", &json!({"app": "closed"}));
+        let to = json!({"podSelector": {"matchLabels": {"app": "open"}}});
+        let spec = json!({"podSelector": {"matchLabels": {"app": "new"}},
+            "policyTypes": ["Egress"], "egress": [{"to": [to], "ports": [{"port": 8080}]}]});
+        apply(world, "default", "new", &spec);
+        settled(world, 1);
+        let file = world.spec.dirs().node("node-1").join("run-causeway/node.json");
+        eventually("plugins know that they have to ask", PATIENCE, || {
+            let text = std::fs::read_to_string(&file).map_err(|e| e.to_string())?;
+            if text.contains("\"default\"") { Ok(()) } else { Err(text) }
+        });
+        let stall = |seconds: u32| {
+            let settings = json!({"watchStallSeconds": seconds});
+            world.client.put("/causeway.lab/faults", &settings).unwrap();
+        };
+        stall(600);
+        let new = pod(world, "new", "node-1", &json!({"app": "new"}));
+        for family in Family::BOTH {
+            assert_eq!(
+                syns(&world.netns(&new), served(&closed, family), Duration::from_millis(300)),
+                None
+            );
+            assert!(
+                syns(&world.netns(&new), served(&open, family), Duration::from_secs(2)).is_some()
+            );
+        }
+        assert!(
+            world
+                .causeway("node-1", &["policy", "show", "new"])
+                .1
+                .contains("NetworkPolicy default/new")
+        );
+        // It goes before any watch has told of it.
+        causeway_lab::delete_pod(&world.client, "new", PATIENCE).unwrap();
+        eventually("it is forgotten", PATIENCE, || {
+            let (found, said) = world.causeway("node-1", &["policy", "show", "new"]);
+            if found { Err(said) } else { Ok(()) }
+        });
+        stall(0);
+        let again = pod(world, "new", "node-1", &json!({"app": "new"}));
+        assert_eq!(
+            syns(&world.netns(&again), served(&closed, Family::V4), Duration::from_millis(300)),
+            None
+        );
+    });
+}

@@ -8,6 +8,7 @@ mod cluster;
 mod config;
 mod doctor;
 mod enforce;
+mod enforce_drops;
 mod enforce_life;
 mod failures;
 mod faults;

@@ -8,8 +8,9 @@ use causeway_policy::PolicyName;
 use causeway_policy::read::{Object, Unreadable};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde_json::json;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::source::{Event, Failure, Source};
 use super::{RECONNECT_AFTER, pause, plain, unauthorized};
@@ -22,6 +23,8 @@ use crate::objects::{Ruled, RuledKind};
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Between watches that end at once.
 const SHORT_PAUSE: Duration = Duration::from_secs(5);
+/// How long the answer to a question may take: a plugin waits for it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// A definition that cannot be watched is tried again after so long.
 const DEFINITION_AGAIN: Duration = Duration::from_secs(60);
 
@@ -52,10 +55,21 @@ pub enum PolicyEvent {
     Listing(PolicyKind),
     /// An object is there, or changed: a pod with its `metadata.uid`, a policy with its `metadata.resourceVersion`.
     Put(Object, Option<String>),
+    /// As [`PolicyEvent::Put`], of an object that was asked for by itself (see [`Question`]).
+    Asked(Object, Option<String>),
     /// An object is gone: its namespace, where its kind has any, and its name.
     Gone(PolicyKind, String, String),
     /// The list is complete, or there is no such kind.
     Listed(PolicyKind),
+}
+
+/// Somebody waits for a pod that the watch has not told of: its namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The namespace, which may not be known either.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
 }
 
 /// Who is told.
@@ -68,6 +82,7 @@ pub(crate) async fn run(
     health: Health,
     again: watch::Receiver<u64>,
     mut ends: watch::Receiver<bool>,
+    mut questions: UnboundedReceiver<Question>,
 ) {
     let (defined, definition) = watch::channel(0);
     let client = Mutex::new(None);
@@ -76,6 +91,11 @@ pub(crate) async fn run(
         keep.keep(PolicyKind::Network),
         keep.keep(PolicyKind::Cluster),
         keep.watch_definition(&defined),
+        async {
+            while let Some(question) = questions.recv().await {
+                keep.answer(question).await;
+            }
+        },
         async {
             if ends.wait_for(|wanted| *wanted).await.is_err() {
                 return;
@@ -230,6 +250,22 @@ impl Keeper {
         (self.sink)(PolicyEvent::Listed(kind));
     }
 
+    /// Asks for a pod and its namespace. Each question has its own time, so that none holds up others.
+    async fn answer(&self, question: Question) {
+        let Ok(Ok(client)) = timeout(ANSWER_WITHIN, self.client()).await else { return };
+        let sink = self.sink.clone();
+        let Question { namespace, name } = question;
+        let asking = async move {
+            let of = PolicyKind::Namespaces;
+            let namespaces = Api::<Ruled>::all_with(client.clone(), &of.ruled());
+            ask(&sink, of, &namespaces, &namespace).await;
+            let of = PolicyKind::Pods;
+            let pods = Api::<Ruled>::namespaced_with(client, &namespace, &of.ruled());
+            ask(&sink, of, &pods, &name).await;
+        };
+        tokio::spawn(timeout(ANSWER_WITHIN, asking));
+    }
+
     fn tell(&self, kind: PolicyKind, event: Event<Ruled>) {
         let event = match event {
             Event::Idle => return,
@@ -281,6 +317,17 @@ impl Keeper {
             }
             sleep(DEFINITION_AGAIN).await;
         }
+    }
+}
+
+async fn ask(sink: &PolicySink, kind: PolicyKind, api: &Api<Ruled>, name: &str) {
+    match api.get_opt(name).await {
+        Ok(Some(object)) => match read(kind, &object) {
+            Ok(read) => sink(PolicyEvent::Asked(read, uid(&object))),
+            Err(error) => tracing::warn!("{error}; it is left out"),
+        },
+        Ok(None) => {}
+        Err(error) => tracing::debug!(kind = kind.name(), name, %error, "asked in vain"),
     }
 }
 

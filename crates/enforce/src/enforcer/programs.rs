@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use causeway_model::nft::{KeyPart, KeyType, Set};
 use causeway_policy::compile::Program;
@@ -71,14 +72,8 @@ impl Enforcer {
             };
             let kept = &self.programs[&key];
             let subject = self.world.subject(pod);
-            let mut differ = Vec::new();
-            for ip in &touched.addresses {
-                let entry = kept.program.entry(&subject, key.direction, *ip);
-                if kept.program.peers.get(ip) != entry.as_ref() {
-                    differ.push((*ip, entry));
-                }
-            }
-            for (ip, entry) in differ {
+            let changes = kept.program.changes(&subject, key.direction, &touched.addresses);
+            for (ip, entry) in changes {
                 self.list(&key, ip, entry);
             }
         }
@@ -94,7 +89,7 @@ impl Enforcer {
         }
     }
 
-    fn list(&mut self, key: &Key, ip: IpAddr, entry: Option<PortSet>) {
+    fn list(&mut self, key: &Key, ip: IpAddr, entry: Option<Arc<PortSet>>) {
         if let Some(ports) = &entry {
             self.use_ports(key.direction, ports);
         }
@@ -117,7 +112,7 @@ impl Enforcer {
         for pods in &program.groups {
             self.use_group(pods);
         }
-        for ports in part::fixed_ports(&program).into_iter().chain(program.peers.values()) {
+        for ports in part::fixed_ports(&program).into_iter().chain(peers(&program)) {
             self.use_ports(key.direction, ports);
         }
         add(&mut self.draft, part::program(&name, key.direction, &program));
@@ -137,7 +132,7 @@ impl Enforcer {
         sets.iter().for_each(|set| self.draft.remove_set(set));
         chains.iter().for_each(|chain| self.draft.remove_chain(chain));
         let fixed = part::fixed_ports(&kept.program).into_iter();
-        for ports in fixed.chain(kept.program.peers.values()) {
+        for ports in fixed.chain(peers(&kept.program)) {
             self.leave_ports(key.direction, ports);
         }
         for pods in &kept.program.groups {
@@ -156,13 +151,10 @@ impl Enforcer {
         }
         for family in Family::BOTH {
             let mut set = Set::of(KeyType::Addr(family), false);
-            let members = self.world.pods().filter(|pod| self.world.selects(pods, pod));
-            for ip in members.flat_map(|pod| &pod.addresses).filter(|ip| Family::of(**ip) == family)
-            {
-                // One that several have is its first owner's.
-                if self.selects_at(pods, *ip) {
-                    set.add(KeyPart::addr(*ip), None);
-                }
+            let members = self.world.addresses_of(pods).filter(|ip| Family::of(*ip) == family);
+            // One that several have is its first owner's.
+            for ip in members.filter(|ip| self.selects_at(pods, *ip)) {
+                set.add(KeyPart::addr(ip), None);
             }
             self.draft.add_set(part::group(pods, family), set);
         }
@@ -215,6 +207,10 @@ impl Enforcer {
             }
         }
     }
+}
+
+fn peers(program: &Program) -> impl Iterator<Item = &PortSet> {
+    program.peers.values().map(|ports| &**ports)
 }
 
 /// Takes out what is counted to nothing.

@@ -8,8 +8,9 @@ mod kernel;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use causeway_enforce::trace::{self, ESTABLISHED, INVALID, NEW, NO_CONNECTION, Packet};
 use causeway_enforce::{Change, Enforcer};
-use causeway_model::nft::NftTable;
+use causeway_model::nft::{Hook, NftTable};
 use causeway_policy::read::Object;
 use causeway_policy::{Direction, Party, Pod, PodName, PortSet, Protocol, Transport, Who, World};
 use causeway_types::Family;
@@ -17,7 +18,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::Value;
 
-use kernel::{ESTABLISHED, INVALID, NEW, Packet, UNTRACKED, commit, passes};
+use kernel::commit;
 
 const ME: &str = "n1";
 
@@ -98,6 +99,10 @@ fn transports() -> Vec<(Transport, u8, u16)> {
     ported.chain([(Transport::Other, 1, 80), (Transport::Other, 58, 7)]).collect()
 }
 
+fn passes(table: &NftTable, hook: Hook, packet: &Packet) -> bool {
+    trace::passes(table, hook, packet).expect("the table has nothing else")
+}
+
 fn check(enforcer: &Enforcer, kernel: &NftTable) -> Result<(), TestCaseError> {
     prop_assert_eq!(kernel, enforcer.table());
     let world = enforcer.world();
@@ -126,17 +131,17 @@ fn check(enforcer: &Enforcer, kernel: &NftTable) -> Result<(), TestCaseError> {
                     client_port: 40_000,
                 };
                 let allowed = want.contains(transport);
-                let of = |packet: Packet| passes(kernel, "forward", &packet);
+                let of = |packet: Packet| passes(kernel, Hook::Forward, &packet);
                 let text = || format!("{a} -> {b} {transport}: {allowed} {want}");
                 prop_assert_eq!(of(packet), allowed, "{}", text());
                 prop_assert_eq!(of(Packet { reply: true, ..packet }), allowed, "reply {}", text());
                 let first = Packet { state: NEW, syn: true, ..packet };
                 prop_assert_eq!(of(first), allowed, "new {}", text());
-                let aside = Packet { state: UNTRACKED, ..packet };
+                let aside = Packet { state: NO_CONNECTION, ..packet };
                 prop_assert_eq!(of(aside), allowed, "untracked {}", text());
                 if local(&a) {
                     // To the node itself, where no ingress is asked.
-                    let egress = passes(kernel, "input", &first);
+                    let egress = passes(kernel, Hook::Input, &first);
                     let alone = if a.who == b.who {
                         true
                     } else {
@@ -148,7 +153,7 @@ fn check(enforcer: &Enforcer, kernel: &NftTable) -> Result<(), TestCaseError> {
                     };
                     prop_assert_eq!(egress, alone, "input {}", text());
                     let answer = Packet { reply: true, ..packet };
-                    prop_assert!(passes(kernel, "input", &answer), "an answer to the node");
+                    prop_assert!(passes(kernel, Hook::Input, &answer), "an answer to the node");
                 }
                 let said = |p: &Party| match &p.who {
                     Who::Pod(name) => {
@@ -309,7 +314,7 @@ fn an_address_that_changes_hands() {
                         syn: true,
                         client_port: 40_000,
                     };
-                    passes(kernel.as_ref().unwrap(), "forward", &packet)
+                    passes(kernel.as_ref().unwrap(), Hook::Forward, &packet)
                 })
             };
             assert_eq!(ports(&kernel), [true, false]);
@@ -370,7 +375,7 @@ fn a_pod_that_leaves_a_program_of_two() {
             syn: true,
             client_port: 40_000,
         };
-        assert!(!passes(kernel.as_ref().unwrap(), "forward", &packet), "{leaver}");
+        assert!(!passes(kernel.as_ref().unwrap(), Hook::Forward, &packet), "{leaver}");
         check(&enforcer, kernel.as_ref().unwrap()).unwrap();
     }
 }

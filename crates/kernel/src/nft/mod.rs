@@ -187,6 +187,15 @@ impl Nft {
         read::is_chain_used(&mut self.sock, table, chain)
     }
 
+    /// The packets that the rules of a chain have counted since it was made or its rules were, all together; 0
+    /// where there is no such chain.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn counted(&mut self, table: &TableId, chain: &str) -> Result<u64, Error> {
+        read::counted(&mut self.sock, table.family, &table.name, chain)
+    }
+
     /// The number of the rule set's generation: it changes with every transaction of anybody.
     ///
     /// # Errors

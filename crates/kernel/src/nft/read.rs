@@ -160,6 +160,34 @@ fn rules(sock: &mut Socket, table: &mut NftTable, chain: Option<&str>) -> Result
     Ok(())
 }
 
+/// The packets that the rules of a chain have counted, all together; nothing where there is no such chain.
+pub(super) fn counted(
+    sock: &mut Socket,
+    family: NftFamily,
+    table: &str,
+    chain: &str,
+) -> Result<u64, Error> {
+    let ask = request(msg::GETRULE, family, |b| {
+        b.text(1, table).text(2, chain);
+    });
+    let read = |reply: Reply<'_>| {
+        let body = ours(&reply, table)?;
+        (text(attribute(body, 2)?) == chain).then_some(())?;
+        let counters = attributes(attribute(body, 4)?).filter_map(|(_, expr)| {
+            (text(attribute(expr, 1)?) == "counter").then_some(())?;
+            // `NFTA_COUNTER_PACKETS`.
+            let packets = attribute(attribute(expr, 2)?, 2)?;
+            Some(u64::from_be_bytes(*packets.first_chunk()?))
+        });
+        Some(counters.sum::<u64>())
+    };
+    match sock.dump("read the counters of an nftables chain", ask, read) {
+        Ok(counts) => Ok(counts.into_iter().sum()),
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
 fn sets(sock: &mut Socket, table: &mut NftTable) -> Result<(), Error> {
     let name = table.name.clone();
     let ask = request(msg::GETSET, table.family, |b| {

@@ -16,6 +16,8 @@ pub struct FaultSettings {
     /// Seconds during which requests are accepted and not answered, and watches are silent. They
     /// go on when the time is over, as those of a server that was stopped and continued.
     pub stall_seconds: f64,
+    /// Seconds during which watches are silent, while requests are answered. They go on when the time is over.
+    pub watch_stall_seconds: f64,
     /// Seconds during which connections are closed at once; existing ones are closed, too. Nobody
     /// reaches this setting over the network in that time, so it has to end by itself.
     pub refuse_seconds: f64,
@@ -33,6 +35,7 @@ pub struct FaultSettings {
 struct Active {
     latency: Duration,
     stall: Option<Instant>,
+    watch_stall: Option<Instant>,
     refuse: Option<Instant>,
     gone: Option<Instant>,
     throttle: Option<Instant>,
@@ -92,6 +95,7 @@ impl Faults {
         let active = Active {
             latency: Duration::from_millis(settings.latency_ms),
             stall: until(settings.stall_seconds),
+            watch_stall: until(settings.watch_stall_seconds),
             refuse: until(settings.refuse_seconds),
             gone: until(settings.gone_seconds),
             throttle: until(settings.too_many_requests_seconds),
@@ -112,6 +116,7 @@ impl Faults {
         self.read(|active| FaultSettings {
             latency_ms: u64::try_from(active.latency.as_millis()).unwrap_or(u64::MAX),
             stall_seconds: left(active.stall),
+            watch_stall_seconds: left(active.watch_stall),
             refuse_seconds: left(active.refuse),
             gone_seconds: left(active.gone),
             too_many_requests_seconds: left(active.throttle),
@@ -144,8 +149,17 @@ impl Faults {
 
     /// Waits until a stall is over.
     pub(crate) async fn stalled(&self) {
+        self.over(|active| running(active.stall)).await;
+    }
+
+    /// Waits until watches are not silent any more.
+    pub(crate) async fn watches_stalled(&self) {
+        self.over(|active| running(active.stall).max(running(active.watch_stall))).await;
+    }
+
+    async fn over(&self, end: impl Fn(&Active) -> Option<Instant>) {
         let mut changes = self.counts.subscribe();
-        while let Some(end) = self.read(|active| running(active.stall)) {
+        while let Some(end) = self.read(&end) {
             tokio::select! {
                 () = tokio::time::sleep_until(end.into()) => {}
                 _ = changes.changed() => {}

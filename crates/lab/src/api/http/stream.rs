@@ -85,7 +85,7 @@ impl Stream {
                 return None;
             }
             let event = self.wait().await?;
-            self.faults.stalled().await;
+            self.faults.watches_stalled().await;
             let wanted = !matches!(event, Event::Bookmark { .. }) || self.bookmarks.is_some();
             if wanted {
                 return Some(self.encoder.line(&event));
