@@ -264,5 +264,12 @@ impl Draft {
 }
 
 fn frame(set: &Set) -> Set {
-    Set { elements: BTreeMap::new(), ..set.clone() }
+    // Not of a clone of the whole: a set may have very many elements.
+    Set {
+        key: set.key.clone(),
+        vmap: set.vmap,
+        data: set.data.clone(),
+        interval: set.interval,
+        elements: BTreeMap::new(),
+    }
 }

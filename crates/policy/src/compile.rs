@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Bound;
 use std::ptr;
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use ipnet::IpNet;
 use crate::judge::Subject;
 use crate::ports::PortSet;
 use crate::rule::{Block, Direction, Peer, Peers, Pods, PortMatch, Ports, Rule};
-use crate::world::{Seen, SeenAs, Who, World};
+use crate::world::{Alike, NamedPort, Seen, SeenAs, Who, World};
 
 /// More groups than these are listed all the same: a program decides between all combinations of them.
 const MOST_GROUPS: usize = 3;
@@ -67,71 +68,61 @@ impl Program {
         };
         let to_named = direction == Direction::Egress
             && rules.iter().flat_map(|rules| rules.iter()).any(named);
-        let pods = to_named || peers.iter().any(|peer| matches!(peer, Peer::Pods(_)));
         let nodes = peers.iter().any(|peer| matches!(peer, Peer::Nodes(_)));
 
         let mut listed: BTreeMap<IpAddr, usize> = BTreeMap::new();
-        // Of members of groups: of each combination of groups what most of its members have; others are listed.
-        let mut members: Vec<(IpAddr, u8, usize)> = Vec::new();
-        let range_of = |ip: &IpAddr| starts.partition_point(|start| start <= ip) - 1;
-        let mut take = |ip: IpAddr, groups: u8, id: usize| {
-            if groups != 0 {
-                members.push((ip, groups, id));
-            } else if of_range[range_of(&ip)] != id {
-                listed.insert(ip, id);
-            }
-        };
-        let mut shared = BTreeSet::new();
-        for alike in world.alike().filter(|_| pods) {
-            let who = SeenAs::Pod(alike.looks);
-            let within = groups_of(world, &groups, who);
-            let mut of_ranges: Vec<(usize, usize)> = Vec::new();
-            let mut id_in = |range: usize, sets: &mut Sets| {
-                let known = of_ranges.iter().find(|(of, _)| *of == range).map(|(_, id)| *id);
-                known.unwrap_or_else(|| {
-                    let id = sets.id(by_rules(who, starts[range]));
-                    of_ranges.push((range, id));
-                    id
-                })
-            };
-            // Without blocks what is true of one address is true of all of its family.
-            let plain = within == 0 && starts.len() == 2;
-            if plain && [0, 1].iter().all(|range| id_in(*range, &mut sets) == of_range[*range]) {
-                shared.extend(alike.addresses.iter().filter(|ip| world.is_shared(**ip)).copied());
-                continue;
-            }
-            for ip in alike.addresses {
-                match world.is_shared(*ip) {
-                    true => drop(shared.insert(*ip)),
-                    false => take(*ip, within, id_in(range_of(ip), &mut sets)),
+        let shared = world.shared_addresses();
+        // Of each combination of groups what most of its members have; the others are listed.
+        let mut usual: BTreeMap<u8, BTreeMap<usize, usize>> = BTreeMap::new();
+        let mut members: Vec<(Part<'_>, u8, usize)> = Vec::new();
+        let mut known: HashMap<(Vec<usize>, &[NamedPort], usize), usize> = HashMap::new();
+        for Chosen { alike, by } in chosen(world, &peers, to_named) {
+            let within = groups.iter().enumerate().map(|(i, (peer, _))| match by.contains(peer) {
+                true => 1u8 << i,
+                false => 0,
+            });
+            let within: u8 = within.sum();
+            let ports = if to_named { alike.looks.ports } else { &[] };
+            for part in parts(alike.addresses, &starts) {
+                // What rules say depends on which of their peers are meant, and on the range.
+                let id = *known.entry((by.clone(), ports, part.range)).or_insert_with(|| {
+                    sets.id(by_rules(SeenAs::Pod(alike.looks), starts[part.range]))
+                });
+                if within != 0 {
+                    let of = usual.entry(within).or_default().entry(id).or_default();
+                    *of += part.addresses().count();
+                    members.push((part, within, id));
+                } else if of_range[part.range] != id {
+                    listed.extend(part.addresses().map(|ip| (ip, id)));
                 }
             }
-        }
-        let of_nodes = world.nodes().filter(|_| nodes).flat_map(|(_, node)| &node.addresses);
-        for ip in shared.into_iter().chain(of_nodes.copied()) {
-            // Whoever comes first by name has it where several do.
-            let party = world.at(ip);
-            let seen = world.see(&party);
-            let id = sets.id(subject.of_seen(direction, &seen));
-            take(ip, groups_of(world, &groups, seen.who), id);
-        }
-
-        let mut usual: BTreeMap<u8, BTreeMap<usize, usize>> = BTreeMap::new();
-        for (_, groups, id) in &members {
-            *usual.entry(*groups).or_default().entry(*id).or_default() += 1;
         }
         let usual: BTreeMap<u8, usize> = usual
             .into_iter()
             .filter_map(|(groups, of)| {
-                let most =
-                    of.into_iter().max_by_key(|(id, count)| (*count, sets.all[*id].clone()))?;
-                Some((groups, most.0))
+                // Of equally many the same each time.
+                let most = |(id, count): &(usize, usize)| (*count, sets.all[*id].clone());
+                Some((groups, of.into_iter().max_by_key(most)?.0))
             })
             .collect();
-        for (ip, groups, id) in members {
+        for (part, groups, id) in members {
             if usual[&groups] != id {
-                listed.insert(ip, id);
+                listed.extend(part.addresses().map(|ip| (ip, id)));
             }
+        }
+        let groups: Vec<Pods> = groups.into_iter().map(|(_, pods)| pods.clone()).collect();
+        // Whoever comes first by name has it where several do.
+        let of_nodes = world.nodes().filter(|_| nodes).flat_map(|(_, node)| &node.addresses);
+        for ip in shared.iter().chain(of_nodes) {
+            let party = world.at(*ip);
+            let seen = world.see(&party);
+            let id = sets.id(subject.of_seen(direction, &seen));
+            let range = starts.partition_point(|start| start <= ip) - 1;
+            let otherwise = usual.get(&groups_of(world, &groups, seen.who));
+            match otherwise.unwrap_or(&of_range[range]) == &id {
+                true => listed.remove(ip),
+                false => listed.insert(*ip, id),
+            };
         }
         let mut ranges: BTreeMap<IpAddr, PortSet> = BTreeMap::new();
         let sets = sets.all;
@@ -254,17 +245,72 @@ fn groups_of(world: &World, groups: &[Pods], who: SeenAs<'_>) -> u8 {
     groups.iter().enumerate().map(in_it).sum()
 }
 
-/// The selectors of most addresses of pods, of those that select many.
-fn groups(world: &World, peers: &BTreeSet<&Peer>, many: usize) -> Vec<Pods> {
-    let selectors = peers.iter().filter_map(|peer| match peer {
-        Peer::Pods(pods) => Some(pods),
+/// Pods that are alike, and which of the peers they are, by number.
+struct Chosen<'w> {
+    alike: Alike<'w>,
+    by: Vec<usize>,
+}
+
+/// The pods that peers select, and with `named` those that have ports with names: of all others rules say what
+/// they say of addresses of nobody.
+fn chosen<'w>(world: &'w World, peers: &BTreeSet<&Peer>, named: bool) -> Vec<Chosen<'w>> {
+    let mut all: HashMap<*const BTreeSet<IpAddr>, Chosen<'w>> = HashMap::new();
+    let mut at = |alike: Alike<'w>, peer: Option<usize>| {
+        let chosen = all.entry(ptr::from_ref(alike.addresses));
+        chosen.or_insert_with(|| Chosen { alike, by: Vec::new() }).by.extend(peer);
+    };
+    for (number, peer) in peers.iter().enumerate() {
+        if let Peer::Pods(pods) = peer {
+            world.alike_selected(pods).for_each(|alike| at(alike, Some(number)));
+        }
+    }
+    if named {
+        world.alike().filter(|a| !a.looks.ports.is_empty()).for_each(|alike| at(alike, None));
+    }
+    all.into_values().collect()
+}
+
+/// The addresses of pods that are alike within a range of addresses of which blocks say the same.
+#[derive(Clone, Copy)]
+struct Part<'w> {
+    all: &'w BTreeSet<IpAddr>,
+    range: usize,
+    from: IpAddr,
+    to: Option<IpAddr>,
+}
+
+impl<'w> Part<'w> {
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<'w> {
+        let to = self.to.map_or(Bound::Unbounded, Bound::Excluded);
+        self.all.range((Bound::Included(self.from), to)).copied()
+    }
+}
+
+fn parts<'w>(all: &'w BTreeSet<IpAddr>, starts: &[IpAddr]) -> Vec<Part<'w>> {
+    let mut parts = Vec::new();
+    let mut next = all.first().copied();
+    while let Some(from) = next {
+        let range = starts.partition_point(|start| *start <= from) - 1;
+        let to = starts.get(range + 1).copied();
+        parts.push(Part { all, range, from, to });
+        next = to.and_then(|to| all.range(to..).next()).copied();
+    }
+    parts
+}
+
+/// The selectors of most addresses of pods, of those that select many, each with its number among the peers.
+fn groups<'w>(world: &World, peers: &BTreeSet<&'w Peer>, many: usize) -> Vec<(usize, &'w Pods)> {
+    let selectors = peers.iter().enumerate().filter_map(|(number, peer)| match peer {
+        Peer::Pods(pods) => Some((number, pods)),
         _ => None,
     });
-    let count = |pods: &Pods| world.addresses_of(pods).count();
-    let counted = selectors.map(|pods| (count(pods), pods)).filter(|(count, _)| *count > many);
-    let mut counted: Vec<(usize, &Pods)> = counted.collect();
-    counted.sort_by(|(a, first), (b, second)| b.cmp(a).then(first.cmp(second)));
-    counted.into_iter().take(MOST_GROUPS).map(|(_, pods)| pods.clone()).collect()
+    let count = |pods: &Pods| -> usize {
+        world.alike_selected(pods).map(|alike| alike.addresses.len()).sum()
+    };
+    let counted = selectors.map(|(number, pods)| (count(pods), number, pods));
+    let mut counted: Vec<_> = counted.filter(|(count, ..)| *count > many).collect();
+    counted.sort_by(|(a, _, first), (b, _, second)| b.cmp(a).then(first.cmp(second)));
+    counted.into_iter().take(MOST_GROUPS).map(|(_, number, pods)| (number, pods)).collect()
 }
 
 /// Where a block or an exception begins or ends: from each of these on, up to the next, rules say the same of

@@ -121,7 +121,9 @@ pub struct World {
     owners: HashMap<IpAddr, Owners>,
     /// Pods that policies cannot tell apart but by their addresses: there may be very many pods, and few kinds
     /// of them.
-    kinds: HashMap<Kind, Members>,
+    kinds: BTreeMap<Text, HashMap<Kind, Members>>,
+    /// Addresses that several have.
+    shared: BTreeSet<IpAddr>,
     /// Names that many pods have in common.
     texts: HashSet<Text>,
     /// So many texts were there when it was last looked for those that nobody has any more.
@@ -148,7 +150,6 @@ impl Owners {
 /// What policies see of a pod but its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Kind {
-    namespace: Text,
     labels: Arc<Labels>,
     ports: Vec<NamedPort>,
     host_network: bool,
@@ -157,7 +158,6 @@ struct Kind {
 impl Kind {
     fn of(pod: &Pod) -> Self {
         Self {
-            namespace: pod.name.namespace.clone(),
             labels: pod.labels.clone(),
             ports: pod.ports.clone(),
             host_network: pod.host_network,
@@ -165,8 +165,7 @@ impl Kind {
     }
 
     fn is_of(&self, pod: &Pod) -> bool {
-        self.namespace == pod.name.namespace
-            && self.labels == pod.labels
+        self.labels == pod.labels
             && self.ports == pod.ports
             && self.host_network == pod.host_network
     }
@@ -236,10 +235,11 @@ impl World {
             self.owned(&pod.addresses, &Who::Pod(pod.name.clone()));
         }
         let kind = Kind::of(&pod);
-        if let Some((known, _)) = self.kinds.get_key_value(&kind) {
+        let kinds = self.kinds.entry(pod.name.namespace.clone()).or_default();
+        if let Some((known, _)) = kinds.get_key_value(&kind) {
             pod.labels = known.labels.clone();
         }
-        let members = self.kinds.entry(kind).or_default();
+        let members = kinds.entry(kind).or_default();
         members.pods += 1;
         if !pod.host_network {
             members.addresses.extend(&pod.addresses);
@@ -252,12 +252,14 @@ impl World {
         let Some(pod) = self.pods.remove(name) else { return };
         self.disowned(&pod.addresses, &Who::Pod(name.clone()));
         let kind = Kind::of(&pod);
-        let Some(members) = self.kinds.get_mut(&kind) else { return };
+        let Some(kinds) = self.kinds.get_mut(&name.namespace) else { return };
+        let Some(members) = kinds.get_mut(&kind) else { return };
         members.pods -= 1;
         for ip in &pod.addresses {
             let same = |who: &Who| {
-                let Who::Pod(name) = who else { return false };
-                self.pods.get(name).is_some_and(|pod| kind.is_of(pod))
+                let Who::Pod(other) = who else { return false };
+                other.namespace == name.namespace
+                    && self.pods.get(other).is_some_and(|pod| kind.is_of(pod))
             };
             let held = match self.owners.get(ip) {
                 Some(Owners::One(who)) => same(who),
@@ -269,7 +271,10 @@ impl World {
             }
         }
         if members.pods == 0 {
-            self.kinds.remove(&kind);
+            kinds.remove(&kind);
+        }
+        if kinds.is_empty() {
+            self.kinds.remove(&name.namespace);
         }
     }
 
@@ -288,10 +293,26 @@ impl World {
 
     /// The pods that are not in their nodes' networks, by what policies see of them.
     pub(crate) fn alike(&self) -> impl Iterator<Item = Alike<'_>> {
-        self.kinds.iter().filter(|(kind, _)| !kind.host_network).map(|(kind, members)| Alike {
-            looks: Looks { namespace: &kind.namespace, labels: &kind.labels, ports: &kind.ports },
-            addresses: &members.addresses,
-        })
+        self.kinds.iter().flat_map(|(namespace, kinds)| alike_in(namespace, kinds))
+    }
+
+    /// Those of them that are selected. It costs what there is in namespaces that are.
+    pub(crate) fn alike_selected<'w>(&'w self, pods: &Pods) -> impl Iterator<Item = Alike<'w>> {
+        let of: Vec<(&Text, &HashMap<Kind, Members>)> = match &pods.namespaces {
+            Namespaces::Named(name) => self.kinds.get_key_value(name).into_iter().collect(),
+            Namespaces::Selected(selector) if selector.is_everything() => {
+                self.kinds.iter().collect()
+            }
+            Namespaces::Selected(selector) => {
+                let known = |name| self.namespaces.get(name);
+                let selected = |name| known(name).is_some_and(|labels| selector.selects(labels));
+                self.kinds.iter().filter(|(name, _)| selected(*name)).collect()
+            }
+        };
+        let pods = &pods.pods;
+        of.into_iter()
+            .flat_map(|(namespace, kinds)| alike_in(namespace, kinds))
+            .filter(|alike| pods.selects(alike.looks.labels))
     }
 
     /// An end as rules see it.
@@ -308,15 +329,13 @@ impl World {
     }
 
     /// The addresses of the pods that are selected.
-    pub fn addresses_of<'w>(&'w self, pods: &Pods) -> impl Iterator<Item = IpAddr> + use<'w> {
-        let selected: Vec<Alike<'w>> =
-            self.alike().filter(|alike| self.selects_looks(pods, alike.looks)).collect();
-        selected.into_iter().flat_map(|alike| alike.addresses.iter().copied())
+    pub fn addresses_of(&self, pods: &Pods) -> impl Iterator<Item = IpAddr> {
+        self.alike_selected(pods).flat_map(|alike| alike.addresses).copied()
     }
 
-    /// Whether more than one has an address.
-    pub(crate) fn is_shared(&self, address: IpAddr) -> bool {
-        matches!(self.owners.get(&address), Some(Owners::Many(_)))
+    /// Addresses that several have.
+    pub(crate) fn shared_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.shared
     }
 
     /// The pods of a namespace, by name.
@@ -365,6 +384,7 @@ impl World {
                 Some(one) => {
                     let both = one.first().cloned().into_iter().chain([who.clone()]);
                     *one = Owners::Many(both.collect());
+                    self.shared.insert(*ip);
                 }
             }
         }
@@ -381,6 +401,7 @@ impl World {
                     if let (1, Some(last)) = (all.len(), all.first()) {
                         let last = last.clone();
                         self.owners.insert(*ip, Owners::One(last));
+                        self.shared.remove(ip);
                     }
                 }
                 _ => {}
@@ -500,4 +521,15 @@ impl World {
                     .is_some_and(|labels| selector.selects(labels)),
             }
     }
+}
+
+fn alike_in<'w>(
+    namespace: &'w Text,
+    kinds: &'w HashMap<Kind, Members>,
+) -> impl Iterator<Item = Alike<'w>> {
+    let own = kinds.iter().filter(|(kind, _)| !kind.host_network);
+    own.map(move |(kind, members)| Alike {
+        looks: Looks { namespace, labels: &kind.labels, ports: &kind.ports },
+        addresses: &members.addresses,
+    })
 }

@@ -433,7 +433,7 @@ impl Dice {
     }
 }
 
-fn define_cluster_policies(world: &World) {
+pub(crate) fn define_cluster_policies(world: &World) {
     let definition = json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {"name": "clusternetworkpolicies.policy.networking.k8s.io"},

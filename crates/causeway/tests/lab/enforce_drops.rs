@@ -8,15 +8,16 @@ use causeway_types::Family;
 use causeway_types::state::Attach;
 use serde_json::{Value, json};
 
-use crate::enforce::{CLUSTER_POLICIES, apply, pod, remove, settled, tcp, udp};
+use crate::enforce::{
+    CLUSTER_POLICIES, apply, define_cluster_policies, pod, remove, settled, tcp, udp,
+};
 use crate::world::{PATIENCE, World, binaries, dual, eventually, with};
 
-/// `causeway policy LINE` on a node, by who may ask the API there: the exit code and what was said.
+/// `causeway policy LINE` on a node, as the agent there may ask the API: the exit code and what was said.
 fn policy(world: &World, node: &str, line: &str) -> (i32, String) {
-    let (causeway, kubeconfig) = (binaries().causeway, world.spec.dirs().kubeconfig());
+    let causeway = binaries().causeway;
     let line = format!(
-        "KUBECONFIG={} {} policy {line} 2>&1; echo code $?",
-        kubeconfig.display(),
+        "KUBECONFIG=/etc/causeway/kubeconfig {} policy {line} 2>&1; echo code $?",
         causeway.display()
     );
     let (_, said) = world.causeway_shell(node, &line);
@@ -50,6 +51,7 @@ fn told(world: &World, node: &str, words: &[&str]) -> Value {
 /// how much.
 fn every_drop_has_a_name(attach: Attach, road: Road) {
     with(dual(2, attach, road), |world| {
+        define_cluster_policies(world);
         let shop = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
         world.client.post("/api/v1/namespaces", &shop).unwrap();
         let front = pod(world, "shop/front", "node-1", &json!({"app": "front"}));
@@ -115,7 +117,7 @@ fn every_drop_has_a_name(attach: Attach, road: Road) {
 
 /// The numbers for monitoring, by policy and rule.
 fn numbers(world: &World) {
-    let said = causeway_agent::client::request(&world.socket("node-2"), "GET", "/metrics");
+    let said = causeway_agent::client::request(&world.socket("node-2"), "GET", "/v1/metrics");
     let text = String::from_utf8(said.unwrap()).unwrap();
     let line = |start: &str| {
         let line = text.lines().find(|line| line.starts_with(start));
