@@ -32,8 +32,9 @@ impl Original {
         Ok(Self { blueprint, read: objects.read()? })
     }
 
-    /// Puts it into a lab. Answers what is not in the lab as it is there, a line each.
-    pub(super) fn copy_to(&self, spec: &Spec, tell: &mut dyn FnMut(&str)) -> Result<Vec<String>> {
+    /// Puts it into a lab. Answers what came of it, for people: what is there, and a line for each thing that is
+    /// not as in the original.
+    pub(super) fn copy_to(&self, spec: &Spec, tell: &mut dyn FnMut(&str)) -> Result<String> {
         let client = Client::open(&spec.name)?;
         let always = || Ok(());
         let mut lines = self.blueprint.left_out.clone();
@@ -42,19 +43,21 @@ impl Original {
         lines.extend(self.blueprint.populate(&client, patience, &always)?);
         tell("policies");
         lines.extend(self.blueprint.enact(spec, &client, patience, &always)?);
-        lines.extend(blocks(&self.read.world, &world(&client)?, &self.blueprint.nodes));
-        Ok(lines)
-    }
-
-    /// What was taken over.
-    pub(super) fn summary(&self) -> String {
-        let Blueprint { nodes, .. } = &self.blueprint;
-        let (pods, policies) = (self.blueprint.pod_count(), self.blueprint.policy_count());
+        let lab = world(&client)?;
+        lines.extend(blocks(&self.read.world, &lab, &self.blueprint.nodes));
+        let (pods, policies) = (lab.pods().count(), lab.policies().count());
         let mut text = format!("{pods} pods and {policies} policies are as in the original");
-        for (i, (name, place)) in nodes.iter().enumerate() {
+        for (i, (name, place)) in self.blueprint.nodes.iter().enumerate() {
             let _ = write!(text, "{}{place} plays {name}", if i == 0 { "; " } else { ", " });
         }
-        text + "\n"
+        text.push('\n');
+        if !lines.is_empty() {
+            text.push_str("not as there:\n");
+        }
+        for line in &lines {
+            let _ = writeln!(text, "  {line}");
+        }
+        Ok(text)
     }
 }
 

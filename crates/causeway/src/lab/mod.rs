@@ -151,7 +151,7 @@ pub(crate) enum Command {
 /// With a line for people.
 pub(crate) fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Up(args) => return up::run(&args),
+        Command::Up(args) => up::run(&args)?,
         Command::Down { which } => {
             causeway_lab::down(&which.name)?;
             say(&format!("lab {} is gone\n", which.name))?;
