@@ -50,6 +50,19 @@ const PLUGINS: [&str; 13] = [
 /// When the lab exists, a program is missing, the kernel refuses, or an agent does not get ready
 /// in time: then with what it says is wrong.
 pub fn up(spec: &Spec, binaries: &Binaries, tell: &mut dyn FnMut(&str)) -> Result<()> {
+    up_while(spec, binaries, tell, &|| Ok(()))
+}
+
+/// As [`up`], as long as `go_on` does not fail.
+///
+/// # Errors
+/// As [`up`], and that of `go_on`.
+pub fn up_while(
+    spec: &Spec,
+    binaries: &Binaries,
+    tell: &mut dyn FnMut(&str),
+    go_on: &dyn Fn() -> Result<()>,
+) -> Result<()> {
     spec.check()?;
     for program in [&binaries.causeway, &binaries.cni] {
         if !program.is_file() {
@@ -71,7 +84,7 @@ pub fn up(spec: &Spec, binaries: &Binaries, tell: &mut dyn FnMut(&str)) -> Resul
         causeway: binaries.causeway.clone(),
         cni: binaries.cni.clone(),
     };
-    let result = make(&record, tell);
+    let result = make(&record, tell, go_on);
     if let Err(error) = result {
         let log = fs::read_to_string(dirs.log()).unwrap_or_default();
         let log: Vec<&str> = log.lines().rev().take(5).collect();
@@ -86,7 +99,7 @@ pub fn up(spec: &Spec, binaries: &Binaries, tell: &mut dyn FnMut(&str)) -> Resul
     Ok(())
 }
 
-fn make(record: &Record, tell: &mut dyn FnMut(&str)) -> Result<()> {
+fn make(record: &Record, tell: &mut dyn FnMut(&str), go_on: &dyn Fn() -> Result<()>) -> Result<()> {
     let spec = &record.spec;
     let dirs = spec.dirs();
     {
@@ -105,6 +118,7 @@ fn make(record: &Record, tell: &mut dyn FnMut(&str)) -> Result<()> {
     }
     tell("nodes and the network between them");
     topology::build(spec)?;
+    go_on()?;
     let listener = TcpListener::bind("127.0.0.1:0").context("listen on the loopback address")?;
     tell("Kubernetes API, kubelets, agents");
     let mut process = daemon::start(record, &listener)?;
@@ -113,7 +127,7 @@ fn make(record: &Record, tell: &mut dyn FnMut(&str)) -> Result<()> {
     let patience = PATIENCE + Duration::from_millis(500) * u32::from(spec.nodes);
     wait(spec, patience, &mut || match process.try_wait() {
         Ok(Some(how)) => bail!("the lab's process ended ({how})"),
-        _ => Ok(()),
+        _ => go_on(),
     })
 }
 

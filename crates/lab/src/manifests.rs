@@ -112,7 +112,7 @@ pub fn documents(text: &str) -> Result<Vec<Value>> {
 }
 
 /// Where an object of a manifest goes, and its name for people.
-fn place(kinds: &[Kind], object: &Value, namespace: &str) -> Result<(String, String)> {
+pub(crate) fn place(kinds: &[Kind], object: &Value, namespace: &str) -> Result<(String, String)> {
     let text = |p: &str| object.pointer(p).and_then(Value::as_str).unwrap_or_default();
     let (api_version, word) = (text("/apiVersion"), text("/kind"));
     let kind = kinds

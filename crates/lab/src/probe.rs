@@ -31,12 +31,17 @@ struct Echo {
 }
 
 impl Echo {
-    fn open(to: IpAddr, size: usize) -> Result<Self> {
+    fn open(from: Option<IpAddr>, to: IpAddr, size: usize) -> Result<Self> {
         let (domain, protocol) = match to {
             IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
             IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
         };
         let socket = Socket::new(domain, Type::RAW, Some(protocol)).context("open a raw socket")?;
+        if let Some(ip) = from {
+            socket
+                .bind(&SocketAddr::new(ip, 0).into())
+                .with_context(|| format!("send from {ip}"))?;
+        }
         let base = (std::process::id() as u16).rotate_left(5);
         let id = base ^ NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Self { socket, to, id, size: size.max(8) })
@@ -129,23 +134,32 @@ pub fn ping(
     size: usize,
     wait: Duration,
 ) -> Result<Vec<Duration>> {
-    inside(ns, || {
-        let echo = Echo::open(to, size)?;
-        let mut times = Vec::new();
-        for seq in 0..count {
-            let start = Instant::now();
-            if let Err(e) = echo.send(seq) {
-                bail!("send to {to}: {e}");
-            }
-            while let Some(answer) = echo.receive(start + wait)? {
-                if answer == seq {
-                    times.push(start.elapsed());
-                    break;
-                }
+    inside(ns, || echoes(None, to, count, size, wait))
+}
+
+/// As [`ping`], from where the calling thread is, with a certain address if one is given.
+pub(crate) fn echoes(
+    from: Option<IpAddr>,
+    to: IpAddr,
+    count: u16,
+    size: usize,
+    wait: Duration,
+) -> Result<Vec<Duration>> {
+    let echo = Echo::open(from, to, size)?;
+    let mut times = Vec::new();
+    for seq in 0..count {
+        let start = Instant::now();
+        if let Err(e) = echo.send(seq) {
+            bail!("send to {to}: {e}");
+        }
+        while let Some(answer) = echo.receive(start + wait)? {
+            if answer == seq {
+                times.push(start.elapsed());
+                break;
             }
         }
-        Ok(times)
-    })
+    }
+    Ok(times)
 }
 
 /// What a stream of echo requests lost.
@@ -184,7 +198,7 @@ pub fn watch_loss_while(
     go_on: impl Fn() -> bool + Send + Sync,
 ) -> Result<Loss> {
     inside(ns, || {
-        let echo = Echo::open(to, 32)?;
+        let echo = Echo::open(None, to, 32)?;
         let start = Instant::now();
         let mut next = start;
         let (mut sent, mut refused) = (0u32, 0u32);

@@ -1,5 +1,6 @@
 //! What a lab looks like: its nodes, addresses and names. Pure.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use causeway_desired::input::{PluginType as Plugin, Road};
@@ -206,6 +207,25 @@ impl Spec {
         (server.parse().expect("a valid address"), router.parse().expect("a valid address"))
     }
 
+    /// Whether an address is the lab's own, or no host's: nobody else can have it there.
+    pub fn is_own(&self, ip: IpAddr) -> bool {
+        let switches = self.subnets().iter().flat_map(|subnet| {
+            Family::BOTH.map(|family| Self::router_addr(*subnet, family).trunc())
+        });
+        let pods = self.cluster_cidrs().into_iter().map(|cidr| cidr.net());
+        let outside = Family::BOTH.map(|family| Self::outside(family).1);
+        let special = match ip {
+            IpAddr::V4(ip) => ip.is_broadcast() || ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        special
+            || ip.is_unspecified()
+            || ip.is_loopback()
+            || ip.is_multicast()
+            || switches.chain(pods).any(|net| net.contains(&ip))
+            || outside.iter().any(|router| router.addr() == ip)
+    }
+
     /// All pod addresses of the cluster, a range a family.
     pub fn cluster_cidrs(&self) -> Vec<Cidr> {
         let cidr = |f: &Family| match f {
@@ -340,6 +360,39 @@ mod tests {
         assert_eq!(addr("node-2", Family::V4), "192.168.2.12/24");
         assert_eq!(addr("node-3", Family::V6), "fd00:192:168:1::13/64");
         assert_eq!(spec.node_names(), ["cp", "node-1", "node-2", "node-3"]);
+    }
+
+    #[test]
+    fn addresses_of_the_lab_are_nobody_elses() {
+        let spec = Spec { families: Families::Dual, ..Spec::default() };
+        let own = |ip: &str| spec.is_own(ip.parse().unwrap());
+        for ip in [
+            "192.168.1.77",
+            "10.244.9.9",
+            "203.0.113.1",
+            "127.0.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "169.254.0.1",
+            "fd00:192:168:1::5",
+            "fd00:10:244:7::1",
+            "2001:db8:ffff::1",
+            "::1",
+            "fe80::1",
+            "ff02::1",
+        ] {
+            assert!(own(ip), "{ip}");
+        }
+        for ip in [
+            "192.0.2.1",
+            "203.0.113.10",
+            "192.168.2.1",
+            "10.0.0.1",
+            "2001:db8::1",
+            "2001:db8:ffff::10",
+        ] {
+            assert!(!own(ip), "{ip}");
+        }
     }
 
     #[test]

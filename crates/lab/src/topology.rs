@@ -65,16 +65,22 @@ impl Space {
     }
 
     fn route(&mut self, dst: Cidr, via: IpAddr) -> &mut Self {
+        self.route_by(dst, "eth0", Some(via))
+    }
+
+    /// By a gateway, or on the link itself.
+    fn route_by(&mut self, dst: Cidr, dev: &str, via: Option<IpAddr>) -> &mut Self {
+        let link = via.is_none() && dst.family() == Family::V4;
         self.add(Object::Route(Route {
             dst,
             table: Route::MAIN,
             metric: Route::default_metric(dst.family()),
             kind: RouteKind::Unicast,
-            dev: Some(ifname("eth0")),
-            via: Some(via),
+            dev: Some(ifname(dev)),
+            via,
             onlink: false,
             src: None,
-            scope: RouteScope::Universe,
+            scope: if link { RouteScope::Link } else { RouteScope::Universe },
             protocol: 4,
             mtu: None,
             advmss: None,
@@ -209,6 +215,34 @@ fn outside(spec: &Spec) -> Space {
         }
     }
     space
+}
+
+/// Gives the world outside addresses beside its own, and the way to pods, which it has not of itself:
+/// `pods` are the subnets of nodes. No address may be one of the lab's own ([`Spec::is_own`]).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn give_outside(spec: &Spec, addresses: &[IpAddr], pods: &[(String, IpNet)]) -> Result<()> {
+    let dirs = spec.dirs();
+    let (mut outside, mut net) = (Space::new(spec.mtu), Space::new(spec.mtu));
+    let has = |family| spec.families.list().contains(&family);
+    let new = |ip: &&IpAddr| {
+        let family = Family::of(**ip);
+        has(family) && **ip != Spec::outside(family).0.addr()
+    };
+    for ip in addresses.iter().filter(new) {
+        let one = IpNet::from(*ip);
+        outside.addr("eth0", one);
+        net.route_by(Cidr::of(one), "outside", None);
+    }
+    for (node, subnet) in pods {
+        let family = Family::of(subnet.addr());
+        outside.route(Cidr::of(*subnet), Spec::outside(family).1.addr());
+        let switch = format!("sw{}", spec.subnet_of(node));
+        net.route_by(Cidr::of(*subnet), &switch, Some(spec.node_addr(node, family).addr()));
+    }
+    outside.build(&dirs.netns("outside")).context("the outside world")?;
+    net.build(&dirs.netns("net")).context("the underlay")
 }
 
 fn node_space(spec: &Spec, node: &str) -> Space {

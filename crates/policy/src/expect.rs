@@ -44,6 +44,17 @@ pub struct Expectation {
     pub by: Option<String>,
 }
 
+/// A connection that something is expected of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Connection {
+    /// From where.
+    pub from: Party,
+    /// To where.
+    pub to: Party,
+    /// By what.
+    pub transport: Transport,
+}
+
 /// A connection that is not as expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Surprise {
@@ -171,8 +182,18 @@ impl Expectation {
     /// Looks at each of its connections, by each family that both ends have.
     ///
     /// # Errors
-    /// When an end is nowhere, or no two ends could connect: such an expectation would show nothing.
+    /// As [`Expectation::connections`].
     pub fn check(&self, world: &World) -> Result<Outcome, String> {
+        let all = self.connections(world)?;
+        let surprises = all.iter().filter_map(|one| self.surprise(world, one)).collect();
+        Ok(Outcome { connections: all.len(), surprises })
+    }
+
+    /// Its connections, by each family that both ends have.
+    ///
+    /// # Errors
+    /// When an end is nowhere, or no two ends could connect: such an expectation would show nothing.
+    pub fn connections(&self, world: &World) -> Result<Vec<Connection>, String> {
         let ends = |key: &str, all: &[Ends]| -> Result<Vec<End>, String> {
             let mut found: Vec<End> = Vec::new();
             for which in all {
@@ -183,34 +204,41 @@ impl Expectation {
         };
         let (from, to) = (ends("from", &self.from)?, ends("to", &self.to)?);
         let single = from.len() == 1 && to.len() == 1;
-        let mut outcome = Outcome::default();
+        let mut all = Vec::new();
         let apart = from.iter().flat_map(|a| to.iter().map(move |b| (a, b)));
         for (from, to) in apart.filter(|(a, b)| single || a.who != b.who || a.who == Who::Outside) {
             for (from, to) in from.pairs(to) {
-                for transport in &self.ports {
-                    outcome.connections += 1;
-                    let judgement = world.judge(&from, &to, *transport);
-                    if judgement.allowed() != self.allowed || !self.is_by(&judgement) {
-                        outcome.surprises.push(Surprise {
-                            at: self.at.clone(),
-                            from: from.clone(),
-                            to: to.clone(),
-                            transport: *transport,
-                            allowed: self.allowed,
-                            by: self.by.clone(),
-                            judgement,
-                        });
-                    }
-                }
+                all.extend(self.ports.iter().map(|transport| Connection {
+                    from: from.clone(),
+                    to: to.clone(),
+                    transport: *transport,
+                }));
             }
         }
-        match outcome.connections {
-            0 => Err(format!(
+        match all.is_empty() {
+            true => Err(format!(
                 "{}: no address of the one end could connect to one of the other",
                 self.at
             )),
-            _ => Ok(outcome),
+            false => Ok(all),
         }
+    }
+
+    /// What is not as expected of one of its connections; `None`: all is.
+    #[must_use]
+    pub fn surprise(&self, world: &World, connection: &Connection) -> Option<Surprise> {
+        let Connection { from, to, transport } = connection;
+        let judgement = world.judge(from, to, *transport);
+        let good = judgement.allowed() == self.allowed && self.is_by(&judgement);
+        (!good).then(|| Surprise {
+            at: self.at.clone(),
+            from: from.clone(),
+            to: to.clone(),
+            transport: *transport,
+            allowed: self.allowed,
+            by: self.by.clone(),
+            judgement,
+        })
     }
 
     /// The named policy decides at an end where it comes to that.

@@ -9,11 +9,15 @@ use causeway_lab::{Client, Record};
 use clap::{Args, Subcommand};
 
 mod agent;
+mod copy;
 mod fault;
 mod look;
 mod objects;
 mod pod;
 mod up;
+
+pub(crate) use copy::{patience, world};
+pub(crate) use up::{binaries, check_root};
 
 use crate::words::{say, say_json};
 
@@ -39,7 +43,7 @@ impl Which {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Makes a lab: a control-plane node `cp`, workers `node-1`, `node-2`, …, the network between
-    /// them, a Kubernetes API, and an agent in each node.
+    /// them, a Kubernetes API, and an agent in each node. With --from one that is like a cluster.
     Up(up::Args),
     /// Removes a lab and every trace of it.
     Down {

@@ -10,6 +10,7 @@ use causeway_types::state::Attach;
 use clap::ValueEnum;
 
 use super::Which;
+use super::copy::Original;
 use crate::words::say;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -59,9 +60,19 @@ enum TopologyWord {
 pub(crate) struct Args {
     #[command(flatten)]
     which: Which,
-    /// Workers, 1 to 200.
-    #[arg(long, default_value_t = 3)]
-    nodes: u8,
+    /// Takes over nodes, pods, namespaces and policies: those of manifests (files, or directories of them),
+    /// or with the word `cluster` those of the cluster of --kubeconfig. What is not as there is said.
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    from: Vec<PathBuf>,
+    /// The kubeconfig of the cluster of --from; by default that of the environment.
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// With --from: so many pods at most, each of which is a process.
+    #[arg(long, default_value_t = causeway_lab::MOST_PODS, value_name = "NUMBER")]
+    pods: usize,
+    /// Workers, 1 to 200; 3 unless given. With --from so many at most, for the cluster's nodes: 16 unless given.
+    #[arg(long)]
+    nodes: Option<u8>,
     /// How pods are attached.
     #[arg(long, value_enum, default_value = "routed")]
     attach: AttachWord,
@@ -71,9 +82,10 @@ pub(crate) struct Args {
     /// The road between nodes.
     #[arg(long, value_enum, default_value = "auto")]
     road: RoadWord,
-    /// Address families of nodes and pods.
-    #[arg(long, value_enum, default_value = "ipv4")]
-    family: FamilyWord,
+    /// Address families of nodes and pods; ipv4 unless given, with --from those of the cluster, of manifests
+    /// both.
+    #[arg(long, value_enum)]
+    family: Option<FamilyWord>,
     /// The network between the nodes.
     #[arg(long, value_enum, default_value = "flat")]
     topology: TopologyWord,
@@ -96,7 +108,7 @@ impl Args {
         };
         Ok(Spec {
             name: self.which.name.clone(),
-            nodes: self.nodes,
+            nodes: self.nodes.unwrap_or(3),
             attach,
             plugin: match (self.plugin, attach) {
                 (Some(PluginWord::Causeway), _) | (None, Attach::Routed) => Plugin::Causeway,
@@ -108,9 +120,9 @@ impl Args {
                 RoadWord::Vxlan => Road::Vxlan,
             },
             families: match self.family {
-                FamilyWord::Ipv4 => Families::Ipv4,
-                FamilyWord::Ipv6 => Families::Ipv6,
-                FamilyWord::Dual => Families::Dual,
+                None | Some(FamilyWord::Ipv4) => Families::Ipv4,
+                Some(FamilyWord::Ipv6) => Families::Ipv6,
+                Some(FamilyWord::Dual) => Families::Dual,
             },
             topology: match self.topology {
                 TopologyWord::Flat => Topology::Flat,
@@ -125,7 +137,7 @@ impl Args {
 }
 
 /// This program, and the plugins beside it.
-fn binaries() -> Result<Binaries> {
+pub(crate) fn binaries() -> Result<Binaries> {
     let causeway = std::env::current_exe().context("where this program is")?;
     let beside = causeway.with_file_name("causeway-cni");
     let cni = match std::env::var_os("CAUSEWAY_CNI_BIN") {
@@ -142,21 +154,50 @@ fn binaries() -> Result<Binaries> {
     Ok(Binaries { causeway, cni })
 }
 
-/// Makes the lab.
-///
-/// # Errors
-/// As [`causeway_lab::up`].
-pub(crate) fn run(args: &Args) -> Result<()> {
-    let spec = args.spec()?;
+/// Network namespaces are root's to make.
+pub(crate) fn check_root() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("a lab makes network namespaces: run this as root");
     }
+    Ok(())
+}
+
+/// Makes the lab.
+///
+/// # Errors
+/// As [`causeway_lab::up`], and when the pods of its original do not run there under their policies.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut spec = args.spec()?;
+    check_root()?;
+    let original = match args.from.as_slice() {
+        [] => None,
+        names => Some(Original::read(names, args.kubeconfig.as_deref(), args.nodes, args.pods)?),
+    };
+    if let Some(original) = &original {
+        spec.nodes = original.blueprint.workers;
+        if args.family.is_none() {
+            spec.families = original.blueprint.families;
+        }
+    }
     let start = Instant::now();
-    causeway_lab::up(&spec, &binaries()?, &mut |step| eprintln!("lab {}: {step}", spec.name))?;
+    let mut tell = |step: &str| eprintln!("lab {}: {step}", spec.name);
+    causeway_lab::up(&spec, &binaries()?, &mut tell)?;
+    let copied = match &original {
+        None => Ok(String::new()),
+        Some(original) => original.copy_to(&spec, &mut tell),
+    };
     say(&format!(
         "lab {}: cp and {} workers are ready after {:.1} s\n",
         spec.name,
         spec.nodes,
         start.elapsed().as_secs_f64()
-    ))
+    ))?;
+    match copied {
+        Ok(text) => say(&text),
+        Err(error) => Err(error.context(format!(
+            "the lab is there and not like its original; look at it, or remove it with `causeway lab down \
+             --name {}`",
+            spec.name
+        ))),
+    }
 }

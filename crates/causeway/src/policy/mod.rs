@@ -2,8 +2,9 @@
 
 mod drops;
 mod live;
+mod on_lab;
 mod output;
-mod source;
+pub(crate) mod source;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -117,6 +118,10 @@ pub(crate) enum Command {
     },
     /// Are the expectations of files met? (kind PolicyTest; see `docs/policy.md`)
     Test {
+        /// With packets, too: in a lab that is made like the cluster of the files, and removed afterwards.
+        /// Needs root.
+        #[arg(long)]
+        lab: bool,
         #[command(flatten)]
         output: Output,
     },
@@ -154,7 +159,8 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode> {
         Command::Reach { to, port, output } => reach(to, *port, output),
         Command::Matrix { all, output } => run_matrix(*all, output),
         Command::Show { pod, socket, json } => show(pod.as_deref(), socket, *json),
-        Command::Test { output } => test(output),
+        Command::Test { lab: true, output } => on_lab::test(&output.source, output.json),
+        Command::Test { lab: false, output } => test(output),
     }
 }
 

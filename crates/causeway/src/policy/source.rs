@@ -1,6 +1,6 @@
 //! Where policies come from: manifests, or a cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use causeway_cluster::survey::{self, List};
 use causeway_lab::documents;
 use causeway_policy::expect::{self, Expectation};
 use causeway_policy::read::Object;
-use causeway_policy::{Labels, Pod, Text, World};
+use causeway_policy::{Labels, Pod, PodName, Text, World};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What policies go by.
-const LISTS: [List; 5] = [
+pub(crate) const LISTS: [List; 5] = [
     List { path: "/api/v1/namespaces", api_version: "v1", kind: "Namespace", optional: false },
     List { path: "/api/v1/nodes", api_version: "v1", kind: "Node", optional: false },
     List { path: "/api/v1/pods", api_version: "v1", kind: "Pod", optional: false },
@@ -37,10 +37,14 @@ const LISTS: [List; 5] = [
     },
 ];
 
+/// The word for the cluster where manifests could be named.
+const CLUSTER: &str = "cluster";
+
 /// Whose policies.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Source {
-    /// Manifests: files (YAML or JSON), or directories of them. Without this the cluster is asked.
+    /// Manifests: files (YAML or JSON), or directories of them; `cluster` is what the cluster has. Without
+    /// this the cluster is asked.
     #[arg(short = 'f', long = "file", value_name = "PATH")]
     files: Vec<PathBuf>,
     /// The cluster's kubeconfig; by default that of the environment, or the pod's own.
@@ -59,35 +63,70 @@ pub(crate) struct Read {
     pub(crate) ranges: Vec<IpNet>,
 }
 
+/// Objects as they are written.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    cluster: Vec<Value>,
+    /// Of manifests, each with its file. In the place of a workload is the pod that it makes.
+    files: Vec<(String, Value)>,
+}
+
 impl Source {
     /// Of manifests where some are named, else of the cluster.
     pub(crate) fn read(&self) -> Result<Read> {
-        if self.files.is_empty() { self.cluster() } else { from_files(&self.files) }
+        self.objects()?.read()
+    }
+
+    /// The same, as it is written.
+    pub(crate) fn objects(&self) -> Result<Objects> {
+        match self.files.as_slice() {
+            [] => Objects::of(&[PathBuf::from(CLUSTER)], self.kubeconfig.as_deref()),
+            files => Objects::of(files, self.kubeconfig.as_deref()),
+        }
     }
 
     /// Of the cluster: `cluster`, or of a file or directory.
     pub(crate) fn named(&self, name: &str) -> Result<Read> {
-        if name == "cluster" { self.cluster() } else { from_files(&[PathBuf::from(name)]) }
+        Objects::of(&[PathBuf::from(name)], self.kubeconfig.as_deref())?.read()
     }
 
-    /// Whether it is the cluster that is asked.
+    /// Whether it is the cluster alone that is asked.
     pub(crate) fn is_cluster(&self) -> bool {
-        self.files.is_empty()
+        self.files.iter().all(|name| name == Path::new(CLUSTER))
+    }
+}
+
+impl Objects {
+    /// Of the cluster (`cluster`), of files, and of directories.
+    pub(crate) fn of(names: &[PathBuf], kubeconfig: Option<&Path>) -> Result<Self> {
+        let mut objects = Self::default();
+        for name in names {
+            match name == Path::new(CLUSTER) {
+                true => objects.cluster = of_cluster(kubeconfig)?,
+                false => objects.files.extend(of_files(name)?),
+            }
+        }
+        Ok(objects)
     }
 
-    pub(crate) fn cluster(&self) -> Result<Read> {
-        let connection =
-            Connection { kubeconfig: self.kubeconfig.clone(), ..Connection::default() };
-        let objects = survey::objects(&connection, &LISTS, PATIENCE).map_err(|(_, why)| {
-            anyhow!(
-                "the cluster cannot be asked: {why}; name its kubeconfig with --kubeconfig, or \
-                 manifests with --file"
-            )
-        })?;
+    /// All of them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Value> {
+        self.cluster.iter().chain(self.files.iter().map(|(_, value)| value))
+    }
+
+    /// What policies go by. Pods of manifests get addresses: policies go by those, and manifests have none
+    /// yet.
+    pub(crate) fn read(&self) -> Result<Read> {
         let mut read = Read::default();
-        for object in &objects {
-            read.take("the cluster", object)?;
+        for value in &self.cluster {
+            read.take("the cluster", value)?;
         }
+        let there: BTreeSet<PodName> = read.world.pods().map(|pod| pod.name.clone()).collect();
+        for (from, value) in &self.files {
+            read.take(from, value)?;
+        }
+        give_addresses(&mut read.world, &there);
+        name_namespaces(&mut read.world);
         Ok(read)
     }
 }
@@ -106,22 +145,16 @@ impl Read {
             self.ranges.sort();
             self.ranges.dedup();
         }
-        match Object::read(value).with_context(|| from.to_owned())? {
-            Some(object) => object.put(&mut self.world),
-            // What a Deployment or Job makes are pods; of themselves they are none.
-            None => {
-                if let Some(pod) = template(value) {
-                    pod.put(&mut self.world);
-                }
-            }
+        if let Some(object) = Object::read(value).with_context(|| from.to_owned())? {
+            object.put(&mut self.world);
         }
         Ok(())
     }
 }
 
-/// The pod that a workload of a manifest makes, with addresses of its own: who reads manifests asks about
-/// pods that are not there yet.
-fn template(value: &Value) -> Option<Object> {
+/// The pod that a workload of a manifest makes: who reads manifests asks about pods that are not there yet.
+/// What a Deployment or Job makes are pods; of themselves they are none.
+fn template(value: &Value) -> Option<Value> {
     let spec = match value["kind"].as_str()? {
         "Deployment"
         | "StatefulSet"
@@ -137,29 +170,36 @@ fn template(value: &Value) -> Option<Object> {
     pod["kind"] = "Pod".into();
     pod["metadata"]["name"] = value["metadata"]["name"].clone();
     pod["metadata"]["namespace"] = value["metadata"]["namespace"].clone();
-    Object::read(&pod).ok().flatten()
+    Object::read(&pod).ok().flatten()?;
+    Some(pod)
 }
 
-/// Everything in files and directories. Pods without an address get one: policies go by addresses, and
-/// manifests of pods have none yet.
-fn from_files(paths: &[PathBuf]) -> Result<Read> {
-    let mut read = Read::default();
-    for path in paths {
-        let all = files(path)?;
-        if all.is_empty() {
-            bail!("{} has no files that end in .yaml, .yml or .json", path.display());
-        }
-        for file in all {
-            let from = file.display().to_string();
-            let text = std::fs::read_to_string(&file).with_context(|| from.clone())?;
-            for value in documents(&text).with_context(|| from.clone())? {
-                read.take(&from, &value)?;
-            }
+fn of_cluster(kubeconfig: Option<&Path>) -> Result<Vec<Value>> {
+    let kubeconfig = kubeconfig.map(Path::to_owned);
+    let connection = Connection { kubeconfig, ..Connection::default() };
+    survey::objects(&connection, &LISTS, PATIENCE).map_err(|(_, why)| {
+        anyhow!(
+            "the cluster cannot be asked: {why}; name its kubeconfig with --kubeconfig, or manifests in \
+             its place (--file PATH, of a lab --from PATH)"
+        )
+    })
+}
+
+/// Everything in a file, or in a directory and those below it.
+fn of_files(path: &Path) -> Result<Vec<(String, Value)>> {
+    let files = files(path)?;
+    if files.is_empty() {
+        bail!("{} has no files that end in .yaml, .yml or .json", path.display());
+    }
+    let mut all = Vec::new();
+    for file in files {
+        let from = file.display().to_string();
+        let text = std::fs::read_to_string(&file).with_context(|| from.clone())?;
+        for value in documents(&text).with_context(|| from.clone())? {
+            all.push((from.clone(), template(&value).unwrap_or(value)));
         }
     }
-    give_addresses(&mut read.world);
-    name_namespaces(&mut read.world);
-    Ok(read)
+    Ok(all)
 }
 
 /// The files of a directory and those below it, in order; or the one file.
@@ -185,9 +225,12 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Addresses that are for nothing else (RFC 2544, RFC 5180), so that no block of addresses in a policy means
-/// them by chance.
-fn give_addresses(world: &mut World) {
-    let bare = |pod: &&Pod| pod.addresses.is_empty() && !pod.host_network && !pod.ended;
+/// them by chance. Pods of the cluster that are `there` have those that they have.
+fn give_addresses(world: &mut World, there: &BTreeSet<PodName>) {
+    let bare = |pod: &&Pod| {
+        let none = pod.addresses.is_empty() && !pod.host_network && !pod.ended;
+        none && !there.contains(&pod.name)
+    };
     let bare: Vec<Pod> = world.pods().filter(bare).cloned().collect();
     for (n, mut pod) in (1..).zip(bare) {
         let four = Ipv4Addr::from_bits(0xc612_0000 | (n & 0x1_ffff));

@@ -6,6 +6,7 @@ mod away;
 mod closed;
 mod cluster;
 mod config;
+mod copy;
 mod doctor;
 mod enforce;
 mod enforce_drops;
