@@ -9,6 +9,7 @@ mod config;
 mod doctor;
 mod enforce;
 mod enforce_life;
+mod enforce_services;
 mod failures;
 mod faults;
 mod kube_proxy;
