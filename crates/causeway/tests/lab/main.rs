@@ -8,6 +8,7 @@ mod cluster;
 mod config;
 mod doctor;
 mod enforce;
+mod enforce_faults;
 mod enforce_life;
 mod enforce_services;
 mod failures;
