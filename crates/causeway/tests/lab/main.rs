@@ -3,6 +3,7 @@
 
 mod announce;
 mod away;
+mod bulk;
 mod closed;
 mod cluster;
 mod config;
@@ -10,6 +11,7 @@ mod doctor;
 mod enforce;
 mod enforce_faults;
 mod enforce_life;
+mod enforce_many;
 mod enforce_services;
 mod failures;
 mod faults;
