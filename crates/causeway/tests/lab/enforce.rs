@@ -15,7 +15,12 @@ use serde_json::{Value, json};
 use crate::world::{PATIENCE, World, dual, eventually, with};
 
 /// A packet that comes through at all does so in this time.
-const SOON: Duration = Duration::from_millis(700);
+pub(crate) const SOON: Duration = Duration::from_millis(700);
+
+/// Whether all is tried, or a selection (`./dev test --full`).
+pub(crate) fn full() -> bool {
+    std::env::var("CAUSEWAY_MATRIX").is_ok_and(|m| m == "full")
+}
 
 pub(crate) const CLUSTER_POLICIES: &str =
     "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
@@ -62,7 +67,7 @@ pub(crate) fn pod(world: &World, name: &str, node: &str, labels: &Value) -> Pod 
 }
 
 /// The state that an agent says it enforces.
-fn enforced(world: &World, node: &str) -> Result<Value, String> {
+pub(crate) fn enforced(world: &World, node: &str) -> Result<Value, String> {
     let said = causeway_agent::client::request(&world.socket(node), "GET", "/v1/policies");
     let said = said.map_err(|e| format!("{e:#}"))?;
     serde_json::from_slice(&said).map_err(|e| e.to_string())
@@ -121,7 +126,10 @@ pub(crate) fn udp(ns: &Path, to: SocketAddr) -> bool {
 }
 
 /// Asks many questions at once: those that are dropped take their time.
-fn all_at_once<Q: Sync, A: Send>(questions: &[Q], ask: impl Fn(&Q) -> A + Sync) -> Vec<A> {
+pub(crate) fn all_at_once<Q: Sync, A: Send>(
+    questions: &[Q],
+    ask: impl Fn(&Q) -> A + Sync,
+) -> Vec<A> {
     let ask = &ask;
     std::thread::scope(|scope| {
         let threads: Vec<_> = questions
@@ -454,7 +462,7 @@ fn random_policies_hold(spec: Spec) {
         use std::hash::{BuildHasher, RandomState};
         RandomState::new().hash_one(0) >> 16
     });
-    let rounds = if std::env::var("CAUSEWAY_MATRIX").is_ok_and(|m| m == "full") { 40 } else { 6 };
+    let rounds = if full() { 40 } else { 6 };
     println!("CAUSEWAY_SEED={seed}");
     with(spec, |world| {
         let mut dice = Dice(seed);

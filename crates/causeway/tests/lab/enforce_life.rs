@@ -158,7 +158,7 @@ impl Talk {
     }
 }
 
-fn change(world: &World, name: &str, spec: &serde_json::Value) {
+pub(crate) fn change(world: &World, name: &str, spec: &serde_json::Value) {
     let path = format!("{}/{name}", policies_path("default"));
     let mut object = world.client.get(&path).unwrap();
     object["spec"] = spec.clone();

@@ -3,6 +3,7 @@
 
 mod announce;
 mod away;
+mod bulk;
 mod closed;
 mod cluster;
 mod config;
@@ -10,7 +11,10 @@ mod copy;
 mod doctor;
 mod enforce;
 mod enforce_drops;
+mod enforce_faults;
 mod enforce_life;
+mod enforce_many;
+mod enforce_services;
 mod failures;
 mod faults;
 mod kube_proxy;

@@ -71,7 +71,7 @@ impl Monitor {
 }
 
 /// The fault settings of the API, all of them.
-fn faults(world: &World, settings: &serde_json::Value) {
+pub(crate) fn faults(world: &World, settings: &serde_json::Value) {
     world.client.put("/causeway.lab/faults", settings).unwrap();
 }
 

@@ -87,7 +87,13 @@ fn udp(to: SocketAddr) -> anyhow::Result<String> {
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
-fn service(world: &World, family: Family, n: u8, node_port: u16, pods: &[&Pod]) -> Service {
+pub(crate) fn service(
+    world: &World,
+    family: Family,
+    n: u8,
+    node_port: u16,
+    pods: &[&Pod],
+) -> Service {
     let endpoint = |pod: &&Pod| Endpoint { ip: world.ip(pod, family), port: 8080 };
     Service {
         name: format!("s{n}"),
