@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use crate::judge::Subject;
 use crate::ports::PortSet;
 use crate::rule::{Block, Direction, Peer, Peers, Pods, PortMatch, Ports, Rule};
-use crate::world::{Alike, NamedPort, Seen, SeenAs, Who, World};
+use crate::world::{Alike, NamedPort, Seen, SeenAs, World};
 
 /// More groups than these are listed all the same: a program decides between all combinations of them.
 const MOST_GROUPS: usize = 3;
@@ -42,6 +42,20 @@ pub struct Program {
     pub members: BTreeMap<u8, PortSet>,
     /// The sets of all other addresses: the first address of each range, to the next one of its family.
     pub ranges: BTreeMap<IpAddr, PortSet>,
+}
+
+/// Who has some addresses, to be asked for by many programs.
+#[derive(Debug)]
+pub struct Holders<'w> {
+    all: Vec<Seen<'w>>,
+}
+
+impl<'w> Holders<'w> {
+    /// Of these addresses.
+    #[must_use]
+    pub fn of(world: &'w World, addresses: &BTreeSet<IpAddr>) -> Self {
+        Self { all: addresses.iter().map(|ip| world.see(&world.at(*ip))).collect() }
+    }
 }
 
 impl Program {
@@ -150,35 +164,36 @@ impl Program {
         &self,
         subject: &Subject<'_>,
         direction: Direction,
-        addresses: &BTreeSet<IpAddr>,
+        holders: &Holders<'_>,
     ) -> Vec<(IpAddr, Option<Arc<PortSet>>)> {
         let world = subject.world;
         // Of many pods that are alike rules are asked once, for each range in which blocks say the same.
-        let starts = match addresses.len() > FEW {
+        let starts = match holders.all.len() > FEW {
             true => peers(&rules(subject, direction)).map(|peers| starts(&peers)),
             false => None,
         };
-        let mut known: HashMap<_, Arc<PortSet>> = HashMap::new();
+        let mut known: HashMap<_, (Arc<PortSet>, u8)> = HashMap::new();
         let mut all = Vec::new();
-        for ip in addresses {
-            let party = world.at(*ip);
-            let seen = world.see(&party);
-            let entry = (party.who != Who::Outside).then(|| {
-                let by_rules = || Arc::new(subject.of_seen(direction, &seen));
-                let set = match (&starts, seen.who) {
-                    (Some(starts), SeenAs::Pod(looks)) => {
-                        let alike = (ptr::from_ref(looks.labels), looks.namespace, looks.ports);
-                        let range = starts.partition_point(|start| start <= ip);
-                        known.entry((alike, range)).or_insert_with(by_rules).clone()
-                    }
-                    _ => by_rules(),
-                };
-                let groups = groups_of(world, &self.groups, seen.who);
-                (*self.unlisted(*ip, groups) != *set).then_some(set)
-            });
-            let entry = entry.flatten();
-            if self.peers.get(ip) != entry.as_ref() {
-                all.push((*ip, entry));
+        for seen in &holders.all {
+            let ip = seen.address;
+            let find = || {
+                let set = Arc::new(subject.of_seen(direction, seen));
+                (set, groups_of(world, &self.groups, seen.who))
+            };
+            let entry = match (&starts, seen.who) {
+                (_, SeenAs::Outside) => None,
+                (Some(starts), SeenAs::Pod(looks)) => {
+                    let alike =
+                        (ptr::from_ref(looks.labels), looks.namespace.as_ptr(), looks.ports);
+                    let range = starts.partition_point(|start| *start <= ip);
+                    Some(known.entry((alike, range)).or_insert_with(find).clone())
+                }
+                _ => Some(find()),
+            };
+            let entry = entry.filter(|(set, groups)| self.unlisted(ip, *groups) != &**set);
+            let entry = entry.map(|(set, _)| set);
+            if self.peers.get(&ip) != entry.as_ref() {
+                all.push((ip, entry));
             }
         }
         all

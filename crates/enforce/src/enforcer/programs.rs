@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use causeway_model::nft::{KeyPart, KeyType, Set};
-use causeway_policy::compile::Program;
+use causeway_policy::compile::{Holders, Program};
 use causeway_policy::{Direction, PodName, Pods, PolicyName, PortSet, Who};
 use causeway_types::Family;
 
@@ -55,25 +55,34 @@ impl Enforcer {
         if touched.addresses.is_empty() {
             return;
         }
-        let keys: Vec<Key> = self.programs.keys().cloned().collect();
-        for key in keys {
+        let holders = Holders::of(&self.world, &touched.addresses);
+        let mut changes = Vec::new();
+        let mut idle = Vec::new();
+        for (key, kept) in &self.programs {
             if key.policies.iter().any(|name| touched.policies.contains(name)) {
                 continue;
             }
             // One that stays: others leave it only later, and their policies are not these any more.
-            let wanted = Done::Program(key.clone());
             let stays = |name: &&PodName| {
-                !touched.endpoints.contains(*name) || self.wanted(name, key.direction) == wanted
+                !touched.endpoints.contains(*name)
+                    || matches!(self.wanted(name, key.direction), Done::Program(of) if of == *key)
             };
-            let user = self.programs[&key].users.iter().find(stays);
+            let user = kept.users.iter().find(stays);
             let Some(pod) = user.and_then(|name| self.local.get(name)) else {
-                self.forget(&key);
+                idle.push(key.clone());
                 continue;
             };
-            let kept = &self.programs[&key];
             let subject = self.world.subject(pod);
-            let changes = kept.program.changes(&subject, key.direction, &touched.addresses);
-            for (ip, entry) in changes {
+            let differ = kept.program.changes(&subject, key.direction, &holders);
+            if !differ.is_empty() {
+                changes.push((key.clone(), differ));
+            }
+        }
+        for key in idle {
+            self.forget(&key);
+        }
+        for (key, differ) in changes {
+            for (ip, entry) in differ {
                 self.list(&key, ip, entry);
             }
         }
