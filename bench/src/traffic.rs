@@ -43,6 +43,8 @@ pub(crate) struct Ends {
     pub(crate) server: std::path::PathBuf,
     /// Where the client finds the server.
     pub(crate) addr: IpAddr,
+    /// At which port; 0: any that is free.
+    pub(crate) port: u16,
 }
 
 /// Measures for a time and answers in the unit of [`Kind::label`].
@@ -55,11 +57,11 @@ pub(crate) fn measure(ends: &Ends, kind: Kind, time: Duration) -> Result<f64> {
     let stop = Arc::new(AtomicBool::new(false));
     let (port_tx, port_rx) = mpsc::channel();
     std::thread::scope(|scope| {
-        let addr = ends.addr;
+        let (addr, at) = (ends.addr, SocketAddr::new(ends.addr, ends.port));
         let stop_server = stop.clone();
         let server = scope.spawn(move || {
             server
-                .run(move || serve(addr, kind, &port_tx, &stop_server))
+                .run(move || serve(at, kind, &port_tx, &stop_server))
                 .map_err(|e| anyhow!("{e}"))?
         });
         let result = port_rx
@@ -90,11 +92,11 @@ fn pin() {
     let _ = rustix::thread::sched_setaffinity(None, &set);
 }
 
-fn serve(addr: IpAddr, kind: Kind, port: &mpsc::Sender<u16>, stop: &AtomicBool) -> Result<()> {
+fn serve(at: SocketAddr, kind: Kind, port: &mpsc::Sender<u16>, stop: &AtomicBool) -> Result<()> {
     if kind != Kind::Bulk {
         pin();
     }
-    let listener = TcpListener::bind(SocketAddr::new(addr, 0)).context("listen")?;
+    let listener = TcpListener::bind(at).context("listen")?;
     port.send(listener.local_addr()?.port())?;
     let mut buffer = vec![0; 128 * 1024];
     while !stop.load(Ordering::Relaxed) {
