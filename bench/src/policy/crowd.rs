@@ -41,18 +41,22 @@ const QUIET: Duration = Duration::from_millis(100);
 /// After this time there are no more starts, or changes of a kind.
 const LONG_ENOUGH: Duration = Duration::from_secs(75);
 
-/// Runs this part. Answers notes as well.
+/// Runs this part. What it has measured before it fails stays in `series`. Answers notes.
 ///
 /// # Errors
 /// When the lab cannot be made, or the agent does not enforce its policies.
-pub(crate) fn run(args: &Args, labs: &mut Labs, size: &Size) -> Result<(Vec<Series>, Vec<String>)> {
+pub(crate) fn run(
+    args: &Args,
+    labs: &mut Labs,
+    size: &Size,
+    series: &mut Vec<Series>,
+) -> Result<Vec<String>> {
     let spec = Spec { name: "pbig".into(), nodes: 1, road: Road::Direct, ..Spec::default() };
     labs.up(&spec, "a large cluster")?;
     let client = Client::open(&spec.name)?;
     // One agent is looked at; that of the control plane would do the same work beside it.
     order(&client, "cp", "stop")?;
     let socket = spec.dirs().node(NODE).join("run-causeway/agent.sock");
-    let mut series = Vec::new();
     let before = adds::prepare(&client, size.adds)?;
     objects::enforced(&socket, before, QUIET)?;
     series.extend(adds::run(args, &spec, size.adds, "small cluster")?);
@@ -68,7 +72,7 @@ pub(crate) fn run(args: &Args, labs: &mut Labs, size: &Size) -> Result<(Vec<Seri
         "{} pods, {policies} policies, {pods} pods here",
         size.namespaces * size.pods + pods
     );
-    series.extend(starts(&client, &spec, size, policies, &what)?);
+    starts(&client, &spec, size, policies, &what, series)?;
     series.push(memory(&client, "VmRSS", "resident memory", &what)?);
     series.push(memory(&client, "RssAnon", "– not of the program's file", &what)?);
     series.push(memory(&client, "VmHWM", "most memory ever", &what)?);
@@ -85,7 +89,7 @@ pub(crate) fn run(args: &Args, labs: &mut Labs, size: &Size) -> Result<(Vec<Seri
          its table, or without one"
             .to_owned(),
     ];
-    Ok((series, notes))
+    Ok(notes)
 }
 
 fn order(client: &Client, node: &str, what: &str) -> Result<()> {
@@ -180,24 +184,25 @@ fn starts(
     size: &Size,
     policies: usize,
     what: &str,
-) -> Result<Vec<Series>> {
+    all: &mut Vec<Series>,
+) -> Result<()> {
     let socket = spec.dirs().node(NODE).join("run-causeway/agent.sock");
     let table = ["delete", "table", "inet", names::NFT_POLICY];
     let remove = || Command::new("nft").args(table).output();
     let home = NetNs::open(spec.dirs().netns(NODE)).map_err(|e| anyhow!("{e}"))?;
-    let mut anew =
-        Series::new(format!("start without a table, until enforced, {what}"), "ms", None);
-    let mut again =
-        Series::new(format!("start beside its table, until enforced, {what}"), "ms", None);
+    let first = all.len();
+    for how in ["without a table", "beside its table"] {
+        all.push(Series::new(format!("start {how}, until enforced, {what}"), "ms", None));
+    }
     let mut threads: BTreeMap<bool, Series> = BTreeMap::new();
     let began = Instant::now();
     for round in 0..size.starts {
         if round > 0 && began.elapsed() > LONG_ENOUGH {
             break;
         }
-        for (bare, series) in [(true, &mut anew), (false, &mut again)] {
+        for series in &mut all[first..] {
             order(client, NODE, "stop")?;
-            if bare {
+            if series.name.contains("without") {
                 home.run(remove).map_err(|e| anyhow!("{e}"))??;
             }
             eprintln!("bench: {}", series.name);
@@ -213,9 +218,8 @@ fn starts(
             }
         }
     }
-    let mut all = vec![anew, again];
     all.extend(threads.into_values());
-    Ok(all)
+    Ok(())
 }
 
 /// Seconds that the threads of a process have run: those named `policy`, and the others.

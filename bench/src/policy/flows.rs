@@ -95,7 +95,8 @@ fn forget(flow: &Flow) -> Result<()> {
         let mut table = Conntrack::open_in(&ns).map_err(|e| anyhow!("{e}"))?;
         table.delete_for(&[flow.ends.addr], 0).map_err(|e| anyhow!("{e}"))?;
     }
-    thread::sleep(Duration::from_millis(5));
+    // Others have to run as well: the kernel lets them, after a second of waiting, in the middle of a measurement.
+    thread::sleep(Duration::from_millis(30));
     Ok(())
 }
 
@@ -153,6 +154,7 @@ impl Pair {
             server: to.netns(&spec.name),
             addr: address(to)?,
             port: 0,
+            first: true,
         };
         let nodes = NODES.map(|node| spec.dirs().netns(node)).into();
         Ok(Flow { name, base: base.map(str::to_owned), ends, nodes })

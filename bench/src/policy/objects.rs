@@ -14,7 +14,7 @@ pub(crate) const PORTS: std::ops::RangeInclusive<u16> = 5200..=5231;
 /// Objects that are sent at once.
 const CHUNK: usize = 500;
 /// Whatever takes longer does not work at all.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(crate) fn namespace(name: &str, labels: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
