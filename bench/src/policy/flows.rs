@@ -33,6 +33,9 @@ const OWN: &str = "10.244.0.0/16";
 const NO_TABLES: &str = "no tables at all";
 const NO_POLICIES: &str = "no policies";
 
+/// A name, and the one that it is compared with.
+type Compared = (String, String);
+
 /// Two pods, and whom they are compared with.
 struct Flow {
     name: String,
@@ -78,7 +81,7 @@ pub(crate) fn run(labs: &mut Labs, size: &Size, rounds: usize) -> Result<Vec<Ser
             }
         }
     }
-    let mut compared: Vec<(String, String)> =
+    let mut compared: Vec<Compared> =
         series.iter().filter_map(|s| Some((s.name.clone(), s.against.clone()?))).collect();
     for kind in KINDS {
         compared.extend(flat.iter().map(|(a, b)| (name(kind, a), name(kind, b))));
@@ -101,7 +104,7 @@ fn forget(flow: &Flow) -> Result<()> {
 }
 
 /// The ratio of each round to another one in the same round, for a machine whose speed changes meanwhile.
-fn by_round(series: &[Series], compared: &[(String, String)]) -> Vec<Series> {
+fn by_round(series: &[Series], compared: &[Compared]) -> Vec<Series> {
     let find = |name: &str| series.iter().find(|s| s.name == name);
     let ratios = compared.iter().filter_map(|(name, base)| {
         let pairs = find(name)?.samples.iter().zip(&find(base)?.samples);
@@ -217,11 +220,7 @@ fn one_policy(labs: &mut Labs) -> Result<(Vec<Flow>, String)> {
 
 /// As many as there may be in a cluster, on one pod, and in one list of blocks. Answers too which are to be as fast
 /// as which: `single` is the one of a cluster without others.
-fn many_policies(
-    labs: &mut Labs,
-    size: &Size,
-    single: &str,
-) -> Result<(Vec<Flow>, Vec<(String, String)>)> {
+fn many_policies(labs: &mut Labs, size: &Size, single: &str) -> Result<(Vec<Flow>, Vec<Compared>)> {
     let all = size.policies;
     let (spec, client) = lab(labs, "pmany", &format!("{all} policies in the cluster"))?;
     let open = Pair::start(&client, "open", 0, true)?;
