@@ -63,14 +63,14 @@ pub(crate) fn run(client: &Client) -> Result<Vec<Series>> {
     ])
 }
 
-fn one(name: String, unit: &'static str, value: f64) -> Series {
+pub(crate) fn one(name: String, unit: &'static str, value: f64) -> Series {
     let mut series = Series::new(name, unit, None);
     series.samples.push(value);
     series
 }
 
 /// A Node of the size that real ones have, on the link of the lab's nodes.
-fn node(number: u32) -> Value {
+pub(crate) fn node(number: u32) -> Value {
     let name = format!("far-{number}");
     let image = |n: usize| {
         let repository = format!("registry.example.net/team-{n}/a-service-of-some-length-{n}");

@@ -2,8 +2,8 @@
 //!
 //! `causeway-bench cni` times whole plugin processes; `causeway-bench net` times traffic between
 //! pods; `causeway-bench agent` weighs the agent; `causeway-bench sandbox` has containerd make pods;
-//! `causeway-bench ready` times a new cluster until its nodes are ready. Run by `./dev bench`. Results go
-//! to `bench/results`.
+//! `causeway-bench ready` times a new cluster until its nodes are ready; `causeway-bench policy` shows what
+//! policies cost. Run by `./dev bench`. Results go to `bench/results`.
 
 mod agent;
 mod cni;
@@ -11,6 +11,7 @@ mod floor;
 mod large;
 mod machines;
 mod net;
+mod policy;
 mod ready;
 mod report;
 mod sandbox;
@@ -36,6 +37,8 @@ pub(crate) struct Args {
     pub(crate) results: PathBuf,
 }
 
+const NAMES: &str = "cni, net, agent, sandbox, ready, policy";
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,13 +51,15 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let mut words = std::env::args().skip(1);
-    let name =
-        words.next().context("which benchmark? there are: cni, net, agent, sandbox, ready")?;
+    let name = words.next().with_context(|| format!("which benchmark? there are: {NAMES}"))?;
     if name == "floor" {
         return floor::process(&words.collect::<Vec<_>>());
     }
     if name == "served" {
         return served::process(&words.collect::<Vec<_>>());
+    }
+    if name == "policy-adds" {
+        return policy::adds::process(&words.collect::<Vec<_>>());
     }
     let mut args = Args {
         bin: "target/dist".into(),
@@ -81,6 +86,7 @@ fn run() -> Result<()> {
         "agent" => agent::run(&args),
         "sandbox" => sandbox::run(&args),
         "ready" => ready::run(&args),
-        other => bail!("no benchmark {other:?}; there are: cni, net, agent, sandbox, ready"),
+        "policy" => policy::run(&args),
+        other => bail!("no benchmark {other:?}; there are: {NAMES}"),
     }
 }

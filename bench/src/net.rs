@@ -113,8 +113,13 @@ fn lab_paths(spec: &Spec, what: &str, first: bool) -> Result<Vec<Route>> {
     let (a, _) = pod("a", "node-1")?;
     let (b, b_ip) = pod("b", "node-1")?;
     let (c, c_ip) = pod("c", "node-2")?;
-    let ends =
-        |client: &Path, server: PathBuf, addr| Ends { client: client.to_owned(), server, addr };
+    let ends = |client: &Path, server, addr| Ends {
+        client: client.to_owned(),
+        server,
+        addr,
+        port: 0,
+        first: false,
+    };
     let mut paths = Vec::new();
     if first {
         let node = |n: &str| spec.dirs().netns(n);
@@ -175,6 +180,8 @@ fn by_reference(plugins: &Path, lab: &str) -> Result<Vec<Route>> {
         client: made[0].0.clone(),
         server: made[server].0.clone(),
         addr: made[server].1,
+        port: 0,
+        first: false,
     };
     Ok(vec![
         Route { name: "reference bridge, same node".into(), ends: ends(1) },

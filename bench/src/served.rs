@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Args, pods: usize) -> Result<Vec<Series>> {
     Ok(all)
 }
 
-fn output(command: &mut Command) -> Result<String> {
+pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command.output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if !output.status.success() {
@@ -137,7 +137,7 @@ pub(crate) fn process(words: &[String]) -> Result<()> {
             bail!("DEL has answered, and eth0 is still in pod {pod}");
         }
     }
-    nothing_left()?;
+    nothing_left(0)?;
     for (netns, other, _) in &made {
         for path in [netns, other] {
             let name = path.file_name().unwrap_or_default();
@@ -153,7 +153,7 @@ fn bare(words: &[&str]) -> Result<String> {
 }
 
 /// The first plugin of the list that the agent wrote, as a runtime hands it over.
-fn configuration() -> Result<Value> {
+pub(crate) fn configuration() -> Result<Value> {
     let path = Path::new("/etc/cni/net.d").join(causeway_types::names::CNI_CONFLIST);
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let list: Value = serde_json::from_str(&text)?;
@@ -163,11 +163,16 @@ fn configuration() -> Result<Value> {
     Ok(conf)
 }
 
-/// The agent ends what DEL left to it.
-fn nothing_left() -> Result<()> {
+/// Records of attachments on this node.
+pub(crate) fn records() -> Result<usize> {
+    Ok(fs::read_dir(causeway_types::names::ATTACHMENTS_DIR)?.count())
+}
+
+/// The agent ends what DEL left to it: there are as many records as before.
+pub(crate) fn nothing_left(before: usize) -> Result<()> {
     let start = Instant::now();
     let dir = causeway_types::names::ATTACHMENTS_DIR;
-    while fs::read_dir(dir)?.next().is_some() {
+    while records()? > before {
         if start.elapsed() > LAST {
             bail!("records are left in {dir} {LAST:?} after the last DEL");
         }

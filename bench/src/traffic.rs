@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -43,6 +44,10 @@ pub(crate) struct Ends {
     pub(crate) server: std::path::PathBuf,
     /// Where the client finds the server.
     pub(crate) addr: IpAddr,
+    /// At which port; 0: any that is free.
+    pub(crate) port: u16,
+    /// Before whatever else runs on the machine: for differences that are smaller than what that disturbs.
+    pub(crate) first: bool,
 }
 
 /// Measures for a time and answers in the unit of [`Kind::label`].
@@ -55,11 +60,12 @@ pub(crate) fn measure(ends: &Ends, kind: Kind, time: Duration) -> Result<f64> {
     let stop = Arc::new(AtomicBool::new(false));
     let (port_tx, port_rx) = mpsc::channel();
     std::thread::scope(|scope| {
-        let addr = ends.addr;
+        let (addr, at) = (ends.addr, SocketAddr::new(ends.addr, ends.port));
+        let first = ends.first;
         let stop_server = stop.clone();
         let server = scope.spawn(move || {
             server
-                .run(move || serve(addr, kind, &port_tx, &stop_server))
+                .run(move || serve(at, kind, first, &port_tx, &stop_server))
                 .map_err(|e| anyhow!("{e}"))?
         });
         let result = port_rx
@@ -67,7 +73,7 @@ pub(crate) fn measure(ends: &Ends, kind: Kind, time: Duration) -> Result<f64> {
             .context("the server did not start")
             .and_then(|port| {
                 let target = SocketAddr::new(addr, port);
-                let run = client.run(move || drive(target, kind, time));
+                let run = client.run(move || drive(target, kind, first, time));
                 stop.store(true, Ordering::Relaxed);
                 // Wakes the server from accept.
                 let _ =
@@ -83,18 +89,29 @@ pub(crate) fn measure(ends: &Ends, kind: Kind, time: Duration) -> Result<f64> {
     })
 }
 
-fn pin() {
+fn pin(first: bool) {
+    if first {
+        let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
+        // As below.
+        let _ = Command::new("chrt").args(["--fifo", "--pid", "1", &thread]).status();
+    }
     let mut set = rustix::thread::CpuSet::new();
     set.set(0);
     // Where it is not allowed the figures are only noisier.
     let _ = rustix::thread::sched_setaffinity(None, &set);
 }
 
-fn serve(addr: IpAddr, kind: Kind, port: &mpsc::Sender<u16>, stop: &AtomicBool) -> Result<()> {
+fn serve(
+    at: SocketAddr,
+    kind: Kind,
+    first: bool,
+    port: &mpsc::Sender<u16>,
+    stop: &AtomicBool,
+) -> Result<()> {
     if kind != Kind::Bulk {
-        pin();
+        pin(first);
     }
-    let listener = TcpListener::bind(SocketAddr::new(addr, 0)).context("listen")?;
+    let listener = TcpListener::bind(at).context("listen")?;
     port.send(listener.local_addr()?.port())?;
     let mut buffer = vec![0; 128 * 1024];
     while !stop.load(Ordering::Relaxed) {
@@ -116,7 +133,7 @@ fn serve(addr: IpAddr, kind: Kind, port: &mpsc::Sender<u16>, stop: &AtomicBool) 
     Ok(())
 }
 
-fn drive(target: SocketAddr, kind: Kind, time: Duration) -> Result<f64> {
+fn drive(target: SocketAddr, kind: Kind, first: bool, time: Duration) -> Result<f64> {
     let connect = || -> Result<TcpStream> {
         let stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))
             .with_context(|| format!("connect to {target}"))?;
@@ -125,7 +142,7 @@ fn drive(target: SocketAddr, kind: Kind, time: Duration) -> Result<f64> {
         Ok(stream)
     };
     if kind != Kind::Bulk {
-        pin();
+        pin(first);
     }
     let mut byte = [7];
     let start = Instant::now();

@@ -272,6 +272,20 @@ async fn each_version_serves_what_its_gates_say() {
 }
 
 #[tokio::test]
+async fn many_objects_are_loaded_at_once() {
+    let lab = Lab::start(100);
+    let load = async |body: &str| send(&lab, "POST", "/causeway.lab/objects", &[], body).await;
+    let item = |n: u8| json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": format!("n{n}") } });
+    let list = json!({ "items": (0..3).map(item).collect::<Vec<_>>() }).to_string();
+    let answer = load(&list).await;
+    assert_eq!((answer.code, answer.json()), (201, json!({ "created": 3 })));
+    assert_eq!(get(&lab, "/api/v1/namespaces/n2").await.code, 200);
+    assert_eq!(load(&list).await.code, 409);
+    assert_eq!(load("{}").await.code, 400);
+    assert_eq!(get(&lab, "/causeway.lab/objects").await.code, 405);
+}
+
+#[tokio::test]
 async fn faults_are_set_over_the_network() {
     let lab = Lab::start(100);
     let set = async |body: &str| send(&lab, "PUT", "/causeway.lab/faults", &[], body).await.code;

@@ -68,6 +68,7 @@ async fn answer(
     match route {
         Route::Objects(target) => objects(context, target, query, parts, incoming).await,
         Route::Faults => faults(&context, &parts.method, &parts.headers, incoming).await,
+        Route::Load => load(&context, &parts.method, &parts.headers, incoming).await,
         route if parts.method == Method::GET || parts.method == Method::HEAD => {
             document(&context, &route, &parts.headers)
         }
@@ -184,4 +185,22 @@ async fn faults(
         return Err(ApiError::not_allowed("faults are read by GET and set by PUT"));
     }
     Ok(body::json(200, &faults.get()))
+}
+
+/// Creates the items of a List, for clusters that are larger than anybody makes one object at a time.
+async fn load(
+    context: &Context,
+    method: &Method,
+    headers: &HeaderMap,
+    incoming: Incoming,
+) -> Result<Response<Body>, ApiError> {
+    if *method != Method::POST {
+        return Err(ApiError::not_allowed("objects are loaded by POST, as a List"));
+    }
+    let mut list = body::parse(headers, &body::read(incoming).await?)?;
+    let Some(Value::Array(items)) = list.get_mut("items").map(Value::take) else {
+        return Err(ApiError::bad_request("a List has items: send {\"items\": [...]}"));
+    };
+    let created = context.store.load(items)?;
+    Ok(body::json(201, &json!({ "created": created })))
 }

@@ -22,6 +22,8 @@ pub(super) enum Route {
     Objects(Target),
     OpenApi,
     Faults,
+    /// Many objects at once.
+    Load,
     Unknown,
 }
 
@@ -48,6 +50,7 @@ pub(super) fn route(path: &str) -> Route {
         ["version"] => Route::Version,
         ["openapi", "v2"] => Route::OpenApi,
         ["causeway.lab", "faults"] => Route::Faults,
+        ["causeway.lab", "objects"] => Route::Load,
         ["api"] => Route::Core,
         ["apis"] => Route::Groups,
         ["apis", group] => Route::Group((*group).into()),

@@ -264,6 +264,17 @@ impl Store {
         })
     }
 
+    /// Creates objects of any types, each in the namespace and with the status that it says itself, so that pods
+    /// can be there whose node nobody runs. Tells how many; those before one that is refused stay. Errors: as
+    /// [`Store::create`].
+    pub fn load(&self, objects: Vec<Value>) -> Result<usize, ApiError> {
+        self.change(|state| {
+            let count = objects.len();
+            objects.into_iter().try_for_each(|object| state.load(object))?;
+            Ok(count)
+        })
+    }
+
     /// Replaces an object, or its status. Errors: 400, 404, 409 (the object has a `resourceVersion`
     /// that is not the newest), 422.
     pub fn update(

@@ -58,6 +58,27 @@ fn creation_fills_metadata_and_refuses_what_is_taken() {
 }
 
 #[test]
+fn loaded_objects_have_their_status_and_come_up_to_the_first_that_is_refused() {
+    let store = store(100);
+    let before = store.version();
+    let pod = |name: &str| {
+        json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": "default" },
+                "spec": { "nodeName": "far", "containers": [{ "name": "main" }] },
+                "status": { "phase": "Running", "podIP": "10.1.2.3" } })
+    };
+    let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "far" } });
+    assert_eq!(store.load(vec![node, pod("a"), pod("b")]).unwrap(), 3);
+    let found = store.get("pods", "default", "a").unwrap();
+    assert_eq!(found["status"]["podIP"], "10.1.2.3");
+    assert_eq!(found["spec"]["restartPolicy"], "Always");
+    assert_eq!(store.version(), before + 3);
+    assert_eq!(store.load(vec![pod("c"), pod("a"), pod("d")]).unwrap_err().code, 409);
+    assert!(store.get("pods", "default", "c").is_ok());
+    assert_eq!(store.get("pods", "default", "d").unwrap_err().code, 404);
+    assert_eq!(store.load(vec![json!({ "kind": "Road" })]).unwrap_err().code, 400);
+}
+
+#[test]
 fn a_dry_run_changes_nothing() {
     let store = store(100);
     let before = store.version();

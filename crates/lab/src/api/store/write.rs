@@ -50,7 +50,29 @@ impl State {
         &mut self,
         resource: &Resource,
         namespace: &str,
+        object: Value,
+        dry_run: bool,
+    ) -> Result<Arc<Value>, ApiError> {
+        self.create_with(resource, namespace, object, None, dry_run)
+    }
+
+    /// Creates an object of the type that it says, with its status.
+    pub(super) fn load(&mut self, object: Value) -> Result<(), ApiError> {
+        let kind = self.registry.by_kind(text(&object, "/apiVersion"), text(&object, "/kind"));
+        let resource = kind.filter(|r| !r.review).cloned().ok_or_else(|| {
+            ApiError::bad_request("each item names its apiVersion and a kind that is served")
+        })?;
+        let status = object.get("status").cloned();
+        self.create_with(&resource, "", object, status, false).map(drop)
+    }
+
+    /// With a status, where it is not to be that of a new object.
+    fn create_with(
+        &mut self,
+        resource: &Resource,
+        namespace: &str,
         mut object: Value,
+        status: Option<Value>,
         dry_run: bool,
     ) -> Result<Arc<Value>, ApiError> {
         check_type(resource, &mut object)?;
@@ -63,6 +85,9 @@ impl State {
         let mut causes = validate::causes(resource, &object);
         causes.extend(kinds::on_create(self, resource, &mut object));
         refuse(resource, &key, causes)?;
+        if let Some(status) = status {
+            object["status"] = status;
+        }
         if dry_run {
             return Ok(Arc::new(object));
         }
