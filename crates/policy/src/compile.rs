@@ -73,8 +73,7 @@ impl Program {
         let starts = starts(&peers);
         let by_rules = |who, address| subject.of_seen(direction, &Seen { who, address });
         let mut sets = Sets::default();
-        let of_range: Vec<usize> =
-            starts.iter().map(|start| sets.id(by_rules(SeenAs::Outside, *start))).collect();
+        let of_range = of_ranges(subject, direction, &starts, &mut sets);
         // What rules say of pods and nodes they say of their addresses alone, if of nothing else.
         let named = |rule: &Rule| match &rule.ports {
             Ports::AnyOf(all) => all.iter().any(|one| matches!(one, PortMatch::Named { .. })),
@@ -342,6 +341,70 @@ fn starts(peers: &BTreeSet<&Peer>) -> Vec<IpAddr> {
         }
     }
     starts.into_iter().collect()
+}
+
+/// What rules say of addresses of nobody, for each range. Of a list of very many blocks each range is in a few:
+/// it is known from where to where each rule names them, and rules are asked once for each set of those that do.
+fn of_ranges(
+    subject: &Subject<'_>,
+    direction: Direction,
+    starts: &[IpAddr],
+    sets: &mut Sets,
+) -> Vec<usize> {
+    let at = |ip: IpAddr| starts.partition_point(|start| *start < ip);
+    // Where a rule begins to name addresses by one more or one less of its blocks.
+    let mut edges: Vec<Vec<(usize, i32)>> = vec![Vec::new(); starts.len() + 1];
+    let blocks = rules(subject, direction).into_iter().flatten().enumerate();
+    for (rule, peers) in blocks.filter_map(|(n, rule)| match &rule.peers {
+        Peers::AnyOf(peers) => Some((n, peers)),
+        Peers::Everybody => None,
+    }) {
+        for peer in peers {
+            let Peer::Block(block) = peer else { continue };
+            let end = |net: &IpNet| match after(net) {
+                Some(ip) => at(ip),
+                None if net.network().is_ipv4() => at(Ipv6Addr::UNSPECIFIED.into()),
+                None => starts.len(),
+            };
+            let (mut from, to) = (at(block.cidr.network()), end(&block.cidr));
+            let mut except: Vec<(usize, usize)> = block
+                .except
+                .iter()
+                .filter(|net| Family::of(net.addr()) == Family::of(block.cidr.addr()))
+                .map(|net| (at(net.network()), end(net)))
+                .collect();
+            except.sort_unstable();
+            let mut piece = |from: usize, to: usize| {
+                if from < to {
+                    edges[from].push((rule, 1));
+                    edges[to].push((rule, -1));
+                }
+            };
+            for (without, until) in except {
+                piece(from, without.min(to));
+                from = from.max(until);
+            }
+            piece(from, to);
+        }
+    }
+    let mut counts: BTreeMap<usize, i32> = BTreeMap::new();
+    let mut known: HashMap<(Family, Vec<usize>), usize> = HashMap::new();
+    let mut all = Vec::with_capacity(starts.len());
+    for (start, edges) in starts.iter().zip(edges) {
+        for (rule, change) in edges {
+            let count = counts.entry(rule).or_default();
+            *count += change;
+            if *count == 0 {
+                counts.remove(&rule);
+            }
+        }
+        let by: Vec<usize> = counts.keys().copied().collect();
+        let id = *known.entry((Family::of(*start), by)).or_insert_with(|| {
+            sets.id(subject.of_seen(direction, &Seen { who: SeenAs::Outside, address: *start }))
+        });
+        all.push(id);
+    }
+    all
 }
 
 /// The first address behind a block; `None` behind the last one of the family.
