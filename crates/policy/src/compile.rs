@@ -206,7 +206,10 @@ impl Program {
     /// By what connections with an address are allowed, which is a member of these groups.
     #[must_use]
     pub fn allowed(&self, address: IpAddr, groups: u8) -> &PortSet {
-        self.peers.get(&address).map_or_else(|| self.unlisted(address, groups), |set| set)
+        match self.peers.get(&address) {
+            Some(set) => set,
+            None => self.unlisted(address, groups),
+        }
     }
 
     fn range(&self, address: IpAddr) -> &PortSet {

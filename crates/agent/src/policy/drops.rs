@@ -200,7 +200,7 @@ impl Drops {
         }
         let mut records: Vec<DropRecord> =
             self.all.values().map(|kept| kept.record.clone()).collect();
-        records.sort_by(|a, b| (a.last, a.first).cmp(&(b.last, b.first)));
+        records.sort_by_key(|record| (record.last, record.first));
         DropReport { packets, records }
     }
 

@@ -241,7 +241,7 @@ fn wrong_words_are_told_what_there_is() {
             assert!(list.lines().any(|l| l.starts_with(fault.name())), "{list}");
         }
         for (words, part) in [
-            (vec!["flood"], "cut, down, stall, 410"),
+            (vec!["flood"], "cut, down, stall, watch-stall, 410"),
             (vec!["rebooted", "--node", "cp"], "reboot another node"),
             (vec!["rebooted", "--node", "node-7"], "there are: cp, node-1"),
             (vec!["down", "--seconds", "0"], "positive number"),
