@@ -387,7 +387,7 @@ mod tests {
             assert_eq!(fault.name().parse::<Fault>().unwrap(), fault);
         }
         let error = "flood".parse::<Fault>().unwrap_err().to_string();
-        assert!(error.contains("cut, down, stall, 410"), "{error}");
+        assert!(error.contains("cut, down, stall, watch-stall, 410"), "{error}");
     }
 
     #[test]
