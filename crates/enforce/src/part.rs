@@ -30,14 +30,6 @@ fn hash(value: impl Hash) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-fn number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-        Protocol::Sctp => 132,
-    }
-}
-
 /// The name of a program's parts, by all that it holds but its listed addresses, and by whose it is.
 pub(crate) fn program_name(direction: Direction, whose: impl Hash, program: &Program) -> String {
     let content = (whose, &program.groups, &program.members, &program.ranges);
@@ -204,10 +196,10 @@ pub(crate) fn ports(direction: Direction, ports: &PortSet) -> Part {
         for range in ports.ranges(protocol) {
             let (first, last) = range.into_inner();
             if (first, last) == (0, u16::MAX) {
-                whole.push(number(protocol));
+                whole.push(protocol.number());
             } else if last - first < WIDE {
                 for port in first..=last {
-                    let key = vec![KeyPart::Proto(number(protocol)), KeyPart::Port(port)];
+                    let key = vec![KeyPart::Proto(protocol.number()), KeyPart::Port(port)];
                     single.elements.insert(key, Element::default());
                 }
             } else {
@@ -217,7 +209,7 @@ pub(crate) fn ports(direction: Direction, ports: &PortSet) -> Part {
         if !set.elements.is_empty() {
             let name = format!("{name}_{protocol}");
             part.sets.push((name.clone(), set));
-            wide.push((number(protocol), name));
+            wide.push((protocol.number(), name));
         }
     }
     let hashed = (!single.elements.is_empty()).then(|| {
@@ -235,7 +227,7 @@ pub(crate) fn ports(direction: Direction, ports: &PortSet) -> Part {
         rules.extend(whole.iter().map(|protocol| rule([is(*protocol), back()])));
         if ports.has_other() {
             let not = |protocol: Protocol| {
-                Stmt::is_not(read.protocol(), KeyPart::Proto(number(protocol)))
+                Stmt::is_not(read.protocol(), KeyPart::Proto(protocol.number()))
             };
             let mut stmts: Vec<Stmt> = Protocol::ALL.map(not).into();
             stmts.push(back());

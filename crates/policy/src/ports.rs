@@ -18,6 +18,16 @@ impl Protocol {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 
+    /// Its number (`IPPROTO_*`).
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
     /// As the API writes it (`TCP`); `None` for anything else.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {

@@ -186,16 +186,18 @@ impl Drops {
         Some(kept.count.clone())
     }
 
-    /// What was dropped; `read` says what a chain has counted. What it had counted at the first call is `ours`
-    /// or not.
-    pub(super) fn report(
-        &mut self,
-        ours: bool,
-        mut read: impl FnMut(&str) -> Option<u64>,
-    ) -> DropReport {
+    /// What chains have counted until now, as `read` says, was in the time of another agent.
+    pub(super) fn begin(&mut self, mut read: impl FnMut(&str) -> Option<u64>) {
+        let chains = Reason::ALL.into_iter().flat_map(Reason::chains);
+        self.counted =
+            chains.filter_map(|chain| Some((chain.clone(), (read(&chain)?, 0)))).collect();
+    }
+
+    /// What was dropped; `read` says what a chain has counted.
+    pub(super) fn report(&mut self, mut read: impl FnMut(&str) -> Option<u64>) -> DropReport {
         let mut packets = BTreeMap::new();
         for reason in Reason::ALL {
-            let count = |chain: String| self.count(chain, ours, &mut read);
+            let count = |chain: String| self.count(chain, &mut read);
             packets.insert(word(reason).to_owned(), reason.chains().into_iter().map(count).sum());
         }
         let mut records: Vec<DropRecord> =
@@ -205,22 +207,11 @@ impl Drops {
     }
 
     /// A counter begins anew where its chain is made anew.
-    fn count(
-        &mut self,
-        chain: String,
-        ours: bool,
-        read: &mut impl FnMut(&str) -> Option<u64>,
-    ) -> u64 {
+    fn count(&mut self, chain: String, read: &mut impl FnMut(&str) -> Option<u64>) -> u64 {
         let before = self.counted.get(&chain).copied();
         let Some(now) = read(&chain) else { return before.map_or(0, |(_, all)| all) };
         let all = match before {
-            None => {
-                if ours {
-                    now
-                } else {
-                    0
-                }
-            }
+            None => now,
             Some((last, all)) if now >= last => all + (now - last),
             Some((_, all)) => all + now,
         };
@@ -318,12 +309,7 @@ fn kept(record: DropRecord, key: Key, revision: u64) -> Kept {
 
 /// A protocol and port in words, and as policies know them.
 fn transport(protocol: u8, port: Option<u16>) -> (String, Transport) {
-    let known = match protocol {
-        6 => Some(Protocol::Tcp),
-        17 => Some(Protocol::Udp),
-        132 => Some(Protocol::Sctp),
-        _ => None,
-    };
+    let known = Protocol::ALL.into_iter().find(|known| known.number() == protocol);
     match (known, port) {
         (Some(protocol), Some(port)) => {
             let transport = Transport::Port(protocol, port);
@@ -392,14 +378,14 @@ mod tests {
     #[test]
     fn counters_go_on_where_a_chain_is_made_anew() {
         let mut drops = Drops::default();
-        let mut at =
-            |n: u64| drops.report(true, |chain| Some(if chain == "in_deny" { n } else { 0 }));
+        let mut at = |n: u64| drops.report(|chain| Some(if chain == "in_deny" { n } else { 0 }));
         for (kernel, all) in [(3, 3), (5, 5), (2, 7), (2, 7), (4, 9)] {
             assert_eq!(at(kernel).packets["ingress"], all, "{kernel}");
         }
-        let mut of_another = Drops::default();
-        assert_eq!(of_another.report(false, |_| Some(7)).packets["egress"], 0);
-        assert_eq!(of_another.report(false, |_| Some(8)).packets["egress"], 2, "of two chains");
-        assert_eq!(of_another.report(false, |_| None).packets["egress"], 2);
+        let mut after_another = Drops::default();
+        after_another.begin(|_| Some(7));
+        assert_eq!(after_another.report(|_| Some(7)).packets["egress"], 0);
+        assert_eq!(after_another.report(|_| Some(8)).packets["egress"], 2, "of two chains");
+        assert_eq!(after_another.report(|_| None).packets["egress"], 2);
     }
 }

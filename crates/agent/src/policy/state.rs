@@ -105,6 +105,8 @@ pub(super) struct State {
     table: bool,
     metrics: Arc<Metrics>,
     drops: Drops,
+    /// The kernel's table was looked at.
+    looked: bool,
     /// Pods that were asked for and that the watch has not told of.
     borrowed: BTreeSet<PodName>,
     questions: Vec<Question>,
@@ -141,6 +143,7 @@ impl State {
             table: true,
             metrics,
             drops: Drops::default(),
+            looked: false,
             borrowed: BTreeSet::new(),
             questions: Vec::new(),
         }
@@ -330,9 +333,7 @@ impl State {
     /// What was dropped so far.
     pub(super) fn drops(&mut self) -> DropReport {
         let (nft, table) = (&mut self.nft, self.table);
-        // What was counted in the time of another agent is that one's.
-        let ours = self.revision > 0;
-        self.drops.report(ours, |chain| match table {
+        self.drops.report(|chain| match table {
             true => nft.counted(&table_id(), chain).ok(),
             false => Some(0),
         })
@@ -441,6 +442,9 @@ impl State {
             Err(error) => return self.refuse(format!("the table cannot be read: {error}"), now),
         };
         self.look_at = None;
+        if !std::mem::replace(&mut self.looked, true) && found.is_some() {
+            self.drops.begin(|chain| self.nft.counted(&table_id(), chain).ok());
+        }
         let pending = !self.enforcer.take().is_empty();
         let transactions = self.enforcer.repair(found.as_ref());
         if !transactions.is_empty() && !first && !pending && self.refused.is_none() {

@@ -243,9 +243,7 @@ impl Found {
 /// A protocol and port as packets have them.
 fn numbers(transport: Transport, from: IpAddr) -> (u8, u16) {
     match transport {
-        Transport::Port(Protocol::Tcp, port) => (6, port),
-        Transport::Port(Protocol::Udp, port) => (17, port),
-        Transport::Port(Protocol::Sctp, port) => (132, port),
+        Transport::Port(protocol, port) => (protocol.number(), port),
         Transport::Other => (if from.is_ipv4() { 1 } else { 58 }, 0),
     }
 }

@@ -80,7 +80,8 @@ fn confined(cluster: &Cluster) {
         assert!(read_only("/") && read_only("/proc/sys") && !read_only("/host/proc/sys/net"));
         assert!(read_only("/etc/causeway") && !read_only("/etc/cni/net.d"), "{mounts}");
         let id = "proc/sys/kernel/random/boot_id";
-        let own = machine.sh(&format!("cat /proc/{pid}/root/{id}")).unwrap();
+        let inside = format!("/proc/{pid}/root");
+        let own = machine.sh(&format!("cat {inside}/{id}")).unwrap();
         assert_eq!(own, machine.sh(&format!("cat /{id}")).unwrap());
         let installed = machine.sh("ls -l /opt/cni/bin").unwrap();
         assert!(installed.contains("loopback -> causeway-cni"), "{installed}");

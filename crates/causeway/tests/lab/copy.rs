@@ -9,7 +9,7 @@ use causeway_types::state::Attach;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::enforce::{apply, namespace, settled, truth};
+use crate::enforce::{apply, define_cluster_policies, namespace, settled, truth};
 use crate::world::{PATIENCE, World, binaries, dual, eventually, isolated};
 
 fn examples() -> PathBuf {
@@ -129,17 +129,7 @@ fn cluster() -> World {
         ],
     });
     apply(&world, "shop", "db", &db);
-    let definition = json!({
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": "clusternetworkpolicies.policy.networking.k8s.io"},
-        "spec": {
-            "group": "policy.networking.k8s.io", "scope": "Cluster",
-            "names": {"plural": "clusternetworkpolicies", "kind": "ClusterNetworkPolicy"},
-            "versions": [{"name": "v1alpha2", "served": true, "storage": true}],
-        },
-    });
-    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-    world.client.post(path, &definition).unwrap();
+    define_cluster_policies(&world);
     let admin = json!({
         "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
         "metadata": {"name": "racks"},

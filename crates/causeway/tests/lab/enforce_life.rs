@@ -58,6 +58,23 @@ fn served(pod: &Pod, family: Family) -> SocketAddr {
     (pod.ip(family).unwrap(), 8080).into()
 }
 
+/// Pods `app=new` may reach pods `app=open` at port 8080 alone; waits until plugins know that they have to ask. Answers the
+/// selector of those.
+fn reaches_open_alone(world: &World) -> serde_json::Value {
+    let to = json!({"podSelector": {"matchLabels": {"app": "open"}}});
+    let spec = json!({"podSelector": {"matchLabels": {"app": "new"}},
+        "policyTypes": ["Egress"], "egress": [{"to": [to], "ports": [{"port": 8080}]}]});
+    apply(world, "default", "new", &spec);
+    settled(world, 1);
+    let file = world.spec.dirs().node("node-1").join("run-causeway/node.json");
+    eventually("plugins know that they have to ask", PATIENCE, || {
+        let text = std::fs::read_to_string(&file).map_err(|e| e.to_string())?;
+        let read: serde_json::Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+        if read["policyNamespaces"] == json!(["default"]) { Ok(()) } else { Err(text) }
+    });
+    to
+}
+
 /// What a pod's policies deny it never reaches, from its first instant on; what they allow it reaches soon.
 fn no_gap(attach: Attach) {
     with(dual(2, attach, Road::Vxlan), |world| {
@@ -69,17 +86,7 @@ fn no_gap(attach: Attach) {
                 pod(world, &format!("open-{n}"), node, &open),
             )
         });
-        let to = json!({"podSelector": {"matchLabels": open}});
-        let spec = json!({"podSelector": {"matchLabels": {"app": "new"}},
-            "policyTypes": ["Egress"], "egress": [{"to": [to], "ports": [{"port": 8080}]}]});
-        apply(world, "default", "new", &spec);
-        settled(world, 1);
-        let file = world.spec.dirs().node("node-1").join("run-causeway/node.json");
-        eventually("plugins know that they have to ask", PATIENCE, || {
-            let text = std::fs::read_to_string(&file).map_err(|e| e.to_string())?;
-            let read: serde_json::Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
-            if read["policyNamespaces"] == json!(["default"]) { Ok(()) } else { Err(text) }
-        });
+        let to = reaches_open_alone(world);
         for n in 0..4 {
             let name = format!("new-{n}");
             let object = json!({"apiVersion": "v1", "kind": "Pod",
@@ -376,16 +383,7 @@ fn a_silent_watch_keeps_no_pod_waiting() {
     with(dual(2, Attach::Routed, Road::Vxlan), |world| {
         let open = pod(world, "open", "node-1", &json!({"app": "open"}));
         let closed = pod(world, "closed", "node-1", &json!({"app": "closed"}));
-        let to = json!({"podSelector": {"matchLabels": {"app": "open"}}});
-        let spec = json!({"podSelector": {"matchLabels": {"app": "new"}},
-            "policyTypes": ["Egress"], "egress": [{"to": [to], "ports": [{"port": 8080}]}]});
-        apply(world, "default", "new", &spec);
-        settled(world, 1);
-        let file = world.spec.dirs().node("node-1").join("run-causeway/node.json");
-        eventually("plugins know that they have to ask", PATIENCE, || {
-            let text = std::fs::read_to_string(&file).map_err(|e| e.to_string())?;
-            if text.contains("\"default\"") { Ok(()) } else { Err(text) }
-        });
+        reaches_open_alone(world);
         let stall = |seconds: u32| {
             let settings = json!({"watchStallSeconds": seconds});
             world.client.put("/causeway.lab/faults", &settings).unwrap();
