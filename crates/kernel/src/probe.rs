@@ -1,17 +1,14 @@
-//! What comes back from another host, or a port of it.
+//! What comes back from a port of another host.
 
 use std::io;
 use std::mem::size_of;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, ipproto, recv, send,
-    socket_with, sockopt,
-};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 
 /// What came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,85 +53,6 @@ pub fn tcp(to: SocketAddr, patience: Duration) -> io::Result<Answer> {
         (_, Errno::TIMEDOUT) => Answer::Silent,
         _ => Answer::Unreachable,
     })
-}
-
-/// Sends a datagram to a port. That nobody listens a host says by ICMP; somebody who listens may well say nothing.
-///
-/// # Errors
-/// When the system refuses the socket.
-pub fn udp(to: SocketAddr, patience: Duration) -> io::Result<Answer> {
-    let any: IpAddr =
-        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.set_read_timeout(Some(patience))?;
-    let sent = socket.connect(to).and_then(|()| socket.send(b"causeway probe\n"));
-    let got = sent.and_then(|_| socket.recv(&mut [0; 64]));
-    Ok(got.map_or_else(|error| meaning(&error), |_| Answer::Open))
-}
-
-/// Sends an ICMP echo request (RFC 792, RFC 4443), and waits for the reply.
-///
-/// # Errors
-/// When the system refuses the socket, as to who may not use raw ones.
-pub fn echo(to: IpAddr, patience: Duration) -> io::Result<Answer> {
-    // Which of the answers is ours.
-    let identity = (std::process::id() as u16).to_be_bytes();
-    let (family, protocol, request, reply) = match to {
-        IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP, 8, 0),
-        IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6, 128, 129),
-    };
-    let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))?;
-    let mut message = [request, 0, 0, 0, identity[0], identity[1], 0, 1];
-    if to.is_ipv4() {
-        // The kernel does it for ICMPv6 alone.
-        let sum = checksum(&message);
-        message[2..4].copy_from_slice(&sum.to_be_bytes());
-    }
-    let sent = connect(&socket, &SocketAddr::new(to, 0))
-        .and_then(|()| send(&socket, &message, SendFlags::empty()));
-    if let Err(error) = sent {
-        return Ok(meaning(&error.into()));
-    }
-    let end = Instant::now() + patience;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(Answer::Silent);
-        }
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(left))?;
-        let mut buffer = [0; 256];
-        match recv(&socket, &mut buffer, RecvFlags::empty()) {
-            Ok((length, _)) => {
-                // Raw sockets of IPv4 give the header, too.
-                let header = if to.is_ipv4() { usize::from(buffer[0] & 0xf) * 4 } else { 0 };
-                let icmp = buffer.get(header..length).unwrap_or_default();
-                if icmp.first() == Some(&reply) && icmp.get(4..6) == Some(&identity) {
-                    return Ok(Answer::Open);
-                }
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Ok(meaning(&error.into())),
-        }
-    }
-}
-
-fn meaning(error: &io::Error) -> Answer {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Answer::Silent,
-        io::ErrorKind::ConnectionRefused => Answer::Closed,
-        io::ErrorKind::PermissionDenied => Answer::Rejected,
-        _ => Answer::Unreachable,
-    }
-}
-
-/// RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0)));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 /// How an attempt ended; `None` when the time is over.
@@ -235,16 +153,6 @@ mod tests {
         assert!(says(v4, 3, 3) && says(v4, 3, 13) && says(v6, 1, 4) && says(v6, 1, 1));
         // Host unreachable, no route: no firewall.
         assert!(!says(v4, 3, 1) && !says(v4, 3, 0) && !says(v6, 1, 0) && !says(v6, 1, 3));
-    }
-
-    #[test]
-    fn checksums_are_right() {
-        let mut message = [8, 0, 0, 0, 0x12, 0x34, 0, 1];
-        let sum = checksum(&message);
-        assert_eq!(sum, !(0x0800 + 0x1234 + 1));
-        message[2..4].copy_from_slice(&sum.to_be_bytes());
-        assert_eq!(checksum(&message), 0, "over the whole");
-        assert_eq!(checksum(&[0xff, 0xff, 0xff, 0xff, 1]), !0x100);
     }
 
     #[test]

@@ -106,7 +106,11 @@ fn label(client: &Client, node: &str, labels: &Value) -> Result<()> {
     bail!("it was changed by others {TRIES} times meanwhile")
 }
 
-fn wait_for_pods(
+/// Waits until every pod of the lab's API runs. `go_on` is asked meanwhile.
+///
+/// # Errors
+/// When the lab does not answer, or pods do not run in time: with what they say.
+pub fn wait_for_pods(
     client: &Client,
     patience: Duration,
     go_on: &dyn Fn() -> Result<()>,
@@ -130,8 +134,12 @@ fn wait_for_pods(
     }
 }
 
-/// The kind is no part of Kubernetes: its definition comes with the project that makes it.
-fn define_cluster_policies(client: &Client) -> Result<()> {
+/// Gives a lab the kind ClusterNetworkPolicy. It is no part of Kubernetes: its definition comes with the project
+/// that makes it.
+///
+/// # Errors
+/// When the lab does not answer.
+pub fn define_cluster_policies(client: &Client) -> Result<()> {
     let (kind, version) = CLUSTER_POLICIES;
     let (group, version) = version.split_once('/').unwrap_or_default();
     let plural = "clusternetworkpolicies";
@@ -149,7 +157,10 @@ fn define_cluster_policies(client: &Client) -> Result<()> {
 }
 
 /// The policies of the lab's API, as agents name them, with their versions.
-fn versions(client: &Client) -> Result<BTreeMap<String, String>> {
+///
+/// # Errors
+/// When the lab does not answer.
+pub fn policy_versions(client: &Client) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     for (kind, path) in POLICIES {
         let items = match client.get(path) {
@@ -171,14 +182,18 @@ fn versions(client: &Client) -> Result<BTreeMap<String, String>> {
     Ok(all)
 }
 
-/// Waits until the kernel of each node has the policies of the lab's API as they are now, and no others.
-fn wait_until_enforced(
+/// Waits until the kernel of each node has the policies of the lab's API as they are now, and no others. `go_on` is
+/// asked meanwhile.
+///
+/// # Errors
+/// When the lab does not answer, or an agent does not enforce them in time: with what it says.
+pub fn wait_until_enforced(
     spec: &Spec,
     client: &Client,
     patience: Duration,
     go_on: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
-    let wanted = versions(client)?;
+    let wanted = policy_versions(client)?;
     let start = Instant::now();
     loop {
         let late: Vec<String> =

@@ -35,6 +35,7 @@ mod topology;
 pub use agents::{Action, AgentState};
 pub use blueprint::{Blueprint, MOST_PODS, MOST_WORKERS};
 pub use client::{Client, Refusal};
+pub use copy::{define_cluster_policies, policy_versions, wait_for_pods, wait_until_enforced};
 pub use daemon::run as run_daemon;
 pub use enter::exec;
 pub use fault::{Fault, How, clear, inflict};

@@ -13,6 +13,7 @@ use causeway_enforce::trace::{self, NEW, Packet};
 use causeway_kernel::NetNs;
 use causeway_kernel::nft::Nft;
 use causeway_kernel::probe::{self, Answer};
+use causeway_lab::Ask;
 use causeway_model::nft::{Hook, NftFamily, NftTable};
 use causeway_policy::explain::Explanation;
 use causeway_policy::{Protocol, Transport, Who, World};
@@ -26,6 +27,8 @@ use super::drops;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The kernel gathers what it tells of drops for a moment.
 const TOLD_AFTER: Duration = Duration::from_millis(300);
+/// What is said when nothing comes back.
+const SILENT: &str = "no answer";
 /// A port that is given to clients, as a rule.
 const CLIENT_PORT: u16 = 40_000;
 
@@ -151,32 +154,24 @@ impl Node {
                 one.from
             )
         })?;
-        let ns = NetNs::open(&ns).with_context(|| ns.clone())?;
         let before = SystemTime::now();
-        let answer = ns.run(|| match one.transport {
-            Transport::Port(Protocol::Tcp, port) => probe::tcp(SocketAddr::new(to, port), PATIENCE),
-            Transport::Port(Protocol::Udp, port) => probe::udp(SocketAddr::new(to, port), PATIENCE),
-            Transport::Port(Protocol::Sctp, _) => {
-                Err(std::io::Error::other("probes are sent by TCP, UDP and ICMP"))
-            }
-            Transport::Other => probe::echo(to, PATIENCE),
-        })?;
-        let answer = answer.context("the probe")?;
-        let allowed = one.judgement.allowed();
-        let silent_by_nature = matches!(one.transport, Transport::Port(Protocol::Udp, _));
-        let (reached, mut words) = match answer {
-            Answer::Open => (Some(true), "it was answered".to_owned()),
-            Answer::Closed => {
-                (Some(true), "it was reached: nobody listens at that port".to_owned())
-            }
-            Answer::Rejected => {
-                (None, "a firewall says no: none of Causeway's rules does".to_owned())
-            }
-            Answer::Unreachable => (None, "there is no way there".to_owned()),
-            Answer::Silent if silent_by_nature => (None, "no answer".to_owned()),
-            Answer::Silent => (Some(false), "no answer".to_owned()),
+        let reaches = |ask| causeway_lab::reaches(Path::new(&ns), None, to, ask, PATIENCE);
+        let (reached, said) = match one.transport {
+            Transport::Port(Protocol::Tcp, port) => tcp(&ns, SocketAddr::new(to, port))?,
+            // Who listens may well say nothing.
+            Transport::Port(Protocol::Udp, port) => match reaches(Ask::Udp(port))? {
+                true => (Some(true), "it was reached: somebody answers, or nobody listens"),
+                false => (None, SILENT),
+            },
+            Transport::Port(Protocol::Sctp, _) => bail!("probes are sent by TCP, UDP and ICMP"),
+            Transport::Other => match reaches(Ask::Echo)? {
+                true => (Some(true), "it was answered"),
+                false => (Some(false), SILENT),
+            },
         };
-        if answer == Answer::Silent {
+        let allowed = one.judgement.allowed();
+        let mut words = said.to_owned();
+        if said == SILENT {
             match self.dropped(one, before)? {
                 Some(line) => {
                     words += &format!("; {line}");
@@ -246,6 +241,19 @@ fn numbers(transport: Transport, from: IpAddr) -> (u8, u16) {
         Transport::Port(protocol, port) => (protocol.number(), port),
         Transport::Other => (if from.is_ipv4() { 1 } else { 58 }, 0),
     }
+}
+
+/// Whether a connection gets there, where that can be told, and in words.
+fn tcp(ns: &str, to: SocketAddr) -> Result<(Option<bool>, &'static str)> {
+    let opened = NetNs::open(ns).with_context(|| ns.to_owned())?;
+    let answer = opened.run(|| probe::tcp(to, PATIENCE))?.context("the probe")?;
+    Ok(match answer {
+        Answer::Open => (Some(true), "it was answered"),
+        Answer::Closed => (Some(true), "it was reached: nobody listens at that port"),
+        Answer::Rejected => (None, "a firewall says no: none of Causeway's rules does"),
+        Answer::Unreachable => (None, "there is no way there"),
+        Answer::Silent => (Some(false), SILENT),
+    })
 }
 
 /// The network namespace of the pod that has an address, by its attachment.

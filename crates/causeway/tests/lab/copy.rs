@@ -9,7 +9,7 @@ use causeway_types::state::Attach;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::enforce::{apply, define_cluster_policies, namespace, settled, truth};
+use crate::enforce::{apply, namespace, settled, truth};
 use crate::world::{PATIENCE, World, binaries, dual, eventually, isolated};
 
 fn examples() -> PathBuf {
@@ -129,7 +129,7 @@ fn cluster() -> World {
         ],
     });
     apply(&world, "shop", "db", &db);
-    define_cluster_policies(&world);
+    causeway_lab::define_cluster_policies(&world.client).unwrap();
     let admin = json!({
         "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
         "metadata": {"name": "racks"},

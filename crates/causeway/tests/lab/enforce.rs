@@ -1,6 +1,5 @@
 //! Policies in the kernel: what the evaluator says is what packets meet.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -68,34 +67,16 @@ pub(crate) fn pod(world: &World, name: &str, node: &str, labels: &Value) -> Pod 
 
 /// The state that an agent says it enforces.
 pub(crate) fn enforced(world: &World, node: &str) -> Result<Value, String> {
-    let said = causeway_agent::client::request(&world.socket(node), "GET", "/v1/policies");
-    let said = said.map_err(|e| format!("{e:#}"))?;
-    serde_json::from_slice(&said).map_err(|e| e.to_string())
+    let said = causeway_agent::client::policies(&world.socket(node));
+    said.map(|said| json!(said)).map_err(|e| format!("{e:#}"))
 }
 
 /// Waits until the agents of all nodes have told their kernels of the policies of the API, and of no others.
+#[track_caller]
 pub(crate) fn settled(world: &World, number: usize) {
-    let mut versions = BTreeMap::new();
-    for path in ["/apis/networking.k8s.io/v1/networkpolicies", CLUSTER_POLICIES] {
-        let Ok(list) = world.client.get(path) else { continue };
-        for object in list["items"].as_array().unwrap() {
-            let meta = &object["metadata"];
-            let text = |key: &str| meta[key].as_str().unwrap_or_default().to_owned();
-            let name = match meta["namespace"].as_str() {
-                Some(namespace) => format!("NetworkPolicy {namespace}/{}", text("name")),
-                None => format!("ClusterNetworkPolicy {}", text("name")),
-            };
-            versions.insert(name, text("resourceVersion"));
-        }
-    }
+    let versions = causeway_lab::policy_versions(&world.client).unwrap();
     assert_eq!(versions.len(), number, "{versions:?}");
-    for node in world.spec.node_names() {
-        eventually(&format!("{node} enforces {versions:?}"), PATIENCE, || {
-            let said = enforced(world, &node)?;
-            let good = said["policies"] == json!(versions) && said["synced"] == true;
-            if good && said["problem"].is_null() { Ok(()) } else { Err(said.to_string()) }
-        });
-    }
+    causeway_lab::wait_until_enforced(&world.spec, &world.client, PATIENCE, &|| Ok(())).unwrap();
 }
 
 /// Whether a connection comes to its other end: it is taken, or refused there.
@@ -441,20 +422,6 @@ impl Dice {
     }
 }
 
-pub(crate) fn define_cluster_policies(world: &World) {
-    let definition = json!({
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {"name": "clusternetworkpolicies.policy.networking.k8s.io"},
-        "spec": {
-            "group": "policy.networking.k8s.io", "scope": "Cluster",
-            "names": {"plural": "clusternetworkpolicies", "kind": "ClusterNetworkPolicy"},
-            "versions": [{"name": "v1alpha2", "served": true, "storage": true}],
-        },
-    });
-    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-    world.client.post(path, &definition).unwrap();
-}
-
 /// Random policies of both kinds, changed at random: packets meet what the evaluator says, each time.
 fn random_policies_hold(spec: Spec) {
     let seed = std::env::var("CAUSEWAY_SEED").ok().and_then(|text| text.parse().ok());
@@ -486,7 +453,7 @@ fn random_policies_hold(spec: Spec) {
         blocks.extend(
             pods[0].ips.iter().map(|ip| format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 })),
         );
-        define_cluster_policies(world);
+        causeway_lab::define_cluster_policies(&world.client).unwrap();
         let mut there: Vec<(String, String)> = Vec::new();
         let (mut made, mut asked) = (0, 0);
         for round in 0..rounds {

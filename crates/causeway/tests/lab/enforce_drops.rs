@@ -8,9 +8,7 @@ use causeway_types::Family;
 use causeway_types::state::Attach;
 use serde_json::{Value, json};
 
-use crate::enforce::{
-    CLUSTER_POLICIES, apply, define_cluster_policies, pod, remove, settled, tcp, udp,
-};
+use crate::enforce::{CLUSTER_POLICIES, apply, pod, remove, settled, tcp, udp};
 use crate::world::{PATIENCE, World, binaries, dual, eventually, with};
 
 /// `causeway policy LINE` on a node, as the agent there may ask the API: the exit code and what was said.
@@ -51,7 +49,7 @@ fn told(world: &World, node: &str, words: &[&str]) -> Value {
 /// how much.
 fn every_drop_has_a_name(attach: Attach, road: Road) {
     with(dual(2, attach, road), |world| {
-        define_cluster_policies(world);
+        causeway_lab::define_cluster_policies(&world.client).unwrap();
         let shop = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
         world.client.post("/api/v1/namespaces", &shop).unwrap();
         let front = pod(world, "shop/front", "node-1", &json!({"app": "front"}));

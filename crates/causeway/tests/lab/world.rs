@@ -240,13 +240,7 @@ impl World {
     /// the pods of a node that has booted start one after the other.
     #[track_caller]
     pub(crate) fn pods_run(&self) {
-        eventually("every pod runs", PATIENCE, || {
-            let pods = causeway_lab::pods(&self.client).map_err(|e| format!("{e:#}"))?;
-            match pods.iter().find(|pod| pod.phase != "Running") {
-                None => Ok(()),
-                Some(pod) => Err(format!("{pod:?}")),
-            }
-        });
+        causeway_lab::wait_for_pods(&self.client, PATIENCE, &|| Ok(())).unwrap();
     }
 
     /// Every pod reaches every pod and the outside, nodes reach pods.
