@@ -30,6 +30,10 @@ pub const LOG_BYTES: u32 = 128;
 /// The group that the agent listens at: "CW".
 pub const LOG_GROUP: u16 = 0x4357;
 
+/// The end of the text that packets to who opened the connection are logged with. At the hooks of the table the
+/// header with this says between whom it is, also where the kernel hands over no connections with packets.
+const REPLY: &str = " reply";
+
 /// Why a packet is dropped; the beginning of the text that it is logged with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
@@ -47,10 +51,14 @@ impl Reason {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::Invalid, Self::Midstream];
 
-    /// By the text that it is logged with.
+    /// By the text that it is logged with, and whether the packet goes to who opened its connection.
     #[must_use]
-    pub fn of(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.word() == text)
+    pub fn of(text: &str) -> Option<(Self, bool)> {
+        let (word, reply) = match text.strip_suffix(REPLY) {
+            Some(word) => (word, true),
+            None => (text, false),
+        };
+        Some((Self::ALL.into_iter().find(|reason| reason.word() == word)?, reply))
     }
 
     /// The chains that count packets that are dropped for it.
@@ -78,7 +86,7 @@ impl Reason {
         }
     }
 
-    /// As it is logged.
+    /// As it is logged, but for [`REPLY`].
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -309,17 +317,31 @@ fn denial(direction: Direction, read: Read) -> Vec<Rule> {
         let pair = Stmt::lookup(both, MatchOp::Eq, itself(family));
         rules.push(Rule::new("to itself", [pair, Stmt::Verdict(Verdict::Return)]));
     }
-    rules.push(log(match direction {
+    let reason = match direction {
         Direction::Ingress => Reason::Ingress,
         Direction::Egress => Reason::Egress,
-    }));
+    };
+    match read {
+        Read::Connection => {
+            let is = |direction| Stmt::is(Field::CtDirection, KeyPart::CtDirection(direction));
+            let told = logged(reason.word().to_owned());
+            rules.push(rule([vec![is(0)], told].concat()));
+            let told = logged(format!("{}{REPLY}", reason.word()));
+            rules.push(rule([vec![is(1)], told].concat()));
+        }
+        Read::Header => rules.push(log(reason)),
+    }
     rules.push(drop());
     rules
 }
 
 fn log(reason: Reason) -> Rule {
-    let (group, prefix) = (LOG_GROUP, reason.word().to_owned());
-    rule([Stmt::Limit { rate: LOGGED }, Stmt::Log { group, prefix, snaplen: LOG_BYTES }])
+    rule(logged(reason.word().to_owned()))
+}
+
+fn logged(prefix: String) -> Vec<Stmt> {
+    let group = LOG_GROUP;
+    vec![Stmt::Limit { rate: LOGGED }, Stmt::Log { group, prefix, snaplen: LOG_BYTES }]
 }
 
 fn drop() -> Rule {

@@ -26,9 +26,6 @@ const WITH_CONNECTION: u16 = 4;
 const PAYLOAD: u16 = 9;
 const PREFIX: u16 = 10;
 const CT: u16 = 18;
-const CT_INFO: u16 = 19;
-/// `IP_CT_IS_REPLY`: this and above are packets of who answers.
-const IS_REPLY: u32 = 3;
 
 // Attributes of a connection (`linux/netfilter/nfnetlink_conntrack.h`).
 const TUPLE_ORIG: u16 = 1;
@@ -45,8 +42,10 @@ const GATHERED_FOR: u32 = 5;
 /// How much is read at a time, so that a flood cannot hold up the reader.
 const DATAGRAMS: usize = 64;
 
+const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
 const SCTP: u8 = 132;
 
 /// One end of a packet or connection: an address, and its port where the protocol has some.
@@ -63,8 +62,6 @@ pub struct Tracked {
     pub asked: End,
     /// Who answers.
     pub server: End,
-    /// The packet goes to the client.
-    pub reply: bool,
 }
 
 /// A packet's header.
@@ -85,7 +82,10 @@ pub struct Logged {
     pub prefix: String,
     /// Of the packet; `None` where it cannot be read.
     pub header: Option<Header>,
-    /// Its connection; `None` where it belongs to none.
+    /// Of the packet that it is about, where it is an ICMP error.
+    pub about: Option<Header>,
+    /// Its connection; `None` where it belongs to none, or the kernel does not tell of it
+    /// (see [`Log::tells_of_connections`]).
     pub connection: Option<Tracked>,
 }
 
@@ -93,6 +93,7 @@ pub struct Logged {
 #[derive(Debug)]
 pub struct Log {
     socket: Socket,
+    connections: bool,
 }
 
 impl Log {
@@ -124,9 +125,16 @@ impl Log {
             let what = || format!("listen at log group {group}");
             outcome.map_err(|refusal| Error::refused(what(), refusal))?;
         }
-        // Without it the connection is told by the header alone.
-        socket.transact(vec![set(&[(CFG_FLAGS, &WITH_CONNECTION.to_be_bytes())])])?;
-        Ok(Self { socket })
+        let flags = set(&[(CFG_FLAGS, &WITH_CONNECTION.to_be_bytes())]);
+        let connections = socket.transact(vec![flags])?.iter().all(Result::is_ok);
+        Ok(Self { socket, connections })
+    }
+
+    /// Whether this kernel hands over connections with packets: not if it was built without
+    /// `CONFIG_NETFILTER_NETLINK_GLUE_CT`.
+    #[must_use]
+    pub fn tells_of_connections(&self) -> bool {
+        self.connections
     }
 
     /// Reads what there is, without waiting: packets, and whether the kernel could not hand over some.
@@ -158,16 +166,17 @@ fn decode(reply: Reply<'_>) -> Option<Logged> {
         return None;
     }
     let body = reply.body.get(4..)?;
-    let info = find(body, CT_INFO).and_then(|v| Some(u32::from_be_bytes(*v.first_chunk()?)));
+    let packet = find(body, PAYLOAD).and_then(headers);
     Some(Logged {
         prefix: find(body, PREFIX).and_then(read::text).unwrap_or_default().to_owned(),
-        header: find(body, PAYLOAD).and_then(header),
-        connection: find(body, CT).and_then(|ct| connection(ct, info? >= IS_REPLY)),
+        header: packet.map(|(header, _)| header),
+        about: packet.and_then(|(_, about)| about),
+        connection: find(body, CT).and_then(connection),
     })
 }
 
 /// Reads a connection's ends.
-fn connection(ct: &[u8], reply: bool) -> Option<Tracked> {
+fn connection(ct: &[u8]) -> Option<Tracked> {
     let [orig, answer] = [find(ct, TUPLE_ORIG)?, find(ct, TUPLE_REPLY)?];
     let protocol = *find(find(orig, TUPLE_PROTO)?, PROTO_NUM)?.first()?;
     // `CTA_IP_V4_SRC` and its like.
@@ -177,7 +186,6 @@ fn connection(ct: &[u8], reply: bool) -> Option<Tracked> {
         client: source(orig)?,
         asked: end(orig, [2, 4], PROTO_DST_PORT)?,
         server: source(answer)?,
-        reply,
     })
 }
 
@@ -188,8 +196,21 @@ fn end(tuple: &[u8], addresses: [u16; 2], port: u16) -> Option<End> {
     Some((ip, port.and_then(|v| Some(u16::from_be_bytes(*v.first_chunk()?)))))
 }
 
-/// Reads a packet's header (RFC 791, RFC 8200), of later fragments without ports.
-fn header(packet: &[u8]) -> Option<Header> {
+/// Reads a packet's header, and that of the one it is about where it is an ICMP error (RFC 792, RFC 4443).
+fn headers(packet: &[u8]) -> Option<(Header, Option<Header>)> {
+    let (outer, behind) = header(packet)?;
+    let error = |kind: u8| match outer.protocol {
+        ICMP => matches!(kind, 3 | 4 | 5 | 11 | 12),
+        ICMPV6 => kind < 128,
+        _ => false,
+    };
+    let icmp = behind.filter(|icmp| icmp.first().is_some_and(|kind| error(*kind)));
+    let about = icmp.and_then(|icmp| header(icmp.get(8..)?));
+    Some((outer, about.map(|(header, _)| header)))
+}
+
+/// Reads a header (RFC 791, RFC 8200), of later fragments without ports, and what is behind it.
+fn header(packet: &[u8]) -> Option<(Header, Option<&[u8]>)> {
     let (protocol, from, to, behind) = match packet.first()? >> 4 {
         4 => {
             let length = usize::from(packet[0] & 0xf) * 4;
@@ -210,7 +231,7 @@ fn header(packet: &[u8]) -> Option<Header> {
         let bytes = behind.filter(|_| ported)?.get(at..)?;
         Some(u16::from_be_bytes(*bytes.first_chunk()?))
     };
-    Some(Header { protocol, from: (from, port(0)), to: (to, port(2)) })
+    Some((Header { protocol, from: (from, port(0)), to: (to, port(2)) }, behind))
 }
 
 /// Passes over extension headers: the protocol, and what is behind them unless it is a later fragment.
@@ -241,6 +262,10 @@ fn upper(mut next: u8, mut rest: &[u8]) -> (u8, Option<&[u8]>) {
 mod tests {
     use super::*;
 
+    fn read(packet: &[u8]) -> Option<Header> {
+        headers(packet).map(|(header, _)| header)
+    }
+
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
@@ -257,12 +282,12 @@ mod tests {
             from: (ip("10.0.0.1"), Some(40000)),
             to: (ip("10.0.0.2"), Some(80)),
         };
-        assert_eq!(header(&v4), Some(is));
+        assert_eq!(read(&v4), Some(is));
         // A later fragment has no ports.
         v4[7] = 10;
-        assert_eq!(header(&v4).unwrap().to, (ip("10.0.0.2"), None));
+        assert_eq!(read(&v4).unwrap().to, (ip("10.0.0.2"), None));
         for cut in 0..20 {
-            assert_eq!(header(&v4[..cut]), None, "{cut}");
+            assert_eq!(read(&v4[..cut]), None, "{cut}");
         }
 
         let mut v6 = vec![0x60, 0, 0, 0, 0, 0, 60, 64];
@@ -271,14 +296,50 @@ mod tests {
         v6.extend([44, 0, 0, 0, 0, 0, 0, 0]);
         v6.extend([UDP, 0, 0, 1, 0, 0, 0, 0]);
         v6.extend([0, 53, 0x10, 0, 0, 0, 0, 0]);
-        let read = header(&v6).unwrap();
-        assert_eq!((read.protocol, read.from.1, read.to.1), (UDP, Some(53), Some(4096)));
-        assert_eq!(read.from.0, IpAddr::V6([0xfd; 16].into()));
+        let is = read(&v6).unwrap();
+        assert_eq!((is.protocol, is.from.1, is.to.1), (UDP, Some(53), Some(4096)));
+        assert_eq!(is.from.0, IpAddr::V6([0xfd; 16].into()));
         // A later fragment.
         v6[51] = 8;
-        assert_eq!((header(&v6).unwrap().protocol, header(&v6).unwrap().to.1), (UDP, None));
+        assert_eq!((read(&v6).unwrap().protocol, read(&v6).unwrap().to.1), (UDP, None));
         for cut in 0..v6.len() {
-            let _ = header(&v6[..cut]);
+            let _ = read(&v6[..cut]);
         }
+    }
+    /// An error from a router says nothing of the connection in its own header.
+    #[test]
+    fn what_an_error_is_about_is_read() {
+        let inner = |protocol: u8| {
+            let mut v4 = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0];
+            v4.extend([10, 0, 0, 1, 10, 0, 0, 2, 0x9c, 0x40, 0, 80, 0, 0, 0, 0]);
+            v4
+        };
+        let mut error = inner(ICMP);
+        error.truncate(20);
+        error.extend([3, 1, 0, 0, 0, 0, 0, 0]);
+        error.extend(inner(TCP));
+        let (outer, about) = headers(&error).unwrap();
+        assert_eq!((outer.protocol, outer.to.1), (ICMP, None));
+        assert_eq!(
+            about.map(|h| (h.protocol, h.from.1, h.to.1)),
+            Some((TCP, Some(40000), Some(80)))
+        );
+        for cut in 0..error.len() {
+            let _ = headers(&error[..cut]);
+        }
+        // An echo request may carry anything.
+        error[20] = 8;
+        assert_eq!(headers(&error).unwrap().1, None);
+
+        let mut v6 = vec![0x60, 0, 0, 0, 0, 0, ICMPV6, 64];
+        v6.extend([0xfd; 32]);
+        v6.extend([1, 0, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, 0, UDP, 64]);
+        v6.extend([0xfd; 16]);
+        v6.extend([0xfe; 16]);
+        v6.extend([0, 53, 0x10, 0, 0, 0, 0, 0]);
+        let about = headers(&v6).unwrap().1.unwrap();
+        assert_eq!((about.protocol, about.from.1, about.to.1), (UDP, Some(53), Some(4096)));
+        v6[40] = 128;
+        assert_eq!(headers(&v6).unwrap().1, None);
     }
 }

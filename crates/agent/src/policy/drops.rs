@@ -47,7 +47,8 @@ pub struct DropRecord {
     pub from: DropEnd,
     /// Who is to answer it, or was to get the packet.
     pub to: DropEnd,
-    /// What was asked for, where that is another address or port than that of who answers: a Service.
+    /// What was asked for, where that is another address or port than that of who answers: a Service. Kernels
+    /// without `CONFIG_NETFILTER_NETLINK_GLUE_CT` do not tell it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked: Option<String>,
     /// By what: `tcp/80`, `icmp`, `protocol 47`.
@@ -160,10 +161,9 @@ impl Drops {
     ) -> Option<Count> {
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let reason = Reason::of(&packet.prefix)?;
-        let (from, to, protocol) = ends(packet, reason)?;
+        let (reason, answers) = Reason::of(&packet.prefix)?;
+        let (from, to, protocol) = ends(packet, reason, answers)?;
         let key = Key { from: from.0, to: to.0, protocol, port: to.1, reason };
-        let answers = packet.connection.is_some_and(|c| c.reply);
         if self.all.get(&key).is_none_or(|kept| kept.revision != revision) {
             let mut fresh = judge(packet, key, enforcer, revision);
             (fresh.record.first, fresh.record.last) = (now, now);
@@ -220,13 +220,22 @@ impl Drops {
     }
 }
 
-/// Between whom, as policies see it.
-fn ends(packet: &Logged, reason: Reason) -> Option<(End, End, u8)> {
-    match (packet.connection, packet.header) {
-        (Some(of), _) if reason.direction().is_some() => Some((of.client, of.server, of.protocol)),
-        (_, Some(header)) => Some((header.from, header.to, header.protocol)),
-        (_, None) => None,
+/// Between whom, as policies see it: who opened the connection and who answers it. The rules are where a header
+/// has both, before and behind any translation.
+fn ends(packet: &Logged, reason: Reason, answer: bool) -> Option<(End, End, u8)> {
+    if let (Some(of), Some(_)) = (packet.connection, reason.direction()) {
+        return Some((of.client, of.server, of.protocol));
     }
+    let header = packet.header?;
+    // An error goes the other way than what it is about.
+    let (header, answer) = match packet.about.filter(|_| reason.direction().is_some()) {
+        Some(about) => (about, !answer),
+        None => (header, answer),
+    };
+    Some(match answer {
+        false => (header.from, header.to, header.protocol),
+        true => (header.to, header.from, header.protocol),
+    })
 }
 
 fn judge(packet: &Logged, key: Key, enforcer: &Enforcer, revision: u64) -> Kept {

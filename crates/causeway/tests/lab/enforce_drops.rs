@@ -142,7 +142,8 @@ fn words(world: &World) {
     assert_eq!(text.lines().count(), 1, "the sum alone: {text}");
 }
 
-/// A connection that was allowed is forbidden: its answers are dropped where they come from.
+/// A connection that was allowed is forbidden: who opened it and who answers is told rightly, whichever of
+/// them sends.
 fn an_answer_that_is_stopped(world: &World) {
     use std::io::{Read, Write};
     let open = json!({"podSelector": {"matchLabels": {"app": "late"}}, "ingress": [{}]});
@@ -150,24 +151,44 @@ fn an_answer_that_is_stopped(world: &World) {
     apply(world, "shop", "late", &open);
     settled(world, 3);
     let far = causeway_lab::find_pod(&world.client, "shop/db").unwrap();
-    let to = std::net::SocketAddr::from((late.ip(Family::V4).unwrap(), 8080));
-    let mut stream = causeway_lab::inside(&world.netns(&far), || {
-        Ok(std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3))?)
-    })
-    .unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
-    stream.write_all(b"a").unwrap();
-    stream.read_exact(&mut [0]).unwrap();
+    let connections = Family::BOTH.map(|family| {
+        let at = std::net::SocketAddr::from((late.ip(family).unwrap(), 0));
+        let listener =
+            causeway_lab::inside(&world.netns(&late), || Ok(std::net::TcpListener::bind(at)?));
+        let listener = listener.unwrap();
+        let to = listener.local_addr().unwrap();
+        let client = causeway_lab::inside(&world.netns(&far), || {
+            Ok(std::net::TcpStream::connect_timeout(&to, Duration::from_secs(3))?)
+        });
+        let (mut client, (mut server, _)) = (client.unwrap(), listener.accept().unwrap());
+        client.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        server.write_all(b"a").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+        (family, client, server)
+    });
     remove(world, "shop", "late");
     let closed =
         json!({"podSelector": {"matchLabels": {"app": "late"}}, "policyTypes": ["Ingress"]});
     apply(world, "shop", "late", &closed);
     settled(world, 3);
-    stream.write_all(b"b").unwrap();
-    let from = far.ip(Family::V4).unwrap().to_string();
-    let record = told(world, "node-1", &[&from, "tcp/8080", "shop/late"]);
-    assert_eq!(record["from"]["pod"], "shop/db", "who opened it: {record}");
-    assert_eq!(record["policies"], json!(["NetworkPolicy shop/late"]), "{record}");
+    for (family, mut client, mut server) in connections {
+        let port = format!("tcp/{}", server.local_addr().unwrap().port());
+        let from = far.ip(family).unwrap().to_string();
+        for answers in [true, false] {
+            let way = if answers { server.write_all(b"b") } else { client.write_all(b"b") };
+            way.unwrap();
+            let record = told(world, "node-1", &[&from, &port, "shop/late"]);
+            assert_eq!(record["from"]["pod"], "shop/db", "who opened it: {record}");
+            assert_eq!(record["to"]["pod"], "shop/late", "who answers: {record}");
+            assert_eq!(record["answers"], true, "{record}");
+            assert_eq!(record["policies"], json!(["NetworkPolicy shop/late"]), "{record}");
+        }
+        let swapped = drops(world, "node-1")
+            .records
+            .into_iter()
+            .find(|record| record.from.pod.as_deref() == Some("shop/late"));
+        assert!(swapped.is_none(), "{swapped:?}");
+    }
     remove(world, "shop", "late");
     settled(world, 2);
 }
