@@ -19,6 +19,8 @@ pub(crate) struct Draft {
     rewritten: BTreeSet<String>,
     /// What elements of older sets were before.
     elements: BTreeMap<(String, Key), Option<Element>>,
+    /// Of them those that go when all else is done.
+    late: BTreeSet<(String, Key)>,
 }
 
 impl Draft {
@@ -31,6 +33,7 @@ impl Draft {
             gone_chains: BTreeSet::new(),
             rewritten: BTreeSet::new(),
             elements: BTreeMap::new(),
+            late: BTreeSet::new(),
         }
     }
 
@@ -115,6 +118,16 @@ impl Draft {
         }
     }
 
+    /// Takes an element out by a transaction after that of all that was put in: it is on its way to another set, and
+    /// a packet that has asked one of the two before and asks the other one behind would find it in none.
+    pub(crate) fn take_out_late(&mut self, set: &str, key: Key) {
+        self.put(set, key.clone(), None);
+        let at = (set.to_owned(), key);
+        if self.elements.contains_key(&at) {
+            self.late.insert(at);
+        }
+    }
+
     /// What has to be done for the changes, as transactions; from now on they count as done. What is new is
     /// there before anything leads to it: the kernel fills sets of ranges a moment after the transaction. What goes
     /// goes when nothing leads to it any more: a packet that is on its way through it would find its sets empty.
@@ -148,12 +161,14 @@ impl Draft {
             second.push(NftOp::AddChain { name: name.clone(), base: chain.base.clone() });
             second.extend(rules(name, chain));
         }
-        second.extend(self.element_ops());
+        let [out, into, late] = self.element_ops();
+        second.extend(out);
+        second.extend(into);
         for (name, chain) in self.rewritten.iter().filter_map(|n| table.chains.get_key_value(n)) {
             second.push(NftOp::FlushChain { name: name.clone() });
             second.extend(rules(name, chain));
         }
-        let mut third = Vec::new();
+        let mut third = late;
         for chain in &self.gone_chains {
             third.push(NftOp::FlushChain { name: chain.clone() });
         }
@@ -169,19 +184,23 @@ impl Draft {
         self.gone_chains.clear();
         self.rewritten.clear();
         self.elements.clear();
+        self.late.clear();
         [first, second, third].into_iter().filter(|ops| !ops.is_empty()).collect()
     }
 
-    /// Elements taken out, then elements put in, by set.
-    fn element_ops(&self) -> Vec<NftOp> {
-        let mut out: BTreeMap<&str, BTreeMap<Key, Element>> = BTreeMap::new();
-        let mut into: BTreeMap<&str, BTreeMap<Key, Element>> = BTreeMap::new();
-        for ((set, key), before) in &self.elements {
+    /// Elements to be taken out, to be put in, and to be taken out late, by set.
+    fn element_ops(&self) -> [Vec<NftOp>; 3] {
+        type Some<'a> = BTreeMap<&'a str, BTreeMap<Key, Element>>;
+        let [mut out, mut into, mut late] = [Some::new(), Some::new(), Some::new()];
+        for (at, before) in &self.elements {
+            let (set, key) = at;
             let now = self.table.sets.get(set).and_then(|s| s.elements.get(key));
             if before.as_ref() == now {
                 continue;
             }
             if let Some(before) = before {
+                let out =
+                    if now.is_none() && self.late.contains(at) { &mut late } else { &mut out };
                 out.entry(set).or_default().insert(key.clone(), before.clone());
             }
             if let Some(now) = now {
@@ -189,19 +208,25 @@ impl Draft {
             }
         }
         let of = |set: &str| self.table.sets.get(set).map(frame);
-        let out = out.into_iter().filter_map(|(set, elements)| {
-            Some(NftOp::DelElements { set: set.to_owned(), of: of(set)?, elements })
-        });
+        let delete = |some: Some<'_>| {
+            let some = some.into_iter();
+            some.filter_map(|(set, elements)| {
+                Some(NftOp::DelElements { set: set.to_owned(), of: of(set)?, elements })
+            })
+            .collect()
+        };
+        let (out, late) = (delete(out), delete(late));
         let into = into.into_iter().filter_map(|(set, elements)| {
             Some(NftOp::AddElements { set: set.to_owned(), of: of(set)?, elements })
         });
-        out.chain(into).collect()
+        [out, into.collect(), late]
     }
 
     /// What has to be done to a table that was found so that it comes out as this one, as transactions; from
     /// then on all changes count as done. `None`: there is no table.
     pub(crate) fn from(&mut self, found: Option<&NftTable>) -> Vec<Vec<NftOp>> {
         self.elements.clear();
+        self.late.clear();
         let mut ops = Vec::new();
         let Some(found) = found else {
             self.all_new();

@@ -20,8 +20,21 @@ use crate::frame;
 use crate::part;
 pub use cause::Cause;
 
-/// Selectors of more pods than this are groups: their members are kept once, not in each program.
-const MANY: usize = 512;
+/// From which sizes on things are kept in another form. Semantics do not depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Selectors of more pods than this are groups: their members are kept once, not in each program.
+    pub many: usize,
+    /// Of addresses that a program lists, those with one set of ports are in a set of their own if they are more
+    /// than this.
+    pub few: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { many: 512, few: 8 }
+    }
+}
 
 /// Something changed.
 #[derive(Clone, Debug)]
@@ -51,6 +64,11 @@ struct Key {
 struct Kept {
     name: String,
     program: Program,
+    /// The sets of ports that have sets of addresses: see [`part::usual`].
+    usual: Vec<PortSet>,
+    /// Listed addresses with other sets of ports, and how many they may become until what is usual is asked again.
+    others: usize,
+    most_others: usize,
     users: BTreeSet<PodName>,
 }
 
@@ -86,7 +104,7 @@ struct Endpoint {
 #[derive(Debug)]
 pub struct Enforcer {
     me: Text,
-    many: usize,
+    sizes: Sizes,
     world: World,
     /// Pods of this node as the API has, or last had, them.
     local: BTreeMap<PodName, Pod>,
@@ -113,15 +131,15 @@ impl Enforcer {
     /// Of a node, which knows of nothing yet.
     #[must_use]
     pub fn new(me: impl Into<Text>) -> Self {
-        Self::with_groups_of(me, MANY)
+        Self::with_sizes(me, Sizes::default())
     }
 
-    /// As [`Enforcer::new`], where selectors of more than `many` pods are groups.
+    /// As [`Enforcer::new`], with other sizes.
     #[must_use]
-    pub fn with_groups_of(me: impl Into<Text>, many: usize) -> Self {
+    pub fn with_sizes(me: impl Into<Text>, sizes: Sizes) -> Self {
         Self {
             me: me.into(),
-            many,
+            sizes,
             world: World::default(),
             local: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -331,7 +349,7 @@ impl Enforcer {
         }
         for ip in &old {
             if self.owners.get(ip) == Some(name) {
-                self.owners.remove(ip);
+                self.set_owner(*ip, None, touched);
             }
         }
         match addresses {
@@ -352,13 +370,13 @@ impl Enforcer {
             let heir = self.endpoints.iter().find(|(_, e)| e.addresses.contains(ip));
             if let Some(heir) = heir.map(|(name, _)| name.clone()) {
                 self.withdraw(&heir);
-                self.owners.insert(*ip, heir.clone());
+                self.set_owner(*ip, Some(heir.clone()), touched);
                 touched.endpoints.insert(heir.clone());
                 former.push(heir);
             }
         }
         for ip in &new {
-            let before = self.owners.insert(*ip, name.clone());
+            let before = self.set_owner(*ip, Some(name.clone()), touched);
             if let Some(before) = before.filter(|before| before != name) {
                 self.clear(*ip);
                 former.push(before);
@@ -383,6 +401,21 @@ impl Enforcer {
         let here = self.world.pod(name).is_some_and(|pod| self.is_here(pod));
         if !self.endpoints.contains_key(name) && !here {
             self.local.remove(name);
+        }
+    }
+
+    /// Whoever is attached here with an address has it, whatever objects of others say. Answers who had it before.
+    fn set_owner(
+        &mut self,
+        ip: IpAddr,
+        owner: Option<PodName>,
+        touched: &mut Touched,
+    ) -> Option<PodName> {
+        touched.addresses.insert(ip);
+        self.world.set_holder(ip, owner.clone());
+        match owner {
+            Some(owner) => self.owners.insert(ip, owner),
+            None => self.owners.remove(&ip),
         }
     }
 
@@ -491,7 +524,7 @@ impl Enforcer {
             self.draft.put(&frame::map(direction, family), vec![key.clone()], None);
         }
         self.draft.put(&frame::isolated(family), vec![key.clone()], None);
-        self.draft.put(&frame::itself(family), vec![key.clone(), key], None);
+        self.draft.take_out_late(&frame::itself(family), vec![key.clone(), key]);
     }
 
     /// Leads a pod's packets to a program, or past all.
@@ -521,7 +554,12 @@ impl Enforcer {
             let (family, key) = (Family::of(ip), KeyPart::addr(ip));
             let element = || (!open).then(Element::default);
             self.draft.put(&frame::isolated(family), vec![key.clone()], element());
-            self.draft.put(&frame::itself(family), vec![key.clone(), key], element());
+            let itself = (frame::itself(family), vec![key.clone(), key]);
+            match element() {
+                // A packet that its program denies asks for it then.
+                None => self.draft.take_out_late(&itself.0, itself.1),
+                element => self.draft.put(&itself.0, itself.1, element),
+            }
         }
     }
 }

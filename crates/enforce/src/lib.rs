@@ -4,8 +4,8 @@
 //! A packet takes a number of look-ups that does not grow with policies, pods or blocks:
 //!
 //! 1. the address of the pod on this node, in a map of such pods: its program;
-//! 2. in the program the other end's address, in a map of single addresses, then in up to three groups of pods,
-//!    then in ranges: a set of ports;
+//! 2. in the program the other end's address, in up to three sets and a map of single addresses, then in up to
+//!    three groups of pods, then in ranges: a set of ports;
 //! 3. the port, in that set.
 //!
 //! Programs are shared by pods that policies cannot tell apart, sets of ports by programs. Names tell contents, so
@@ -18,5 +18,5 @@ mod frame;
 mod part;
 pub mod trace;
 
-pub use enforcer::{Cause, Change, Enforcer, Realised};
+pub use enforcer::{Cause, Change, Enforcer, Realised, Sizes};
 pub use frame::{LOG_BYTES, LOG_GROUP, Reason};

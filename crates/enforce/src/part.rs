@@ -1,6 +1,6 @@
 //! Programs and sets of ports as sets and chains of the table.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
@@ -16,6 +16,8 @@ use crate::frame::{self, Read, UNTRACKED, goto, rule, state};
 
 /// Ranges of more ports than this are kept as ranges, in a set that is not hashed.
 const WIDE: u16 = 64;
+/// A program has at most so many usual sets of ports: each costs packets a look-up.
+const MOST_USUAL: usize = 3;
 
 /// A part of the table that nobody changes once it is there, but for the elements of its sets.
 #[derive(Clone, Debug, Default)]
@@ -30,9 +32,28 @@ fn hash(value: impl Hash) -> String {
     format!("{:016x}", hasher.finish())
 }
 
+/// The sets of ports that most listed addresses of a program have, each that of more than `few`: such addresses
+/// are kept in plain sets, in the order of these. Whatever adds an element that leads to a chain has the kernel
+/// follow all such elements of the table (`nft_table_validate`), and a plain set has none.
+pub(crate) fn usual(program: &Program, few: usize) -> Vec<PortSet> {
+    let mut counts: HashMap<&PortSet, usize> = HashMap::new();
+    for ports in program.peers.values() {
+        *counts.entry(ports).or_default() += 1;
+    }
+    let mut all: Vec<(&PortSet, usize)> =
+        counts.into_iter().filter(|(_, count)| *count > few).collect();
+    all.sort_by(|(a, m), (b, n)| n.cmp(m).then(a.cmp(b)));
+    all.into_iter().take(MOST_USUAL).map(|(ports, _)| ports.clone()).collect()
+}
+
 /// The name of a program's parts, by all that it holds but its listed addresses, and by whose it is.
-pub(crate) fn program_name(direction: Direction, whose: impl Hash, program: &Program) -> String {
-    let content = (whose, &program.groups, &program.members, &program.ranges);
+pub(crate) fn program_name(
+    direction: Direction,
+    whose: impl Hash,
+    program: &Program,
+    usual: &[PortSet],
+) -> String {
+    let content = (whose, &program.groups, &program.members, &program.ranges, usual);
     format!("{}_{}", frame::word(direction), hash(content))
 }
 
@@ -41,9 +62,13 @@ pub(crate) fn program_chain(program: &str, family: Family) -> String {
     format!("{program}_{}", frame::digit(family))
 }
 
-/// The map of a program's listed addresses.
-pub(crate) fn listed(program: &str, family: Family) -> String {
-    format!("{program}_{}_p", frame::digit(family))
+/// Where a program's listed addresses with a set of ports are: a set for each usual one, and a map of all others.
+pub(crate) fn listed(program: &str, family: Family, usual: Option<usize>) -> String {
+    let digit = frame::digit(family);
+    match usual {
+        Some(number) => format!("{program}_{digit}_p{number}"),
+        None => format!("{program}_{digit}_p"),
+    }
 }
 
 fn ranges(program: &str, family: Family) -> String {
@@ -76,8 +101,8 @@ pub(crate) fn verdict(direction: Direction, ports: &PortSet) -> Verdict {
 }
 
 /// The sets of ports that a program leads to, but from its listed addresses.
-pub(crate) fn fixed_ports(program: &Program) -> BTreeSet<&PortSet> {
-    program.members.values().chain(program.ranges.values()).collect()
+pub(crate) fn fixed_ports<'a>(program: &'a Program, usual: &'a [PortSet]) -> BTreeSet<&'a PortSet> {
+    program.members.values().chain(program.ranges.values()).chain(usual).collect()
 }
 
 pub(crate) fn element(verdict: Verdict) -> Element {
@@ -85,11 +110,24 @@ pub(crate) fn element(verdict: Verdict) -> Element {
 }
 
 /// A program's chains and maps, without the listed addresses.
-pub(crate) fn program(name: &str, direction: Direction, program: &Program) -> Part {
+pub(crate) fn program(
+    name: &str,
+    direction: Direction,
+    program: &Program,
+    usual: &[PortSet],
+) -> Part {
     let mut part = Part::default();
     for family in Family::BOTH {
-        let (list, blocks) = (listed(name, family), ranges(name, family));
+        let (list, blocks) = (listed(name, family, None), ranges(name, family));
         part.sets.push((list.clone(), Set::vmap(KeyType::Addr(family))));
+        let usual: Vec<(String, Verdict)> = usual
+            .iter()
+            .enumerate()
+            .map(|(i, ports)| (listed(name, family, Some(i)), verdict(direction, ports)))
+            .collect();
+        for (set, _) in &usual {
+            part.sets.push((set.clone(), Set::of(KeyType::Addr(family), false)));
+        }
         let nets = nets(program, family);
         // The last rule: all addresses are in some range.
         let last = match nets.as_slice() {
@@ -107,7 +145,12 @@ pub(crate) fn program(name: &str, direction: Direction, program: &Program) -> Pa
         };
         let rules = |read: Read| {
             let peer = read.peer(direction, family);
-            let mut rules = vec![rule([Stmt::Vmap { fields: vec![peer], map: list.clone() }])];
+            let one = |(set, verdict): &(String, Verdict)| {
+                let within = Stmt::lookup([peer], MatchOp::Eq, set);
+                rule([within, Stmt::Verdict(verdict.clone())])
+            };
+            let mut rules: Vec<Rule> = usual.iter().map(one).collect();
+            rules.push(rule([Stmt::Vmap { fields: vec![peer], map: list.clone() }]));
             let last = rule([match last.clone() {
                 Stmt::Vmap { map, .. } => Stmt::Vmap { fields: vec![peer], map },
                 other => other,
@@ -247,12 +290,15 @@ pub(crate) fn ports(direction: Direction, ports: &PortSet) -> Part {
 impl Part {
     /// The parts of a program, by name alone.
     pub(crate) fn of_program(name: &str) -> (Vec<String>, Vec<String>) {
-        let sets = Family::BOTH.map(|f| [listed(name, f), ranges(name, f)]).concat();
+        let sets = Family::BOTH.into_iter().flat_map(|f| {
+            let usual = (0..MOST_USUAL).map(move |number| listed(name, f, Some(number)));
+            usual.chain([listed(name, f, None), ranges(name, f)])
+        });
         let chains = Family::BOTH.map(|f| {
             let chain = program_chain(name, f);
             [frame::untracked(&chain), chain]
         });
-        (sets, chains.concat())
+        (sets.collect(), chains.concat())
     }
 
     /// The sets that chains of a set of ports may ask.

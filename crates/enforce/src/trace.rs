@@ -147,6 +147,22 @@ pub fn passes(table: &NftTable, hook: Hook, packet: &Packet) -> Result<bool, Unk
     Ok(!walk(table, hook, packet, None)?)
 }
 
+/// As [`passes`], for a packet in whose time a transaction comes: it goes by the chains of `before`, and from the
+/// look-up of this number on (0: the first) it finds the sets of `after`.
+///
+/// # Errors
+/// As [`trace`].
+pub fn passes_while(
+    before: &NftTable,
+    after: &NftTable,
+    number: usize,
+    hook: Hook,
+    packet: &Packet,
+) -> Result<bool, Unknown> {
+    let mut walk = Walk { table: before, later: Some((after, number)), packet, steps: None };
+    Ok(!walk.hook(hook)?)
+}
+
 /// Whether it is dropped.
 fn walk(
     table: &NftTable,
@@ -154,32 +170,41 @@ fn walk(
     packet: &Packet,
     steps: Option<&mut Vec<String>>,
 ) -> Result<bool, Unknown> {
-    let of_hook = |base: &causeway_model::nft::Base| base.hook == hook;
-    let mut chains: Vec<_> =
-        table.chains.iter().filter(|(_, c)| c.base.as_ref().is_some_and(of_hook)).collect();
-    chains.sort_by_key(|(_, chain)| chain.base.as_ref().map(|base| base.priority));
-    let mut walk = Walk { table, packet, steps };
-    for (name, _) in chains {
-        if let End::Drop = walk.chain(name, 0)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Walk { table, later: None, packet, steps }.hook(hook)
 }
 
 struct Walk<'a> {
     table: &'a NftTable,
+    /// The table whose sets are asked after so many look-ups.
+    later: Option<(&'a NftTable, usize)>,
     packet: &'a Packet,
     steps: Option<&'a mut Vec<String>>,
 }
 
 impl<'a> Walk<'a> {
+    /// Whether the packet is dropped at a hook.
+    fn hook(&mut self, hook: Hook) -> Result<bool, Unknown> {
+        let of_hook = |base: &causeway_model::nft::Base| base.hook == hook;
+        let chains = self.table.chains.iter();
+        let mut chains: Vec<_> =
+            chains.filter(|(_, c)| c.base.as_ref().is_some_and(of_hook)).collect();
+        chains.sort_by_key(|(_, chain)| chain.base.as_ref().map(|base| base.priority));
+        for (name, _) in chains {
+            if let End::Drop = self.chain(name, 0)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn chain(&mut self, name: &str, depth: usize) -> Result<End, Unknown> {
         if depth >= DEEPEST {
             return Err(Unknown(format!("chains more than {DEEPEST} deep, at {name}")));
         }
         let table = self.table;
-        let chain = table.chains.get(name).ok_or_else(|| Unknown(format!("no chain {name}")))?;
+        let later = self.later.and_then(|(later, _)| later.chains.get(name));
+        let chain = table.chains.get(name).or(later);
+        let chain = chain.ok_or_else(|| Unknown(format!("no chain {name}")))?;
         'rules: for rule in &chain.rules {
             for stmt in &rule.stmts {
                 let (verdict, element) = match stmt {
@@ -225,13 +250,20 @@ impl<'a> Walk<'a> {
         Ok(End::Back)
     }
 
-    fn elements(&self, set: &str) -> Result<&'a BTreeMap<Vec<KeyPart>, Element>, Unknown> {
-        let table = self.table;
+    fn elements(&mut self, set: &str) -> Result<&'a BTreeMap<Vec<KeyPart>, Element>, Unknown> {
+        let table = match &mut self.later {
+            Some((later, 0)) => later,
+            Some((_, left)) => {
+                *left -= 1;
+                self.table
+            }
+            None => self.table,
+        };
         let found = table.sets.get(set);
         found.map(|set| &set.elements).ok_or_else(|| Unknown(format!("no set {set}")))
     }
 
-    fn equal(&self, parts: &[KeyPart], rhs: &Rhs) -> Result<bool, Unknown> {
+    fn equal(&mut self, parts: &[KeyPart], rhs: &Rhs) -> Result<bool, Unknown> {
         Ok(match (rhs, parts) {
             (Rhs::Set(set), parts) => find(self.elements(set)?, parts).is_some(),
             (Rhs::Value(KeyPart::CtState(bits)), [KeyPart::CtState(state)]) => bits & state != 0,

@@ -124,6 +124,8 @@ pub struct World {
     kinds: BTreeMap<Text, HashMap<Kind, Members>>,
     /// Addresses that several have.
     shared: BTreeSet<IpAddr>,
+    /// Who really has an address, where that is known by other means: see [`World::set_holder`].
+    holders: HashMap<IpAddr, PodName>,
     /// Names that many pods have in common.
     texts: HashSet<Text>,
     /// So many texts were there when it was last looked for those that nobody has any more.
@@ -371,6 +373,15 @@ impl World {
         self.policies.remove(name);
     }
 
+    /// Says which of those that have an address in their objects really has it, as who made its interface knows;
+    /// `None`: that is not known, and the first one by name counts.
+    pub fn set_holder(&mut self, address: IpAddr, pod: Option<PodName>) {
+        match pod {
+            Some(pod) => self.holders.insert(address, pod),
+            None => self.holders.remove(&address),
+        };
+    }
+
     fn owned(&mut self, addresses: &[IpAddr], who: &Who) {
         for ip in addresses {
             match self.owners.get_mut(ip) {
@@ -456,7 +467,14 @@ impl World {
     /// Whoever has an address.
     #[must_use]
     pub fn at(&self, address: IpAddr) -> Party {
-        let who = self.owners.get(&address).and_then(Owners::first);
+        let owners = self.owners.get(&address);
+        if let (Some(Owners::Many(all)), Some(pod)) = (owners, self.holders.get(&address)) {
+            let holder = Who::Pod(pod.clone());
+            if all.contains(&holder) {
+                return Party { who: holder, address };
+            }
+        }
+        let who = owners.and_then(Owners::first);
         Party { who: who.cloned().unwrap_or(Who::Outside), address }
     }
 

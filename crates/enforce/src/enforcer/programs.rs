@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use causeway_model::nft::{KeyPart, KeyType, Set};
+use causeway_model::nft::{Element, KeyPart, KeyType, Set};
 use causeway_policy::compile::{Holders, Program};
 use causeway_policy::{Direction, PodName, Pods, PolicyName, PortSet, Who};
 use causeway_types::Family;
@@ -31,23 +31,29 @@ impl Enforcer {
                 self.forget(&key);
                 continue;
             };
-            if part::program_name(key.direction, &key, &program) == self.programs[&key].name {
-                self.relist_all(&key, &program);
-                continue;
+            let kept = &self.programs[&key];
+            let name = part::program_name(key.direction, &key, &program, &kept.usual);
+            match name == kept.name {
+                true => self.relist_all(&key, &program),
+                false => self.replace(&key, program),
             }
-            let users = self.forget(&key);
-            self.keep(&key, program);
-            let name = self.programs[&key].name.clone();
-            for user in &users {
-                self.dispatch(user, key.direction, Some(&name));
-            }
-            self.programs.get_mut(&key).expect("it is kept").users = users;
         }
+    }
+
+    /// Puts a program in the place of one of its key.
+    fn replace(&mut self, key: &Key, program: Program) {
+        let users = self.forget(key);
+        self.keep(key, program);
+        let name = self.programs[key].name.clone();
+        for user in &users {
+            self.dispatch(user, key.direction, Some(&name));
+        }
+        self.programs.get_mut(key).expect("it is kept").users = users;
     }
 
     pub(super) fn compile(&self, user: &PodName, direction: Direction) -> Option<Program> {
         let pod = self.local.get(user)?;
-        Program::of(&self.world.subject(pod), direction, self.many)
+        Program::of(&self.world.subject(pod), direction, self.sizes.many)
     }
 
     /// Lists addresses in programs as they are to be now.
@@ -85,6 +91,7 @@ impl Enforcer {
             for (ip, entry) in differ {
                 self.list(&key, ip, entry);
             }
+            self.ask_what_is_usual(&key);
         }
     }
 
@@ -96,6 +103,23 @@ impl Enforcer {
         for ip in differ.collect::<Vec<_>>() {
             self.list(key, ip, other.peers.get(&ip).cloned());
         }
+        self.ask_what_is_usual(key);
+    }
+
+    /// Makes a program anew if so many of its listed addresses have unusual sets of ports that it was made for
+    /// others.
+    fn ask_what_is_usual(&mut self, key: &Key) {
+        let Some(kept) = self.programs.get_mut(key).filter(|kept| kept.others > kept.most_others)
+        else {
+            return;
+        };
+        let usual = part::usual(&kept.program, self.sizes.few);
+        if usual == kept.usual {
+            kept.most_others = kept.others * 2;
+            return;
+        }
+        let program = kept.program.clone();
+        self.replace(key, program);
     }
 
     fn list(&mut self, key: &Key, ip: IpAddr, entry: Option<Arc<PortSet>>) {
@@ -103,34 +127,47 @@ impl Enforcer {
             self.use_ports(key.direction, ports);
         }
         let kept = self.programs.get_mut(key).expect("it is kept");
-        let set = part::listed(&kept.name, Family::of(ip));
-        let element =
-            entry.as_ref().map(|ports| part::element(part::verdict(key.direction, ports)));
-        let before = match entry {
-            Some(ports) => kept.program.peers.insert(ip, ports),
+        let before = match &entry {
+            Some(ports) => kept.program.peers.insert(ip, ports.clone()),
             None => kept.program.peers.remove(&ip),
         };
-        self.draft.put(&set, vec![KeyPart::addr(ip)], element);
+        let was = before.as_ref().map(|ports| kept.place(ip, ports));
+        let at = vec![KeyPart::addr(ip)];
+        if let Some(ports) = &entry {
+            let set = kept.place(ip, ports);
+            if let Some(was) = was.filter(|was| *was != set) {
+                self.draft.take_out_late(&was, at.clone());
+            }
+            self.draft.put(&set, at, Some(kept.element(key.direction, ports)));
+        } else if let Some(was) = was {
+            self.draft.put(&was, at, None);
+        }
+        kept.others += entry.as_ref().map_or(0, |ports| kept.is_other(ports));
+        kept.others -= before.as_ref().map_or(0, |ports| kept.is_other(ports));
         if let Some(ports) = before {
             self.leave_ports(key.direction, &ports);
         }
     }
 
     pub(super) fn keep(&mut self, key: &Key, program: Program) {
-        let name = part::program_name(key.direction, key, &program);
+        let usual = part::usual(&program, self.sizes.few);
+        let name = part::program_name(key.direction, key, &program, &usual);
         for pods in &program.groups {
             self.use_group(pods);
         }
-        for ports in part::fixed_ports(&program).into_iter().chain(peers(&program)) {
+        for ports in part::fixed_ports(&program, &usual).into_iter().chain(peers(&program)) {
             self.use_ports(key.direction, ports);
         }
-        add(&mut self.draft, part::program(&name, key.direction, &program));
-        for (ip, ports) in &program.peers {
-            let element = part::element(part::verdict(key.direction, ports));
-            let set = part::listed(&name, Family::of(*ip));
+        add(&mut self.draft, part::program(&name, key.direction, &program, &usual));
+        let users = BTreeSet::new();
+        let mut kept = Kept { name, program, usual, others: 0, most_others: 0, users };
+        for (ip, ports) in &kept.program.peers {
+            let element = kept.element(key.direction, ports);
+            let set = kept.place(*ip, ports);
             self.draft.put(&set, vec![KeyPart::addr(*ip)], Some(element));
         }
-        let kept = Kept { name, program, users: BTreeSet::new() };
+        kept.others = peers(&kept.program).map(|ports| kept.is_other(ports)).sum();
+        kept.most_others = (kept.others * 2).max(self.sizes.few * 8);
         self.programs.insert(key.clone(), kept);
     }
 
@@ -140,7 +177,7 @@ impl Enforcer {
         let (sets, chains) = Part::of_program(&kept.name);
         sets.iter().for_each(|set| self.draft.remove_set(set));
         chains.iter().for_each(|chain| self.draft.remove_chain(chain));
-        let fixed = part::fixed_ports(&kept.program).into_iter();
+        let fixed = part::fixed_ports(&kept.program, &kept.usual).into_iter();
         for ports in fixed.chain(peers(&kept.program)) {
             self.leave_ports(key.direction, ports);
         }
@@ -215,6 +252,28 @@ impl Enforcer {
                 Part::sets_of_ports(&ports).iter().for_each(|set| self.draft.remove_set(set));
             }
         }
+    }
+}
+
+impl Kept {
+    fn number(&self, ports: &PortSet) -> Option<usize> {
+        self.usual.iter().position(|usual| usual == ports)
+    }
+
+    /// The set that has an address with a set of ports.
+    fn place(&self, ip: IpAddr, ports: &PortSet) -> String {
+        part::listed(&self.name, Family::of(ip), self.number(ports))
+    }
+
+    fn element(&self, direction: Direction, ports: &PortSet) -> Element {
+        match self.number(ports) {
+            Some(_) => Element::default(),
+            None => part::element(part::verdict(direction, ports)),
+        }
+    }
+
+    fn is_other(&self, ports: &PortSet) -> usize {
+        usize::from(self.number(ports).is_none())
     }
 }
 
