@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use causeway_model::nft::{
-    Base, Chain, ChainType, Element, Field, Hook, KeyPart, KeyType, NftFamily, NftTable, Policy,
+    Base, Chain, ChainType, Content, Field, Hook, KeyPart, KeyType, NftFamily, NftTable, Policy,
     Rule, Set, Stmt, Verdict,
 };
 use causeway_types::state::AttachmentRecord;
@@ -137,7 +137,7 @@ pub(crate) fn masquerade(record: &AttachmentRecord, except: &[Cidr]) -> NftTable
             let comment = Some(names::element_mark(&record.container_id, record.ifname.as_str()));
             map.elements.insert(
                 vec![KeyPart::addr(ip)],
-                Element { verdict, comment, ..Element::default() },
+                Content { verdict, comment, ..Content::default() }.into(),
             );
         }
         table.sets.insert(name.to_owned(), map);

@@ -1,11 +1,24 @@
 //! The table as it is to be, and what is to be done to the kernel's for that: what changed, not what there is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 
 use causeway_model::nft::{Chain, Element, KeyPart, NftTable, Set};
 use causeway_plan::NftOp;
 
 type Key = Vec<KeyPart>;
+
+/// Elements that are put into new sets by one transaction: it is in memory twice.
+const AT_ONCE: usize = 4096;
+
+/// Steps that the kernel is to take all or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transaction {
+    /// The steps.
+    pub ops: Vec<NftOp>,
+    /// Nothing leads yet to what it makes: a kernel that finds it too large can be given it bit by bit.
+    pub prepares: bool,
+}
 
 /// A table with the changes since they were last taken.
 #[derive(Clone, Debug)]
@@ -128,33 +141,75 @@ impl Draft {
         }
     }
 
-    /// What has to be done for the changes, as transactions; from now on they count as done. What is new is
-    /// there before anything leads to it: the kernel fills sets of ranges a moment after the transaction. What goes
-    /// goes when nothing leads to it any more: a packet that is on its way through it would find its sets empty.
-    pub(crate) fn take(&mut self) -> Vec<Vec<NftOp>> {
-        let table = &self.table;
-        let mut first = Vec::new();
-        let sets = self.new_sets.iter().filter_map(|name| table.sets.get_key_value(name));
-        for (name, set) in sets.clone() {
-            first.push(NftOp::AddSet { name: name.clone(), set: frame(set) });
-        }
-        let chains = self.new_chains.iter().filter_map(|name| table.chains.get_key_value(name));
-        for (name, chain) in chains.clone().filter(|(_, chain)| chain.base.is_none()) {
-            first.push(NftOp::AddChain { name: name.clone(), base: chain.base.clone() });
-        }
-        for (name, set) in sets.filter(|(_, set)| !set.elements.is_empty()) {
-            let (of, elements) = (frame(set), set.elements.clone());
-            first.push(NftOp::AddElements { set: name.clone(), of, elements });
-        }
-        let rules = |name: &String, chain: &Chain| {
-            let rules = chain.rules.clone().into_iter();
-            let chain = name.clone();
-            rules.map(move |rule| NftOp::AddRule { chain: chain.clone(), rule }).collect::<Vec<_>>()
-        };
-        for (name, chain) in chains.clone().filter(|(_, chain)| chain.base.is_none()) {
-            first.extend(rules(name, chain));
-        }
+    /// Whether anything changed since changes were last taken.
+    pub(crate) fn has_changes(&self) -> bool {
+        let names = [&self.new_sets, &self.new_chains, &self.gone_chains, &self.rewritten];
+        let now = |(set, key): &(String, Key)| self.table.sets.get(set)?.elements.get(key);
+        names.into_iter().any(|names| !names.is_empty())
+            || !self.gone_sets.is_empty()
+            || self.elements.iter().any(|(at, before)| before.as_ref() != now(at))
+    }
 
+    /// Hands out what has to be done for the changes, transaction by transaction, until one fails; from now on they
+    /// count as done. What is new is there before anything leads to it: the kernel fills sets of ranges a moment after
+    /// the transaction, and very many elements are put in bit by bit. What goes goes when nothing leads to it any
+    /// more: a packet that is on its way through it would find its sets empty. `first`: what the first transaction
+    /// begins with.
+    pub(crate) fn take<E>(
+        &mut self,
+        first: Vec<NftOp>,
+        mut each: impl FnMut(Transaction) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let changes = self.changes();
+        let mut first = Some(first);
+        let mut each = |mut ops: Vec<NftOp>, prepares| match ops.is_empty() {
+            true => Ok(()),
+            false => {
+                ops.splice(0..0, first.take().into_iter().flatten());
+                each(Transaction { ops, prepares })
+            }
+        };
+        let Changes { new_sets, new_chains, second, third } = changes;
+        let table = &self.table;
+        let sets = new_sets.iter().filter_map(|name| table.sets.get_key_value(name));
+        let chains = new_chains.iter().filter_map(|name| table.chains.get_key_value(name));
+        let mut ops = Vec::new();
+        for (name, set) in sets.clone() {
+            ops.push(NftOp::AddSet { name: name.clone(), set: frame(set) });
+        }
+        for (name, chain) in chains.clone().filter(|(_, chain)| chain.base.is_none()) {
+            ops.push(NftOp::AddChain { name: name.clone(), base: chain.base.clone() });
+        }
+        let mut room = AT_ONCE;
+        for (name, set) in sets.filter(|(_, set)| !set.elements.is_empty()) {
+            let mut rest = set.elements.iter();
+            loop {
+                let some = rest.by_ref().take(room).map(|(key, e)| (key.clone(), e.clone()));
+                let elements: BTreeMap<Key, Element> = some.collect();
+                room -= elements.len();
+                if !elements.is_empty() {
+                    let (set, of) = (name.clone(), frame(set));
+                    ops.push(NftOp::AddElements { set, of, elements });
+                }
+                if room > 0 {
+                    break;
+                }
+                each(std::mem::take(&mut ops), true)?;
+                room = AT_ONCE;
+            }
+        }
+        for (name, chain) in chains.filter(|(_, chain)| chain.base.is_none()) {
+            ops.extend(rules(name, chain));
+        }
+        each(ops, true)?;
+        each(second, false)?;
+        each(third, false)
+    }
+
+    /// The changes, which count as done from now on.
+    fn changes(&mut self) -> Changes {
+        let table = &self.table;
+        let chains = self.new_chains.iter().filter_map(|name| table.chains.get_key_value(name));
         let mut second = Vec::new();
         // A base chain counts from the moment it is there.
         for (name, chain) in chains.filter(|(_, chain)| chain.base.is_some()) {
@@ -178,14 +233,14 @@ impl Draft {
         for chain in &self.gone_chains {
             third.push(NftOp::DelChain { name: chain.clone() });
         }
-        self.new_sets.clear();
-        self.new_chains.clear();
         self.gone_sets.clear();
         self.gone_chains.clear();
         self.rewritten.clear();
         self.elements.clear();
         self.late.clear();
-        [first, second, third].into_iter().filter(|ops| !ops.is_empty()).collect()
+        let (new_sets, new_chains) = (&mut self.new_sets, &mut self.new_chains);
+        let (new_sets, new_chains) = (std::mem::take(new_sets), std::mem::take(new_chains));
+        Changes { new_sets, new_chains, second, third }
     }
 
     /// Elements to be taken out, to be put in, and to be taken out late, by set.
@@ -222,25 +277,29 @@ impl Draft {
         [out, into.collect(), late]
     }
 
-    /// What has to be done to a table that was found so that it comes out as this one, as transactions; from
-    /// then on all changes count as done. `None`: there is no table.
-    pub(crate) fn from(&mut self, found: Option<&NftTable>) -> Vec<Vec<NftOp>> {
+    /// Hands out what has to be done to a table that was found so that it comes out as this one, as
+    /// [`Draft::take`]; from then on all changes count as done. `None`: there is no table.
+    pub(crate) fn repair<E>(
+        &mut self,
+        found: Option<NftTable>,
+        mut each: impl FnMut(Transaction) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.elements.clear();
         self.late.clear();
-        let mut ops = Vec::new();
         let Some(found) = found else {
             self.all_new();
-            let mut transactions = self.take();
-            transactions[0].insert(0, NftOp::AddTable);
-            return transactions;
+            return self.take(vec![NftOp::AddTable], each);
         };
-        if !self.fits(found) {
+        if !self.fits(&found) {
             // By one transaction, so that nothing passes in between; sets of ranges are filled a moment later.
-            ops.push(NftOp::DelTable);
-            ops.push(NftOp::AddTable);
+            let mut ops = vec![NftOp::DelTable, NftOp::AddTable];
             self.all_new();
-            ops.extend(self.take().into_iter().flatten());
-            return vec![ops];
+            let all = |some: Transaction| {
+                ops.extend(some.ops);
+                Ok::<(), Infallible>(())
+            };
+            let Ok(()) = self.take(Vec::new(), all);
+            return each(Transaction { ops, prepares: false });
         }
         let table = &self.table;
         let absent = |all: &BTreeSet<String>, name: &String| !all.contains(name);
@@ -264,7 +323,9 @@ impl Draft {
                 self.elements.insert((name.clone(), key.clone()), before);
             }
         }
-        self.take()
+        // It may be large, and so may be what is done.
+        drop(found);
+        self.take(Vec::new(), each)
     }
 
     fn all_new(&mut self) {
@@ -286,6 +347,19 @@ impl Draft {
         });
         sets && chains
     }
+}
+
+/// What is new, by name, and what is done when that is there.
+struct Changes {
+    new_sets: BTreeSet<String>,
+    new_chains: BTreeSet<String>,
+    second: Vec<NftOp>,
+    third: Vec<NftOp>,
+}
+
+fn rules(name: &str, chain: &Chain) -> impl Iterator<Item = NftOp> {
+    let rules = chain.rules.iter();
+    rules.map(|rule| NftOp::AddRule { chain: name.to_owned(), rule: rule.clone() })
 }
 
 fn frame(set: &Set) -> Set {

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use causeway_model::nft::{Element, KeyPart, NftTable, Verdict};
-use causeway_plan::NftOp;
 use causeway_policy::compile::Program;
 use causeway_policy::{
     Direction, Labels, NamedPort, Node, Pod, PodName, Pods, Policy, PolicyName, PortMatch, PortSet,
@@ -15,7 +14,7 @@ use causeway_policy::{
 };
 use causeway_types::Family;
 
-use crate::draft::Draft;
+use crate::draft::{Draft, Transaction};
 use crate::frame;
 use crate::part;
 pub use cause::Cause;
@@ -214,15 +213,31 @@ impl Enforcer {
         self.sweep();
     }
 
-    /// What has to be done to the kernel's table since the last call, in transactions. Not done, or not known to
-    /// be, the table has to be read and [`Enforcer::repair`] asked.
-    pub fn take(&mut self) -> Vec<Vec<NftOp>> {
-        self.draft.take()
+    /// Whether there is anything for [`Enforcer::take`].
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        self.draft.has_changes()
     }
 
-    /// What has to be done to the kernel's table as it was found; `None`: there is none.
-    pub fn repair(&mut self, found: Option<&NftTable>) -> Vec<Vec<NftOp>> {
-        self.draft.from(found)
+    /// Hands out what has to be done to the kernel's table since the last call, transaction by transaction.
+    ///
+    /// # Errors
+    /// Those of `each`, after which it is not called again. Not done, or not known to be, the table has to be read
+    /// and [`Enforcer::repair`] asked.
+    pub fn take<E>(&mut self, each: impl FnMut(Transaction) -> Result<(), E>) -> Result<(), E> {
+        self.draft.take(Vec::new(), each)
+    }
+
+    /// Hands out what has to be done to the kernel's table as it was found; `None`: there is none.
+    ///
+    /// # Errors
+    /// As [`Enforcer::take`].
+    pub fn repair<E>(
+        &mut self,
+        found: Option<NftTable>,
+        each: impl FnMut(Transaction) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.draft.repair(found, each)
     }
 
     fn take_in(&mut self, change: Change, touched: &mut Touched) {

@@ -18,5 +18,6 @@ mod frame;
 mod part;
 pub mod trace;
 
+pub use draft::Transaction;
 pub use enforcer::{Cause, Change, Enforcer, Realised, Sizes};
 pub use frame::{LOG_BYTES, LOG_GROUP, Reason};

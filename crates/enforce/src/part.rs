@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use causeway_model::nft::{
-    Chain, Element, Field, KeyPart, KeyType, MatchOp, Rule, Set, Stmt, Verdict,
+    Chain, Content, Element, Field, KeyPart, KeyType, MatchOp, Rule, Set, Stmt, Verdict,
 };
 use causeway_policy::compile::Program;
 use causeway_policy::{Direction, Pods, PortSet, Protocol};
@@ -106,7 +106,7 @@ pub(crate) fn fixed_ports<'a>(program: &'a Program, usual: &'a [PortSet]) -> BTr
 }
 
 pub(crate) fn element(verdict: Verdict) -> Element {
-    Element { verdict: Some(verdict), ..Element::default() }
+    Content { verdict: Some(verdict), ..Content::default() }.into()
 }
 
 /// A program's chains and maps, without the listed addresses.

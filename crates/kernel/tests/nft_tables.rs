@@ -8,8 +8,8 @@ use causeway_desired::{node, pod};
 use causeway_kernel::netns;
 use causeway_kernel::nft::Nft;
 use causeway_model::nft::{
-    Base, Chain, ChainType, Element, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily, NftTable,
-    Policy, Rule, Set, Stmt, Verdict, text,
+    Base, Chain, ChainType, Content, Element, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily,
+    NftTable, Policy, Rule, Set, Stmt, Verdict, text,
 };
 use causeway_model::{Key, Object};
 use causeway_plan::{NftOp, TableId, table_ops};
@@ -269,11 +269,12 @@ fn translations() -> NftTable {
         let port = vec![KeyType::InetProto, KeyType::InetService];
         let pod = vec![KeyType::Addr(family), KeyType::InetService];
         let mut map = Set::map(port.clone(), pod.clone());
-        let to = Element {
+        let to: Element = Content {
             data: vec![addr.clone(), KeyPart::Port(80)],
             comment: Some("c1 eth0".into()),
-            ..Element::default()
-        };
+            ..Content::default()
+        }
+        .into();
         map.elements.insert(vec![KeyPart::Proto(6), KeyPart::Port(8080)], to.clone());
         table.sets.insert(name.into(), map);
         let by_ip: Vec<KeyType> = [KeyType::Addr(family)].into_iter().chain(port).collect();

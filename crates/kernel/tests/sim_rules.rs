@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use causeway_kernel::{Handle, Scope};
 use causeway_model::nft::{
-    Base, ChainType, Element, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily, Policy, Rule, Set,
-    Stmt, Verdict,
+    Base, ChainType, Content, Element, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily, Policy,
+    Rule, Set, Stmt, Verdict,
 };
 use causeway_model::{Fdb, Key, Link, Neigh, Object, Route, RouteKind, RouteScope, Sysctl};
 use causeway_plan::sim::{Refusal, SimKernel};
@@ -260,7 +260,7 @@ fn set(kind: KeyType, vmap: bool) -> Set {
 
 fn elements(verdict: Option<Verdict>) -> BTreeMap<Vec<KeyPart>, Element> {
     let key = vec![KeyPart::addr("10.1.0.1".parse().unwrap())];
-    [(key, Element { verdict, ..Element::default() })].into()
+    [(key, Content { verdict, ..Content::default() }.into())].into()
 }
 
 fn add_set(name: &str, set: &Set) -> NftOp {

@@ -3,12 +3,14 @@
 mod answers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use causeway_cluster::{PolicyEvent, PolicyKind, Question, policy_name};
-use causeway_enforce::{Change, Enforcer};
+use causeway_enforce::{Change, Enforcer, Transaction};
+use causeway_kernel::OpError;
 use causeway_kernel::log::Logged;
 use causeway_kernel::nft::Nft;
 use causeway_model::nft::NftFamily;
@@ -412,7 +414,7 @@ impl State {
         let wanted = self.asks_for_ends();
         if !wanted {
             // Nothing is kept where there is nothing to enforce: connections need not be tracked for it.
-            self.enforcer.take();
+            let Ok(()) = self.enforcer.take(|_| Ok::<(), Infallible>(()));
             if self.table || self.look_at.is_some_and(|at| at <= now) {
                 self.remove(now);
             }
@@ -428,9 +430,8 @@ impl State {
             // Only a look tells what is to be done.
             return;
         }
-        let transactions = self.enforcer.take();
-        if !transactions.is_empty() {
-            self.commit(transactions, now);
+        if self.enforcer.has_changes() {
+            self.commit(now, |enforcer, each| enforcer.take(each));
         }
     }
 
@@ -445,25 +446,34 @@ impl State {
         if !std::mem::replace(&mut self.looked, true) && found.is_some() {
             self.drops.begin(|chain| self.nft.counted(&table_id(), chain).ok());
         }
-        let pending = !self.enforcer.take().is_empty();
-        let transactions = self.enforcer.repair(found.as_ref());
-        if !transactions.is_empty() && !first && !pending && self.refused.is_none() {
+        let expected = first || self.enforcer.has_changes() || self.refused.is_some();
+        self.table = true;
+        let some = self.commit(now, |enforcer, each| enforcer.repair(found, each));
+        if some && !expected {
             self.repairs += 1;
             tracing::warn!("the table of policies was changed by somebody else: it is put right");
         }
-        self.table = true;
-        self.commit(transactions, now);
     }
 
-    fn commit(&mut self, transactions: Vec<Vec<NftOp>>, now: Instant) {
-        let some = !transactions.is_empty();
-        for ops in transactions {
-            for part in self.parts(ops) {
-                if let Err(error) = self.nft.apply(&table_id(), &part) {
-                    let why = format!("cannot {}: {}", error.attempted, error.message);
-                    return self.refuse(why, now);
-                }
-            }
+    /// Carries out what is handed out. Answers whether there was anything.
+    fn commit(
+        &mut self,
+        now: Instant,
+        hand_out: impl FnOnce(
+            &mut Enforcer,
+            &mut dyn FnMut(Transaction) -> Result<(), OpError>,
+        ) -> Result<(), OpError>,
+    ) -> bool {
+        let mut some = false;
+        let (nft, in_parts) = (&mut self.nft, self.in_parts);
+        let outcome = hand_out(&mut self.enforcer, &mut |Transaction { ops, prepares }| {
+            some = true;
+            let parts = if prepares && in_parts { in_small_parts(ops) } else { vec![ops] };
+            parts.iter().try_for_each(|part| nft.apply(&table_id(), part))
+        });
+        if let Err(error) = outcome {
+            self.refuse(format!("cannot {}: {}", error.attempted, error.message), now);
+            return some;
         }
         if some {
             self.revision += 1;
@@ -472,38 +482,7 @@ impl State {
         self.refused = None;
         self.in_parts = false;
         self.retry = RETRY;
-    }
-
-    /// A transaction that the kernel refused may be too large for it: what is only prepared can be done bit by
-    /// bit, for nothing leads there yet.
-    fn parts(&self, ops: Vec<NftOp>) -> Vec<Vec<NftOp>> {
-        let prepares = |op: &NftOp| {
-            matches!(op, NftOp::AddSet { .. } | NftOp::AddElements { .. } | NftOp::AddRule { .. })
-                || matches!(op, NftOp::AddChain { base: None, .. })
-        };
-        let new =
-            matches!(ops.first(), Some(NftOp::AddSet { .. } | NftOp::AddChain { base: None, .. }));
-        if let (true, Some(NftOp::AddTable)) = (self.in_parts, ops.first()) {
-            let rest = self.parts(ops[1..].to_vec());
-            return std::iter::once(vec![NftOp::AddTable]).chain(rest).collect();
-        }
-        if !self.in_parts || !new || !ops.iter().all(prepares) {
-            return vec![ops];
-        }
-        let small = ops.into_iter().flat_map(|op| match op {
-            NftOp::AddElements { set, of, elements } => {
-                let all: Vec<_> = elements.into_iter().collect();
-                let some = all.chunks(PART_ELEMENTS).map(|some| NftOp::AddElements {
-                    set: set.clone(),
-                    of: of.clone(),
-                    elements: some.iter().cloned().collect(),
-                });
-                some.collect()
-            }
-            op => vec![op],
-        });
-        let small: Vec<NftOp> = small.collect();
-        small.chunks(PART).map(<[NftOp]>::to_vec).collect()
+        some
     }
 
     fn remove(&mut self, now: Instant) {
@@ -535,4 +514,22 @@ impl State {
         self.look_at = Some(now + self.retry);
         self.retry = (self.retry * 2).min(RETRY_MOST);
     }
+}
+
+/// A transaction that the kernel refused may be too large for it.
+fn in_small_parts(ops: Vec<NftOp>) -> Vec<Vec<NftOp>> {
+    let small = ops.into_iter().flat_map(|op| match op {
+        NftOp::AddElements { set, of, elements } => {
+            let all: Vec<_> = elements.into_iter().collect();
+            let some = all.chunks(PART_ELEMENTS).map(|some| NftOp::AddElements {
+                set: set.clone(),
+                of: of.clone(),
+                elements: some.iter().cloned().collect(),
+            });
+            some.collect()
+        }
+        op => vec![op],
+    });
+    let small: Vec<NftOp> = small.collect();
+    small.chunks(PART).map(<[NftOp]>::to_vec).collect()
 }

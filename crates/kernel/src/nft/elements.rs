@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use causeway_model::nft::{Element, KeyPart, KeyType, Set, bytes, key_part};
+use causeway_model::nft::{Content, Element, KeyPart, KeyType, Set, bytes, key_part};
 use causeway_types::{Cidr, Family};
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
@@ -119,11 +119,12 @@ pub(super) fn read(list: &[u8]) -> Vec<Raw> {
                 key: attribute(attribute(e, ELEM_KEY)?, DATA_VALUE)?.to_vec(),
                 data: data.and_then(|d| attribute(d, DATA_VALUE)).unwrap_or_default().to_vec(),
                 end: flags & INTERVAL_END != 0,
-                element: Element {
+                element: Content {
                     verdict: data.and_then(|d| verdict(attribute(d, DATA_VERDICT)?)),
                     data: Vec::new(),
                     comment: attribute(e, ELEM_USERDATA).and_then(comment_of),
-                },
+                }
+                .into(),
             })
         })
         .collect()
@@ -134,10 +135,13 @@ pub(super) fn read(list: &[u8]) -> Vec<Raw> {
 pub(super) fn meaning(set: &Set, mut raws: Vec<Raw>) -> BTreeMap<Vec<KeyPart>, Element> {
     let mut all = BTreeMap::new();
     if !set.interval {
-        for raw in raws {
+        for mut raw in raws {
             let data = parts(&set.data, &raw.data);
             if let (Some(key), Some(data)) = (parts(&set.key, &raw.key), data) {
-                all.insert(key, Element { data, ..raw.element });
+                if !data.is_empty() {
+                    raw.element.data = data;
+                }
+                all.insert(key, raw.element);
             }
         }
         return all;

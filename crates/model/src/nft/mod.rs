@@ -21,5 +21,5 @@ pub use chain::{Base, Chain, ChainType, Hook, Policy, Rule, Stmt, Verdict};
 pub use field::{Field, KeyPart, KeyType, MatchOp, Rhs};
 pub use lower::{bytes, lower};
 pub use raise::{key_part, raise};
-pub use set::{Element, Set};
+pub use set::{Content, Element, Set};
 pub use table::{NftFamily, NftTable};

@@ -1,6 +1,8 @@
 //! Sets and verdict maps.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
 
 use serde::Serialize;
 
@@ -29,9 +31,14 @@ fn elements<S: serde::Serializer>(
     s.collect_seq(map.iter())
 }
 
-/// What an element carries beside its key.
-#[derive(Clone, Debug, Default, Eq, Serialize)]
-pub struct Element {
+/// What an element carries beside its key. There may be very many that carry nothing: these take no more room than
+/// a pointer.
+#[derive(Clone, Default)]
+pub struct Element(Option<Box<Content>>);
+
+/// What there is in an [`Element`].
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Content {
     /// The verdict, in a verdict map.
     pub verdict: Option<Verdict>,
     /// The data, in another map.
@@ -40,10 +47,48 @@ pub struct Element {
     pub comment: Option<String>,
 }
 
+static NOTHING: Content = Content { verdict: None, data: Vec::new(), comment: None };
+
+impl From<Content> for Element {
+    fn from(content: Content) -> Self {
+        let Content { verdict, data, comment } = &content;
+        let some = verdict.is_some() || !data.is_empty() || comment.is_some();
+        Self(some.then(|| Box::new(content)))
+    }
+}
+
+impl Deref for Element {
+    type Target = Content;
+
+    fn deref(&self) -> &Content {
+        self.0.as_deref().unwrap_or(&NOTHING)
+    }
+}
+
+impl DerefMut for Element {
+    fn deref_mut(&mut self) -> &mut Content {
+        self.0.get_or_insert_default()
+    }
+}
+
 impl PartialEq for Element {
     /// Comments are for people: they do not make an element different.
     fn eq(&self, other: &Element) -> bool {
         self.verdict == other.verdict && self.data == other.data
+    }
+}
+
+impl Eq for Element {}
+
+impl fmt::Debug for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl Serialize for Element {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        (**self).serialize(s)
     }
 }
 
@@ -71,7 +116,7 @@ impl Set {
 
     /// Adds an element of a plain set with a comment.
     pub fn add(&mut self, key: KeyPart, comment: Option<String>) {
-        self.elements.insert(vec![key], Element { comment, ..Element::default() });
+        self.elements.insert(vec![key], Content { comment, ..Content::default() }.into());
     }
 
     /// True when both take the same keys and give the same kind of answer.

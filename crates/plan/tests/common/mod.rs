@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use causeway_model::nft::{
-    Base, Chain, ChainType, Element, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily, NftTable,
+    Base, Chain, ChainType, Content, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily, NftTable,
     Policy, Rule, Set, Stmt, Verdict,
 };
 use causeway_model::{
@@ -235,7 +235,7 @@ impl World {
         for pod in &self.pods {
             let key = KeyPart::addr(in_subnet(subnet(Family::V4, 1), *pod));
             let verdict = Some(Verdict::Goto("except_1".into()));
-            map.elements.insert(vec![key], Element { verdict, ..Element::default() });
+            map.elements.insert(vec![key], Content { verdict, ..Content::default() }.into());
         }
         table.sets.insert("masq4".into(), map);
         let rule = Rule::new("", vec![Stmt::Masquerade { fully_random: true }]);

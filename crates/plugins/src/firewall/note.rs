@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use causeway_model::nft::{
-    Base, Chain, ChainType, Element, Field, Hook, KeyPart, KeyType, MatchOp, NftTable, Policy,
+    Base, Chain, ChainType, Content, Field, Hook, KeyPart, KeyType, MatchOp, NftTable, Policy,
     Rule, Set, Stmt, Verdict,
 };
 use causeway_types::{Family, IfName};
@@ -125,7 +125,7 @@ impl Forward {
         let mut insert = |set: &str, key: Vec<KeyPart>, comment: String| {
             if let Some(set) = table.sets.get_mut(set) {
                 let comment = Some(comment);
-                set.elements.insert(key, Element { comment, ..Element::default() });
+                set.elements.insert(key, Content { comment, ..Content::default() }.into());
             }
         };
         for ip in &self.addresses {

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use causeway_model::nft::{
-    Base, Chain, ChainType, Element, Field, Hook, KeyPart, KeyType, NftTable, Policy, Rule, Set,
-    Stmt, Verdict,
+    Base, Chain, ChainType, Content, Element, Field, Hook, KeyPart, KeyType, NftTable, Policy,
+    Rule, Set, Stmt, Verdict,
 };
 use causeway_types::{Cidr, Family, IfName, Mac};
 use serde::{Deserialize, Serialize};
@@ -209,11 +209,11 @@ impl Ports {
                 table.chains.insert(name.clone(), chain);
                 let verdict = Some(Verdict::Jump(name));
                 let comment = comment.clone();
-                let element = Element { verdict, comment, ..Element::default() };
+                let element = Content { verdict, comment, ..Content::default() }.into();
                 insert(&mut table, &marks, key.clone(), element);
             }
             let data = vec![KeyPart::addr(port.to.ip()), KeyPart::Port(port.to.port())];
-            let element = Element { verdict: None, data, comment: comment.clone() };
+            let element = Content { verdict: None, data, comment: comment.clone() }.into();
             insert(&mut table, &ports, key, element);
         }
         table
