@@ -15,8 +15,8 @@ use causeway_policy::{
 use causeway_types::Family;
 
 use crate::draft::{Draft, Transaction};
-use crate::frame;
-use crate::part;
+use crate::frame::{self, Read};
+use crate::part::{self, Usual};
 pub use cause::Cause;
 
 /// From which sizes on things are kept in another form. Semantics do not depend on it.
@@ -63,8 +63,8 @@ struct Key {
 struct Kept {
     name: String,
     program: Program,
-    /// The sets of ports that have sets of addresses: see [`part::usual`].
-    usual: Vec<PortSet>,
+    /// The sets of ports that have sets of addresses.
+    usual: Usual,
     /// Listed addresses with other sets of ports, and how many they may become until what is usual is asked again.
     others: usize,
     most_others: usize,
@@ -80,6 +80,15 @@ enum Done {
     Program(Key),
     /// Nothing is known of the pod, and policies may apply to it: nothing passes.
     Shut,
+}
+
+/// Where packets are led.
+#[derive(Clone, Debug)]
+enum To {
+    /// To the program of this name.
+    Program(String),
+    /// To where nothing passes.
+    Nothing,
 }
 
 /// What a pod attached here is under.
@@ -483,9 +492,9 @@ impl Enforcer {
             if done == wanted {
                 continue;
             }
-            let chain = match &wanted {
+            let to = match &wanted {
                 Done::Open => None,
-                Done::Shut => Some(frame::deny(direction)),
+                Done::Shut => Some(To::Nothing),
                 Done::Program(key) => {
                     if !self.programs.contains_key(key) {
                         let program = self.compile(name, direction);
@@ -493,7 +502,7 @@ impl Enforcer {
                     }
                     let kept = self.programs.get_mut(key).expect("it is kept");
                     kept.users.insert(name.clone());
-                    Some(kept.name.clone())
+                    Some(To::Program(kept.name.clone()))
                 }
             };
             if let Done::Program(key) = &done
@@ -501,10 +510,7 @@ impl Enforcer {
             {
                 kept.users.remove(name);
             }
-            match &wanted {
-                Done::Shut => self.dispatch_to(name, direction, chain.as_deref()),
-                _ => self.dispatch(name, direction, chain.as_deref()),
-            }
+            self.dispatch(name, direction, to.as_ref());
             self.endpoints.get_mut(name).expect("it is attached").done[i] = wanted;
             self.isolate(name);
         }
@@ -536,28 +542,28 @@ impl Enforcer {
     fn clear(&mut self, ip: IpAddr) {
         let (family, key) = (Family::of(ip), KeyPart::addr(ip));
         for direction in Direction::ALL {
-            self.draft.put(&frame::map(direction, family), vec![key.clone()], None);
+            for read in Read::BOTH {
+                self.draft.put(&frame::map(direction, family, read), vec![key.clone()], None);
+            }
         }
         self.draft.put(&frame::isolated(family), vec![key.clone()], None);
         self.draft.take_out_late(&frame::itself(family), vec![key.clone(), key]);
     }
 
-    /// Leads a pod's packets to a program, or past all.
-    fn dispatch(&mut self, name: &PodName, direction: Direction, program: Option<&str>) {
+    /// Leads a pod's packets somewhere, or past all.
+    fn dispatch(&mut self, name: &PodName, direction: Direction, to: Option<&To>) {
         for ip in self.own(name) {
             let family = Family::of(ip);
-            let jump = |program| part::element(Verdict::Jump(part::program_chain(program, family)));
-            let (set, element) = (frame::map(direction, family), program.map(jump));
-            self.draft.put(&set, vec![KeyPart::addr(ip)], element);
-        }
-    }
-
-    /// Leads a pod's packets to a chain of either family.
-    fn dispatch_to(&mut self, name: &PodName, direction: Direction, chain: Option<&str>) {
-        for ip in self.own(name) {
-            let element = chain.map(|chain| part::element(Verdict::Jump(chain.to_owned())));
-            let set = frame::map(direction, Family::of(ip));
-            self.draft.put(&set, vec![KeyPart::addr(ip)], element);
+            let chain = to.map(|to| match to {
+                To::Program(name) => part::program_chain(name, family),
+                To::Nothing => frame::deny(direction),
+            });
+            for read in Read::BOTH {
+                let jump = |chain: &String| part::element(Verdict::Jump(read.side(chain)));
+                let (set, element) =
+                    (frame::map(direction, family, read), chain.as_ref().map(jump));
+                self.draft.put(&set, vec![KeyPart::addr(ip)], element);
+            }
         }
     }
 

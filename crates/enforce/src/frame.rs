@@ -5,6 +5,10 @@
 //! which port (`ct reply saddr`, `ct reply proto-src`). These are the same for every packet of the connection,
 //! whichever way it goes, before and behind any translation, and for ICMP errors about it. So a change of
 //! policies ends what is not allowed any more and nothing else, and no entry has to be removed.
+//!
+//! Packets that are not tracked are judged by their headers, in chains of their own beside those of all others. Only
+//! what elements lead to asks which of the two a packet needs: the kernel follows every way through a table that
+//! gets a rule (`nft_table_validate`), and with a choice at each step there would be very many.
 
 use causeway_model::nft::{
     Base, Chain, ChainType, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily, NftTable, Policy,
@@ -64,10 +68,7 @@ impl Reason {
     /// The chains that count packets that are dropped for it.
     #[must_use]
     pub fn chains(self) -> Vec<String> {
-        let denial = |direction| {
-            let chain = deny(direction);
-            vec![untracked(&chain), chain]
-        };
+        let denial = |direction| Read::BOTH.map(|read| read.side(&deny(direction))).to_vec();
         match self {
             Self::Ingress => denial(Direction::Ingress),
             Self::Egress => denial(Direction::Egress),
@@ -114,8 +115,12 @@ pub(crate) fn digit(family: Family) -> char {
 }
 
 /// The map from pods' addresses to programs.
-pub(crate) fn map(direction: Direction, family: Family) -> String {
-    format!("{}{}", word(direction), digit(family))
+pub(crate) fn map(direction: Direction, family: Family, read: Read) -> String {
+    let name = format!("{}{}", word(direction), digit(family));
+    match read {
+        Read::Connection => name,
+        Read::Header => format!("{name}_u"),
+    }
 }
 
 /// The set of pods with policies.
@@ -131,11 +136,6 @@ pub(crate) fn itself(family: Family) -> String {
 /// The chain that ends what is not allowed.
 pub(crate) fn deny(direction: Direction) -> String {
     format!("{}_deny", word(direction))
-}
-
-/// The name of a chain's part for packets without a connection.
-pub(crate) fn untracked(chain: &str) -> String {
-    format!("{chain}_u")
 }
 
 pub(crate) fn goto(chain: impl Into<String>) -> Stmt {
@@ -169,6 +169,16 @@ pub(crate) enum Read {
 }
 
 impl Read {
+    pub(crate) const BOTH: [Self; 2] = [Self::Connection, Self::Header];
+
+    /// The name of a chain's part for such packets.
+    pub(crate) fn side(self, chain: &str) -> String {
+        match self {
+            Self::Connection => format!("{chain}_t"),
+            Self::Header => format!("{chain}_u"),
+        }
+    }
+
     /// The end at which policies of a direction are.
     pub(crate) fn own(self, direction: Direction, family: Family) -> Field {
         match direction {
@@ -220,7 +230,9 @@ pub(crate) fn table() -> NftTable {
     for family in Family::BOTH {
         let address = KeyType::Addr(family);
         for direction in Direction::ALL {
-            table.sets.insert(map(direction, family), Set::vmap(address));
+            for read in Read::BOTH {
+                table.sets.insert(map(direction, family, read), Set::vmap(address));
+            }
         }
         table.sets.insert(isolated(family), Set::of(address, false));
         table.sets.insert(itself(family), Set::map(vec![address, address], vec![]));
@@ -240,10 +252,10 @@ pub(crate) fn table() -> NftTable {
     add("midstream_drop", chain(vec![log(Reason::Midstream), drop()]));
     for direction in Direction::ALL {
         let name = deny(direction);
-        let mut rules = vec![rule([state(UNTRACKED), goto(untracked(&name))])];
-        rules.extend(denial(direction, Read::Connection));
-        add(&name, chain(rules));
-        add(&untracked(&name), chain(denial(direction, Read::Header)));
+        for read in Read::BOTH {
+            add(&read.side(&name), chain(denial(direction, read)));
+        }
+        add(&name, chain(choice(&name)));
     }
     table
 }
@@ -280,12 +292,18 @@ fn input() -> Vec<Rule> {
     ]
 }
 
+/// The rules of a chain that elements lead to.
+pub(crate) fn choice(chain: &str) -> Vec<Rule> {
+    let [tracked, untracked] = Read::BOTH.map(|read| goto(read.side(chain)));
+    vec![rule([state(UNTRACKED), untracked]), rule([tracked])]
+}
+
 fn dispatch(read: Read, directions: &[Direction]) -> Vec<Rule> {
     let mut rules = Vec::new();
     for direction in directions {
         for family in Family::BOTH {
             let fields = vec![read.own(*direction, family)];
-            rules.push(rule([Stmt::Vmap { fields, map: map(*direction, family) }]));
+            rules.push(rule([Stmt::Vmap { fields, map: map(*direction, family, read) }]));
         }
     }
     rules

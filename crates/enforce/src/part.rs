@@ -12,7 +12,7 @@ use causeway_policy::{Direction, Pods, PortSet, Protocol};
 use causeway_types::{Cidr, Family};
 use ipnet::{Ipv4Subnets, Ipv6Subnets};
 
-use crate::frame::{self, Read, UNTRACKED, goto, rule, state};
+use crate::frame::{self, Read, goto, rule};
 
 /// Ranges of more ports than this are kept as ranges, in a set that is not hashed.
 const WIDE: u16 = 64;
@@ -32,18 +32,37 @@ fn hash(value: impl Hash) -> String {
     format!("{:016x}", hasher.finish())
 }
 
-/// The sets of ports that most listed addresses of a program have, each that of more than `few`: such addresses
-/// are kept in plain sets, in the order of these. Whatever adds an element that leads to a chain has the kernel
-/// follow all such elements of the table (`nft_table_validate`), and a plain set has none.
-pub(crate) fn usual(program: &Program, few: usize) -> Vec<PortSet> {
-    let mut counts: HashMap<&PortSet, usize> = HashMap::new();
-    for ports in program.peers.values() {
-        *counts.entry(ports).or_default() += 1;
+/// The sets of ports that most listed addresses of a program have, by family, each that of more than `few`: such
+/// addresses are kept in plain sets, in the order of these. Whatever adds an element that leads to a chain has the
+/// kernel follow all such elements of the table (`nft_table_validate`), and a plain set has none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Usual {
+    v4: Vec<PortSet>,
+    v6: Vec<PortSet>,
+}
+
+impl Usual {
+    pub(crate) fn of(program: &Program, few: usize) -> Self {
+        let of = |family: Family| {
+            let mut counts: HashMap<&PortSet, usize> = HashMap::new();
+            let peers = program.peers.iter().filter(|(ip, _)| Family::of(**ip) == family);
+            for (_, ports) in peers {
+                *counts.entry(ports).or_default() += 1;
+            }
+            let mut all: Vec<(&PortSet, usize)> =
+                counts.into_iter().filter(|(_, count)| *count > few).collect();
+            all.sort_by(|(a, m), (b, n)| n.cmp(m).then(a.cmp(b)));
+            all.into_iter().take(MOST_USUAL).map(|(ports, _)| ports.clone()).collect()
+        };
+        Self { v4: of(Family::V4), v6: of(Family::V6) }
     }
-    let mut all: Vec<(&PortSet, usize)> =
-        counts.into_iter().filter(|(_, count)| *count > few).collect();
-    all.sort_by(|(a, m), (b, n)| n.cmp(m).then(a.cmp(b)));
-    all.into_iter().take(MOST_USUAL).map(|(ports, _)| ports.clone()).collect()
+
+    pub(crate) fn in_family(&self, family: Family) -> &[PortSet] {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
 }
 
 /// The name of a program's parts, by all that it holds but its listed addresses, and by whose it is.
@@ -51,7 +70,7 @@ pub(crate) fn program_name(
     direction: Direction,
     whose: impl Hash,
     program: &Program,
-    usual: &[PortSet],
+    usual: &Usual,
 ) -> String {
     let content = (whose, &program.groups, &program.members, &program.ranges, usual);
     format!("{}_{}", frame::word(direction), hash(content))
@@ -71,8 +90,13 @@ pub(crate) fn listed(program: &str, family: Family, usual: Option<usize>) -> Str
     }
 }
 
-fn ranges(program: &str, family: Family) -> String {
-    format!("{program}_{}_r", frame::digit(family))
+/// Where ranges with a set of ports are: as with listed addresses.
+fn ranges(program: &str, family: Family, usual: Option<usize>) -> String {
+    let digit = frame::digit(family);
+    match usual {
+        Some(number) => format!("{program}_{digit}_r{number}"),
+        None => format!("{program}_{digit}_r"),
+    }
 }
 
 /// The set of a group's members.
@@ -89,7 +113,7 @@ fn ports_chain(direction: Direction, ports: &PortSet) -> String {
     format!("{}_{}", frame::word(direction), ports_name(ports))
 }
 
-/// What becomes of a packet whose peer may use a set of ports.
+/// What becomes of a packet whose peer may use a set of ports, as an element says it.
 pub(crate) fn verdict(direction: Direction, ports: &PortSet) -> Verdict {
     if ports.is_all() {
         Verdict::Return
@@ -100,8 +124,17 @@ pub(crate) fn verdict(direction: Direction, ports: &PortSet) -> Verdict {
     }
 }
 
+/// And as a rule for such packets says it.
+fn verdict_of(read: Read, direction: Direction, ports: &PortSet) -> Verdict {
+    match verdict(direction, ports) {
+        Verdict::Goto(chain) => Verdict::Goto(read.side(&chain)),
+        other => other,
+    }
+}
+
 /// The sets of ports that a program leads to, but from its listed addresses.
-pub(crate) fn fixed_ports<'a>(program: &'a Program, usual: &'a [PortSet]) -> BTreeSet<&'a PortSet> {
+pub(crate) fn fixed_ports<'a>(program: &'a Program, usual: &'a Usual) -> BTreeSet<&'a PortSet> {
+    let usual = usual.v4.iter().chain(&usual.v6);
     program.members.values().chain(program.ranges.values()).chain(usual).collect()
 }
 
@@ -110,100 +143,137 @@ pub(crate) fn element(verdict: Verdict) -> Element {
 }
 
 /// A program's chains and maps, without the listed addresses.
-pub(crate) fn program(
-    name: &str,
-    direction: Direction,
-    program: &Program,
-    usual: &[PortSet],
-) -> Part {
+pub(crate) fn program(name: &str, direction: Direction, program: &Program, usual: &Usual) -> Part {
     let mut part = Part::default();
     for family in Family::BOTH {
-        let (list, blocks) = (listed(name, family, None), ranges(name, family));
+        let list = listed(name, family, None);
         part.sets.push((list.clone(), Set::vmap(KeyType::Addr(family))));
-        let usual: Vec<(String, Verdict)> = usual
-            .iter()
-            .enumerate()
-            .map(|(i, ports)| (listed(name, family, Some(i)), verdict(direction, ports)))
-            .collect();
-        for (set, _) in &usual {
-            part.sets.push((set.clone(), Set::of(KeyType::Addr(family), false)));
+        let usual = usual.in_family(family);
+        for i in 0..usual.len() {
+            let set = listed(name, family, Some(i));
+            part.sets.push((set, Set::of(KeyType::Addr(family), false)));
         }
-        let nets = nets(program, family);
-        // The last rule: all addresses are in some range.
-        let last = match nets.as_slice() {
-            [(_, ports)] => Stmt::Verdict(verdict(direction, ports)),
-            _ => {
-                let mut map = Set { interval: true, ..Set::vmap(KeyType::Addr(family)) };
-                for (net, ports) in &nets {
-                    let key = vec![KeyPart::Net(*net)];
-                    map.elements.insert(key, element(verdict(direction, ports)));
-                }
-                part.sets.push((blocks.clone(), map));
-                // The field is put in below.
-                Stmt::Vmap { fields: Vec::new(), map: blocks }
-            }
-        };
+        let (sets, blocks) = blocks(name, direction, program, family);
+        part.sets.extend(sets);
         let rules = |read: Read| {
             let peer = read.peer(direction, family);
-            let one = |(set, verdict): &(String, Verdict)| {
-                let within = Stmt::lookup([peer], MatchOp::Eq, set);
-                rule([within, Stmt::Verdict(verdict.clone())])
+            let to = |ports: &PortSet| Stmt::Verdict(verdict_of(read, direction, ports));
+            let one = |(i, ports): (usize, &PortSet)| {
+                let set = listed(name, family, Some(i));
+                rule([Stmt::lookup([peer], MatchOp::Eq, set), to(ports)])
             };
-            let mut rules: Vec<Rule> = usual.iter().map(one).collect();
+            let mut rules: Vec<Rule> = usual.iter().enumerate().map(one).collect();
             rules.push(rule([Stmt::Vmap { fields: vec![peer], map: list.clone() }]));
-            let last = rule([match last.clone() {
-                Stmt::Vmap { map, .. } => Stmt::Vmap { fields: vec![peer], map },
-                other => other,
-            }]);
-            rules.extend(members(program, direction, family, peer, &last));
-            rules.push(last);
-            // A set of ranges that is being filled has nothing for a moment.
-            rules.push(rule([goto(frame::deny(direction))]));
+            let last = blocks.stmts(direction, peer, read);
+            rules.extend(members(program, direction, family, read, &last));
+            rules.extend(last.into_iter().map(rule));
             rules
         };
-        put_chain(&mut part, &program_chain(name, family), rules);
+        put_sides(&mut part, &program_chain(name, family), rules);
     }
     part
 }
 
-/// A chain for tracked packets, with one for the others.
-fn put_chain(part: &mut Part, name: &str, rules: impl Fn(Read) -> Vec<Rule>) {
-    let aside = frame::untracked(name);
-    let mut tracked = vec![rule([state(UNTRACKED), goto(&aside)])];
-    tracked.extend(rules(Read::Connection));
-    part.chains.push((aside, frame::chain(rules(Read::Header))));
-    part.chains.push((name.to_owned(), frame::chain(tracked)));
+/// How ranges of addresses are kept.
+enum Blocks<'a> {
+    /// All addresses of the family may use the same.
+    One(&'a PortSet),
+    /// A set for each set of ports; whoever is in none may use nothing.
+    Sets(Vec<(String, &'a PortSet)>),
+    /// A map of all addresses.
+    Map(String),
 }
 
-/// The rules for members of groups: those of most groups first. `last`: the rule for those of whom nothing is
+fn blocks<'a>(
+    name: &str,
+    direction: Direction,
+    program: &'a Program,
+    family: Family,
+) -> (Vec<(String, Set)>, Blocks<'a>) {
+    let nets = nets(program, family);
+    let different: BTreeSet<&PortSet> = nets.iter().map(|(_, ports)| *ports).collect();
+    if let (1, Some(ports)) = (different.len(), different.first()) {
+        return (Vec::new(), Blocks::One(ports));
+    }
+    let some: Vec<&PortSet> = different.iter().filter(|ports| !ports.is_none()).copied().collect();
+    // A set that is being filled has nothing for a moment, and nothing may pass for that.
+    if some.len() < different.len() && some.len() <= MOST_USUAL {
+        let sets = some.iter().enumerate().map(|(i, ports)| {
+            let mut set = Set::of(KeyType::Addr(family), true);
+            let within = nets.iter().filter(|(_, of)| of == ports);
+            within.for_each(|(net, _)| set.add(KeyPart::Net(*net), None));
+            (ranges(name, family, Some(i)), set)
+        });
+        let sets: Vec<(String, Set)> = sets.collect();
+        let names = sets.iter().map(|(name, _)| name.clone());
+        let blocks = Blocks::Sets(names.zip(some).collect());
+        return (sets, blocks);
+    }
+    let mut map = Set { interval: true, ..Set::vmap(KeyType::Addr(family)) };
+    for (net, ports) in nets {
+        map.elements.insert(vec![KeyPart::Net(net)], element(verdict(direction, ports)));
+    }
+    let name = ranges(name, family, None);
+    (vec![(name.clone(), map)], Blocks::Map(name))
+}
+
+impl Blocks<'_> {
+    /// The rules for all of whom nothing is known but their address.
+    fn stmts(&self, direction: Direction, peer: Field, read: Read) -> Vec<Vec<Stmt>> {
+        let to = |ports: &PortSet| Stmt::Verdict(verdict_of(read, direction, ports));
+        let deny = vec![goto(read.side(&frame::deny(direction)))];
+        match self {
+            Self::One(ports) => vec![vec![to(ports)]],
+            Self::Sets(sets) => {
+                let one = |(set, ports): &(String, &PortSet)| {
+                    vec![Stmt::lookup([peer], MatchOp::Eq, set), to(ports)]
+                };
+                sets.iter().map(one).chain([deny]).collect()
+            }
+            Self::Map(map) => {
+                vec![vec![Stmt::Vmap { fields: vec![peer], map: map.clone() }], deny]
+            }
+        }
+    }
+}
+
+/// A chain for tracked packets and one for the others.
+fn put_sides(part: &mut Part, name: &str, rules: impl Fn(Read) -> Vec<Rule>) {
+    for read in Read::BOTH {
+        part.chains.push((read.side(name), frame::chain(rules(read))));
+    }
+}
+
+/// The rules for members of groups: those of most groups first. `last`: the rules for those of whom nothing is
 /// known but their address.
 fn members(
     program: &Program,
     direction: Direction,
     family: Family,
-    peer: Field,
-    last: &Rule,
+    read: Read,
+    last: &[Vec<Stmt>],
 ) -> Vec<Rule> {
+    let peer = read.peer(direction, family);
     let mut masks: Vec<u8> = (1..1u8 << program.groups.len()).collect();
     masks.sort_by_key(|mask| std::cmp::Reverse((mask.count_ones(), *mask)));
     let of = |mask: u8| {
         let groups = program.groups.iter().enumerate();
-        let within = groups.filter(|(i, _)| mask >> i & 1 == 1);
-        let mut stmts: Vec<Stmt> = within
+        let within = groups.filter(move |(i, _)| mask >> i & 1 == 1);
+        let within: Vec<Stmt> = within
             .map(|(_, pods)| Stmt::lookup([peer], MatchOp::Eq, group(pods, family)))
             .collect();
-        match program.members.get(&mask) {
-            Some(ports) => stmts.push(Stmt::Verdict(verdict(direction, ports))),
+        let rest = match program.members.get(&mask) {
+            Some(ports) => vec![vec![Stmt::Verdict(verdict_of(read, direction, ports))]],
             // No pod was in just these when the program was made.
-            None => stmts.extend(last.stmts.iter().cloned()),
-        }
-        rule(stmts)
+            None => last.to_vec(),
+        };
+        rest.into_iter().map(move |rest| rule([within.clone(), rest].concat()))
     };
-    masks.into_iter().map(of).collect()
+    masks.into_iter().flat_map(of).collect()
 }
 
 /// The ranges of a family as prefixes.
-fn nets(program: &Program, family: Family) -> Vec<(Cidr, PortSet)> {
+fn nets(program: &Program, family: Family) -> Vec<(Cidr, &PortSet)> {
     let of_family = program.ranges.iter().filter(|(ip, _)| Family::of(**ip) == family);
     let starts: Vec<(&IpAddr, &PortSet)> = of_family.collect();
     let mut all = Vec::new();
@@ -223,7 +293,7 @@ fn nets(program: &Program, family: Family) -> Vec<(Cidr, PortSet)> {
                 Ipv6Subnets::new(*a, u128::MAX.into(), 0).map(Into::into).collect()
             }
         };
-        all.extend(nets.into_iter().map(|net| (Cidr::of(net), (*ports).clone())));
+        all.extend(nets.into_iter().map(|net| (Cidr::of(net), *ports)));
     }
     all
 }
@@ -280,10 +350,12 @@ pub(crate) fn ports(direction: Direction, ports: &PortSet) -> Part {
             let within = Stmt::lookup([read.port()], MatchOp::Eq, set);
             rules.push(rule([is(*protocol), within, back()]));
         }
-        rules.push(rule([goto(frame::deny(direction))]));
+        rules.push(rule([goto(read.side(&frame::deny(direction)))]));
         rules
     };
-    put_chain(&mut part, &ports_chain(direction, ports), rules);
+    let chain = ports_chain(direction, ports);
+    put_sides(&mut part, &chain, rules);
+    part.chains.push((chain.clone(), frame::chain(frame::choice(&chain))));
     part
 }
 
@@ -291,13 +363,11 @@ impl Part {
     /// The parts of a program, by name alone.
     pub(crate) fn of_program(name: &str) -> (Vec<String>, Vec<String>) {
         let sets = Family::BOTH.into_iter().flat_map(|f| {
-            let usual = (0..MOST_USUAL).map(move |number| listed(name, f, Some(number)));
-            usual.chain([listed(name, f, None), ranges(name, f)])
+            let numbers = (0..MOST_USUAL).map(Some).chain([None]);
+            numbers.flat_map(move |number| [listed(name, f, number), ranges(name, f, number)])
         });
-        let chains = Family::BOTH.map(|f| {
-            let chain = program_chain(name, f);
-            [frame::untracked(&chain), chain]
-        });
+        let chains =
+            Family::BOTH.map(|f| Read::BOTH.map(|read| read.side(&program_chain(name, f))));
         (sets.collect(), chains.concat())
     }
 
@@ -309,8 +379,9 @@ impl Part {
     }
 
     /// The chains of a set of ports for a direction.
-    pub(crate) fn chains_of_ports(direction: Direction, ports: &PortSet) -> [String; 2] {
+    pub(crate) fn chains_of_ports(direction: Direction, ports: &PortSet) -> [String; 3] {
         let chain = ports_chain(direction, ports);
-        [frame::untracked(&chain), chain]
+        let [tracked, untracked] = Read::BOTH.map(|read| read.side(&chain));
+        [chain, tracked, untracked]
     }
 }

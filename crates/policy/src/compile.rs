@@ -42,6 +42,16 @@ pub struct Program {
     pub members: BTreeMap<u8, PortSet>,
     /// The sets of all other addresses: the first address of each range, to the next one of its family.
     pub ranges: BTreeMap<IpAddr, PortSet>,
+    named: Named,
+}
+
+/// Whom rules name by more than addresses. Of all others they say what they say of addresses of nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Named {
+    pods: Box<[Pods]>,
+    /// Whoever has ports with names.
+    ports: bool,
+    nodes: bool,
 }
 
 /// Who has some addresses, to be asked for by many programs.
@@ -147,12 +157,36 @@ impl Program {
                 ranges.insert(*start, (*sets[*id]).clone());
             }
         }
+        let pods = peers.iter().filter_map(|peer| match peer {
+            Peer::Pods(pods) => Some(pods.clone()),
+            _ => None,
+        });
+        let named = Named { pods: pods.collect(), ports: to_named, nodes };
         Some(Self {
+            named,
             peers: listed.into_iter().map(|(ip, id)| (ip, sets[id].clone())).collect(),
             groups,
             members: usual.into_iter().map(|(groups, id)| (groups, (*sets[id]).clone())).collect(),
             ranges,
         })
+    }
+
+    /// Whether [`Program::changes`] may answer anything. It costs little.
+    #[must_use]
+    pub fn concerns(&self, world: &World, holders: &Holders<'_>) -> bool {
+        let holders = &holders.all;
+        holders.iter().any(|seen| self.peers.contains_key(&seen.address) || self.names(world, seen))
+    }
+
+    fn names(&self, world: &World, seen: &Seen<'_>) -> bool {
+        match seen.who {
+            SeenAs::Pod(looks) => {
+                self.named.ports && !looks.ports.is_empty()
+                    || self.named.pods.iter().any(|pods| world.selects_looks(pods, looks))
+            }
+            SeenAs::Node(_) => self.named.nodes,
+            SeenAs::Outside => false,
+        }
     }
 
     /// What is to be listed of addresses after the pods or nodes that have them changed, or some of those: of
@@ -180,7 +214,7 @@ impl Program {
                 (set, groups_of(world, &self.groups, seen.who))
             };
             let entry = match (&starts, seen.who) {
-                (_, SeenAs::Outside) => None,
+                _ if !self.names(world, seen) => None,
                 (Some(starts), SeenAs::Pod(looks)) => {
                     let alike =
                         (ptr::from_ref(looks.labels), looks.namespace.as_ptr(), looks.ports);

@@ -529,9 +529,15 @@ impl World {
     }
 
     pub(crate) fn selects_looks(&self, pods: &Pods, looks: Looks<'_>) -> bool {
-        pods.pods.selects(looks.labels)
+        // Names are compared sooner than labels.
+        let named = match &pods.namespaces {
+            Namespaces::Named(name) => name == looks.namespace,
+            Namespaces::Selected(_) => true,
+        };
+        named
+            && pods.pods.selects(looks.labels)
             && match &pods.namespaces {
-                Namespaces::Named(name) => name == looks.namespace,
+                Namespaces::Named(_) => true,
                 Namespaces::Selected(selector) if selector.is_everything() => true,
                 Namespaces::Selected(selector) => self
                     .namespaces

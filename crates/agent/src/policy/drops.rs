@@ -387,7 +387,7 @@ mod tests {
     #[test]
     fn counters_go_on_where_a_chain_is_made_anew() {
         let mut drops = Drops::default();
-        let mut at = |n: u64| drops.report(|chain| Some(if chain == "in_deny" { n } else { 0 }));
+        let mut at = |n: u64| drops.report(|chain| Some(if chain == "in_deny_t" { n } else { 0 }));
         for (kernel, all) in [(3, 3), (5, 5), (2, 7), (2, 7), (4, 9)] {
             assert_eq!(at(kernel).packets["ingress"], all, "{kernel}");
         }

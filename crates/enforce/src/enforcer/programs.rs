@@ -1,6 +1,6 @@
 //! Programs, groups and sets of ports: what pods are under, kept once for all that are under the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use causeway_policy::compile::{Holders, Program};
 use causeway_policy::{Direction, PodName, Pods, PolicyName, PortSet, Who};
 use causeway_types::Family;
 
-use super::{Done, Enforcer, Kept, Key, Touched};
+use super::{Done, Enforcer, Kept, Key, To, Touched};
 use crate::draft::Draft;
-use crate::part::{self, Part};
+use crate::part::{self, Part, Usual};
 
 impl Enforcer {
     /// Compiles programs anew of which a policy changed. Those of policies that are gone go when nobody has them.
@@ -44,9 +44,9 @@ impl Enforcer {
     fn replace(&mut self, key: &Key, program: Program) {
         let users = self.forget(key);
         self.keep(key, program);
-        let name = self.programs[key].name.clone();
+        let to = To::Program(self.programs[key].name.clone());
         for user in &users {
-            self.dispatch(user, key.direction, Some(&name));
+            self.dispatch(user, key.direction, Some(&to));
         }
         self.programs.get_mut(key).expect("it is kept").users = users;
     }
@@ -65,7 +65,9 @@ impl Enforcer {
         let mut changes = Vec::new();
         let mut idle = Vec::new();
         for (key, kept) in &self.programs {
-            if key.policies.iter().any(|name| touched.policies.contains(name)) {
+            if key.policies.iter().any(|name| touched.policies.contains(name))
+                || !kept.program.concerns(&self.world, &holders)
+            {
                 continue;
             }
             // One that stays: others leave it only later, and their policies are not these any more.
@@ -113,7 +115,7 @@ impl Enforcer {
         else {
             return;
         };
-        let usual = part::usual(&kept.program, self.sizes.few);
+        let usual = Usual::of(&kept.program, self.sizes.few);
         if usual == kept.usual {
             kept.most_others = kept.others * 2;
             return;
@@ -138,19 +140,19 @@ impl Enforcer {
             if let Some(was) = was.filter(|was| *was != set) {
                 self.draft.take_out_late(&was, at.clone());
             }
-            self.draft.put(&set, at, Some(kept.element(key.direction, ports)));
+            self.draft.put(&set, at, Some(kept.element(key.direction, ip, ports)));
         } else if let Some(was) = was {
             self.draft.put(&was, at, None);
         }
-        kept.others += entry.as_ref().map_or(0, |ports| kept.is_other(ports));
-        kept.others -= before.as_ref().map_or(0, |ports| kept.is_other(ports));
+        kept.others += entry.as_ref().map_or(0, |ports| kept.is_other(ip, ports));
+        kept.others -= before.as_ref().map_or(0, |ports| kept.is_other(ip, ports));
         if let Some(ports) = before {
             self.leave_ports(key.direction, &ports);
         }
     }
 
     pub(super) fn keep(&mut self, key: &Key, program: Program) {
-        let usual = part::usual(&program, self.sizes.few);
+        let usual = Usual::of(&program, self.sizes.few);
         let name = part::program_name(key.direction, key, &program, &usual);
         for pods in &program.groups {
             self.use_group(pods);
@@ -158,15 +160,27 @@ impl Enforcer {
         for ports in part::fixed_ports(&program, &usual).into_iter().chain(peers(&program)) {
             self.use_ports(key.direction, ports);
         }
-        add(&mut self.draft, part::program(&name, key.direction, &program, &usual));
+        let mut part = part::program(&name, key.direction, &program, &usual);
         let users = BTreeSet::new();
         let mut kept = Kept { name, program, usual, others: 0, most_others: 0, users };
+        // There may be very many addresses, with few sets of ports.
+        let mut known: HashMap<(Family, *const PortSet), (usize, Element)> = HashMap::new();
+        let mut elements: Vec<Vec<(Vec<KeyPart>, Element)>> = vec![Vec::new(); part.sets.len()];
         for (ip, ports) in &kept.program.peers {
-            let element = kept.element(key.direction, ports);
-            let set = kept.place(*ip, ports);
-            self.draft.put(&set, vec![KeyPart::addr(*ip)], Some(element));
+            let find = || {
+                let name = kept.place(*ip, ports);
+                let at = part.sets.iter().position(|(set, _)| *set == name);
+                (at.expect("a program has its sets"), kept.element(key.direction, *ip, ports))
+            };
+            let known = known.entry((Family::of(*ip), Arc::as_ptr(ports)));
+            let (at, element) = known.or_insert_with(find);
+            elements[*at].push((vec![KeyPart::addr(*ip)], element.clone()));
+            kept.others += usize::from(element.verdict.is_some());
         }
-        kept.others = peers(&kept.program).map(|ports| kept.is_other(ports)).sum();
+        for ((_, set), elements) in part.sets.iter_mut().zip(elements) {
+            set.elements.extend(elements);
+        }
+        add(&mut self.draft, part);
         kept.most_others = (kept.others * 2).max(self.sizes.few * 8);
         self.programs.insert(key.clone(), kept);
     }
@@ -256,24 +270,24 @@ impl Enforcer {
 }
 
 impl Kept {
-    fn number(&self, ports: &PortSet) -> Option<usize> {
-        self.usual.iter().position(|usual| usual == ports)
+    fn number(&self, ip: IpAddr, ports: &PortSet) -> Option<usize> {
+        self.usual.in_family(Family::of(ip)).iter().position(|usual| usual == ports)
     }
 
     /// The set that has an address with a set of ports.
     fn place(&self, ip: IpAddr, ports: &PortSet) -> String {
-        part::listed(&self.name, Family::of(ip), self.number(ports))
+        part::listed(&self.name, Family::of(ip), self.number(ip, ports))
     }
 
-    fn element(&self, direction: Direction, ports: &PortSet) -> Element {
-        match self.number(ports) {
+    fn element(&self, direction: Direction, ip: IpAddr, ports: &PortSet) -> Element {
+        match self.number(ip, ports) {
             Some(_) => Element::default(),
             None => part::element(part::verdict(direction, ports)),
         }
     }
 
-    fn is_other(&self, ports: &PortSet) -> usize {
-        usize::from(self.number(ports).is_none())
+    fn is_other(&self, ip: IpAddr, ports: &PortSet) -> usize {
+        usize::from(self.number(ip, ports).is_none())
     }
 }
 
