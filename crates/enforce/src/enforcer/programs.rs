@@ -34,7 +34,7 @@ impl Enforcer {
             let kept = &self.programs[&key];
             let name = part::program_name(key.direction, &key, &program, &kept.usual);
             match name == kept.name {
-                true => self.relist_all(&key, &program),
+                true => self.relist_all(&key, program),
                 false => self.replace(&key, program),
             }
         }
@@ -97,14 +97,15 @@ impl Enforcer {
         }
     }
 
-    /// Lists what another program, which differs in that alone, lists.
-    fn relist_all(&mut self, key: &Key, other: &Program) {
+    /// Takes another program for one that differs in what it lists, and for whom, alone.
+    fn relist_all(&mut self, key: &Key, other: Program) {
         let now = &self.programs[key].program.peers;
         let all: BTreeSet<IpAddr> = now.keys().chain(other.peers.keys()).copied().collect();
         let differ = all.into_iter().filter(|ip| now.get(ip) != other.peers.get(ip));
         for ip in differ.collect::<Vec<_>>() {
             self.list(key, ip, other.peers.get(&ip).cloned());
         }
+        self.programs.get_mut(key).expect("it is kept").program = other;
         self.ask_what_is_usual(key);
     }
 

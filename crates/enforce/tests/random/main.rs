@@ -449,6 +449,43 @@ fn an_address_that_another_node_claims() {
     }
 }
 
+/// A policy that names others than before, and then one of them comes: only by a later change of that pod is its
+/// program asked.
+#[test]
+fn a_policy_that_names_others() {
+    use serde_json::json;
+    let pod = |name: &str, n: u8, app: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "x", "name": name, "labels": {"app": app}},
+            "spec": {"nodeName": ME},
+            "status": {"phase": "Running", "podIPs": [{"ip": format!("10.0.0.{n}")}]}})
+    };
+    let policy = |from: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": "web"},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}},
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": from}}}]}]}})
+    };
+    let mut enforcer = Enforcer::new(ME);
+    let mut kernel = None;
+    repair(&mut enforcer, &mut kernel);
+    let web = PodName::new("x", "web");
+    let steps = [
+        change(&policy("a"), true),
+        change(&pod("web", 1, "web"), true),
+        Change::Endpoint(web, Some(vec![IpAddr::from([10, 0, 0, 1])])),
+        change(&policy("b"), true),
+        change(&pod("late", 2, "b"), true),
+        change(&policy("a"), true),
+        change(&pod("late", 2, "a"), true),
+    ];
+    for step in steps {
+        enforcer.change([step]);
+        take(&mut enforcer, &mut kernel).unwrap();
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+    }
+}
+
 /// A peer for which other ports are allowed moves between a program's sets of addresses: what both allow passes at
 /// any time.
 #[test]
