@@ -194,17 +194,20 @@ impl Enforcer {
     /// Namespaces whose pods policies may apply to; `*`: all, also those that are not known yet.
     #[must_use]
     pub fn namespaces(&self) -> Vec<String> {
-        let mut all = BTreeSet::new();
+        let mut all: Vec<String> = Vec::new();
+        // Policies come by namespace, and there may be very many of each.
         for policy in self.world.policies() {
             match &policy.name {
                 PolicyName::Network { namespace, .. } => {
-                    all.insert(namespace.to_string());
+                    if all.last().is_none_or(|last| *last != **namespace) {
+                        all.push(namespace.to_string());
+                    }
                 }
                 PolicyName::Cluster(_) if policy.subject.is_some() => return vec!["*".to_owned()],
                 PolicyName::Cluster(_) => {}
             }
         }
-        all.into_iter().collect()
+        all
     }
 
     /// Takes in what changed. What follows from it for the kernel is what [`Enforcer::take`] gives.

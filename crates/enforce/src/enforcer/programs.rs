@@ -182,7 +182,7 @@ impl Enforcer {
             set.elements.extend(elements);
         }
         add(&mut self.draft, part);
-        kept.most_others = (kept.others * 2).max(self.sizes.few * 8);
+        kept.most_others = (kept.others * 2).max(self.sizes.few);
         self.programs.insert(key.clone(), kept);
     }
 
