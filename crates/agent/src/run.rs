@@ -1,6 +1,7 @@
 //! The process: configuration, lock, watches, loop, servers, and an end in good order.
 
 use std::future::IntoFuture;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use causeway_cluster::{Cluster, Connection};
@@ -98,6 +99,7 @@ async fn serve(
     let metrics =
         metrics.map(|m| tokio::spawn(axum::serve(m, server::metrics_only(app)).into_future()));
 
+    let started = tokio::spawn(release_code());
     let reconnect = async {
         while moved.changed().await.is_ok() {
             cluster.reconnect();
@@ -114,12 +116,24 @@ async fn serve(
         task.abort();
     }
     drops.iter().for_each(tokio::task::JoinHandle::abort);
+    started.abort();
     // Before the loop: it must not take the end of the watches for a change.
     drop(cluster);
     let _ = std::fs::remove_file(&paths.socket);
     drop(engine);
     tracing::info!("ended; the network stays as it is");
     result
+}
+
+/// Most of the program's code is for a start, or for other commands than this; of the rest little runs again.
+async fn release_code() {
+    // A start takes less than a second, and where the cluster is very large some.
+    for after in [2, 30] {
+        tokio::time::sleep(Duration::from_secs(after)).await;
+        if let Err(error) = causeway_kernel::memory::release_code() {
+            tracing::debug!("code that has run stays in memory: {error}");
+        }
+    }
 }
 
 fn bail_loop() -> anyhow::Result<()> {

@@ -18,6 +18,7 @@ mod fuzz;
 pub mod handle;
 mod ifreq;
 pub mod log;
+pub mod memory;
 pub mod monitor;
 mod neighbours;
 pub mod netns;
