@@ -34,9 +34,30 @@ pub const LOG_BYTES: u32 = 128;
 /// The group that the agent listens at: "CW".
 pub const LOG_GROUP: u16 = 0x4357;
 
-/// The end of the text that packets to who opened the connection are logged with. At the hooks of the table the
-/// header with this says between whom it is, also where the kernel hands over no connections with packets.
-const REPLY: &str = " reply";
+/// Which way a packet goes. At the hooks of the table this and its header say between whom it is, also where the kernel
+/// hands over no connections with packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From who opened the connection.
+    Original,
+    /// To who opened it.
+    Reply,
+    /// It belongs to no connection.
+    Untracked,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Original, Self::Reply, Self::Untracked];
+
+    /// The end of the text that it is logged with.
+    fn end(self) -> &'static str {
+        match self {
+            Self::Original => "",
+            Self::Reply => " reply",
+            Self::Untracked => " untracked",
+        }
+    }
+}
 
 /// Why a packet is dropped; the beginning of the text that it is logged with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,14 +76,15 @@ impl Reason {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Ingress, Self::Egress, Self::Invalid, Self::Midstream];
 
-    /// By the text that it is logged with, and whether the packet goes to who opened its connection.
+    /// By the text that it is logged with, with the way that the packet goes.
     #[must_use]
-    pub fn of(text: &str) -> Option<(Self, bool)> {
-        let (word, reply) = match text.strip_suffix(REPLY) {
-            Some(word) => (word, true),
-            None => (text, false),
-        };
-        Some((Self::ALL.into_iter().find(|reason| reason.word() == word)?, reply))
+    pub fn of(text: &str) -> Option<(Self, Way)> {
+        let mut all = Self::ALL.into_iter().flat_map(|reason| Way::ALL.map(|way| (reason, way)));
+        all.find(|(reason, way)| reason.text(*way) == text)
+    }
+
+    fn text(self, way: Way) -> String {
+        format!("{}{}", self.word(), way.end())
     }
 
     /// The chains that count packets that are dropped for it.
@@ -87,7 +109,7 @@ impl Reason {
         }
     }
 
-    /// As it is logged, but for [`REPLY`].
+    /// As it is logged, but for its [`Way`].
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -342,19 +364,18 @@ fn denial(direction: Direction, read: Read) -> Vec<Rule> {
     match read {
         Read::Connection => {
             let is = |direction| Stmt::is(Field::CtDirection, KeyPart::CtDirection(direction));
-            let told = logged(reason.word().to_owned());
-            rules.push(rule([vec![is(0)], told].concat()));
-            let told = logged(format!("{}{REPLY}", reason.word()));
-            rules.push(rule([vec![is(1)], told].concat()));
+            for (number, way) in [(0, Way::Original), (1, Way::Reply)] {
+                rules.push(rule([vec![is(number)], logged(reason.text(way))].concat()));
+            }
         }
-        Read::Header => rules.push(log(reason)),
+        Read::Header => rules.push(rule(logged(reason.text(Way::Untracked)))),
     }
     rules.push(drop());
     rules
 }
 
 fn log(reason: Reason) -> Rule {
-    rule(logged(reason.word().to_owned()))
+    rule(logged(reason.text(Way::Original)))
 }
 
 fn logged(prefix: String) -> Vec<Stmt> {

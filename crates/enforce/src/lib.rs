@@ -20,4 +20,4 @@ pub mod trace;
 
 pub use draft::Transaction;
 pub use enforcer::{Cause, Change, Enforcer, Realised, Sizes};
-pub use frame::{LOG_BYTES, LOG_GROUP, Reason};
+pub use frame::{LOG_BYTES, LOG_GROUP, Reason, Way};

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use causeway_enforce::{Cause, Enforcer, LOG_BYTES, LOG_GROUP, Reason};
+use causeway_enforce::{Cause, Enforcer, LOG_BYTES, LOG_GROUP, Reason, Way};
 use causeway_kernel::log::{End, Log, Logged};
 use causeway_policy::judge::By;
 use causeway_policy::{Party, Protocol, Transport, Who};
@@ -161,8 +161,8 @@ impl Drops {
     ) -> Option<Count> {
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let (reason, answers) = Reason::of(&packet.prefix)?;
-        let (from, to, protocol) = ends(packet, reason, answers)?;
+        let (reason, way) = Reason::of(&packet.prefix)?;
+        let (from, to, protocol) = ends(packet, reason, way)?;
         let key = Key { from: from.0, to: to.0, protocol, port: to.1, reason };
         if self.all.get(&key).is_none_or(|kept| kept.revision != revision) {
             let mut fresh = judge(packet, key, enforcer, revision);
@@ -182,7 +182,7 @@ impl Drops {
         let kept = self.all.get_mut(&key)?;
         kept.record.seen += 1;
         kept.record.last = now;
-        kept.record.answers |= answers;
+        kept.record.answers |= way == Way::Reply;
         Some(kept.count.clone())
     }
 
@@ -222,19 +222,20 @@ impl Drops {
 
 /// Between whom, as policies see it: who opened the connection and who answers it. The rules are where a header
 /// has both, before and behind any translation.
-fn ends(packet: &Logged, reason: Reason, answer: bool) -> Option<(End, End, u8)> {
+fn ends(packet: &Logged, reason: Reason, way: Way) -> Option<(End, End, u8)> {
     if let (Some(of), Some(_)) = (packet.connection, reason.direction()) {
         return Some((of.client, of.server, of.protocol));
     }
     let header = packet.header?;
     // An error goes the other way than what it is about.
-    let (header, answer) = match packet.about.filter(|_| reason.direction().is_some()) {
-        Some(about) => (about, !answer),
-        None => (header, answer),
+    let (header, original) = match (packet.about, way) {
+        (_, Way::Untracked) => (header, true),
+        (Some(about), _) if reason.direction().is_some() => (about, way == Way::Reply),
+        _ => (header, way == Way::Original),
     };
-    Some(match answer {
-        false => (header.from, header.to, header.protocol),
-        true => (header.to, header.from, header.protocol),
+    Some(match original {
+        true => (header.from, header.to, header.protocol),
+        false => (header.to, header.from, header.protocol),
     })
 }
 
@@ -383,6 +384,33 @@ fn follow(handle: &Handle) -> Result<Infallible, causeway_kernel::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_opened_it_is_told() {
+        let end = |n: u8, port| (IpAddr::from([10, 0, 0, n]), port);
+        let header = |from, to, protocol| causeway_kernel::log::Header { protocol, from, to };
+        let (client, server) = (end(1, Some(40_000)), end(2, Some(80)));
+        let router = header(end(9, None), end(1, None), 1);
+        let (asks, answers) = (header(client, server, 6), header(server, client, 6));
+        let tcp = Some((client, server, 6));
+        let alone = Some((end(9, None), end(1, None), 1));
+        for (prefix, of, about, wanted) in [
+            ("causeway ingress", asks, None, tcp),
+            ("causeway egress reply", answers, None, tcp),
+            // Errors about what was asked go to who opened it, and about answers the other way.
+            ("causeway ingress reply", router, Some(asks), tcp),
+            ("causeway ingress", router, Some(answers), tcp),
+            ("causeway ingress untracked", router, Some(asks), alone),
+            ("causeway ingress untracked", answers, None, Some((server, client, 6))),
+            ("causeway invalid", router, Some(asks), alone),
+            ("causeway midstream", answers, None, Some((server, client, 6))),
+        ] {
+            let prefix = prefix.to_owned();
+            let packet = Logged { prefix, header: Some(of), about, connection: None };
+            let (reason, way) = Reason::of(&packet.prefix).unwrap();
+            assert_eq!(ends(&packet, reason, way), wanted, "{packet:?}");
+        }
+    }
 
     #[test]
     fn counters_go_on_where_a_chain_is_made_anew() {
