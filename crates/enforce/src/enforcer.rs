@@ -3,7 +3,7 @@
 mod cause;
 mod programs;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use causeway_model::nft::{Element, KeyPart, NftTable, Verdict};
@@ -117,8 +117,6 @@ pub struct Enforcer {
     /// Pods of this node as the API has, or last had, them.
     local: BTreeMap<PodName, Pod>,
     endpoints: BTreeMap<PodName, Endpoint>,
-    /// Whose an address of this node's pods is.
-    owners: HashMap<IpAddr, PodName>,
     programs: BTreeMap<Key, Kept>,
     /// How many programs ask a group.
     groups: BTreeMap<Pods, usize>,
@@ -151,7 +149,6 @@ impl Enforcer {
             world: World::default(),
             local: BTreeMap::new(),
             endpoints: BTreeMap::new(),
-            owners: HashMap::new(),
             programs: BTreeMap::new(),
             groups: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -347,7 +344,7 @@ impl Enforcer {
                     pod.addresses = self.own(name);
                     pod.addresses.retain(|ip| !is_link_local(*ip));
                 }
-                None => pod.addresses.retain(|ip| !self.owners.contains_key(ip)),
+                None => pod.addresses.retain(|ip| self.world.holder(*ip).is_none()),
             }
         }
         if old == Some(&pod) {
@@ -375,7 +372,7 @@ impl Enforcer {
             return;
         }
         for ip in &old {
-            if self.owners.get(ip) == Some(name) {
+            if self.world.holder(*ip) == Some(name) {
                 self.set_owner(*ip, None, touched);
             }
         }
@@ -439,11 +436,7 @@ impl Enforcer {
         touched: &mut Touched,
     ) -> Option<PodName> {
         touched.addresses.insert(ip);
-        self.world.set_holder(ip, owner.clone());
-        match owner {
-            Some(owner) => self.owners.insert(ip, owner),
-            None => self.owners.remove(&ip),
-        }
+        self.world.set_holder(ip, owner)
     }
 
     /// Puts addresses into groups and takes them out.
@@ -537,7 +530,7 @@ impl Enforcer {
     /// The addresses of a pod that is attached here, but those that another one has got since.
     fn own(&self, name: &PodName) -> Vec<IpAddr> {
         let Some(endpoint) = self.endpoints.get(name) else { return Vec::new() };
-        let own = |ip: &&IpAddr| self.owners.get(*ip).is_none_or(|owner| owner == name);
+        let own = |ip: &&IpAddr| self.world.holder(**ip).is_none_or(|holder| holder == name);
         endpoint.addresses.iter().filter(own).copied().collect()
     }
 
@@ -576,13 +569,13 @@ impl Enforcer {
         let open = endpoint.done == [Done::Open, Done::Open];
         for ip in self.own(name) {
             let (family, key) = (Family::of(ip), KeyPart::addr(ip));
-            let element = || (!open).then(Element::default);
-            self.draft.put(&frame::isolated(family), vec![key.clone()], element());
-            let itself = (frame::itself(family), vec![key.clone(), key]);
-            match element() {
-                // A packet that its program denies asks for it then.
-                None => self.draft.take_out_late(&itself.0, itself.1),
-                element => self.draft.put(&itself.0, itself.1, element),
+            let element = (!open).then(Element::default);
+            self.draft.put(&frame::isolated(family), vec![key.clone()], element.clone());
+            let (itself, pair) = (frame::itself(family), vec![key.clone(), key]);
+            match element {
+                // It is asked last: by packets that are in a program which the pod leaves, too.
+                None => self.draft.take_out_late(&itself, pair),
+                some => self.draft.put(&itself, pair, some),
             }
         }
     }

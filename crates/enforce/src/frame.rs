@@ -47,8 +47,6 @@ pub enum Way {
 }
 
 impl Way {
-    const ALL: [Self; 3] = [Self::Original, Self::Reply, Self::Untracked];
-
     /// The end of the text that it is logged with.
     fn end(self) -> &'static str {
         match self {
@@ -79,8 +77,10 @@ impl Reason {
     /// By the text that it is logged with, with the way that the packet goes.
     #[must_use]
     pub fn of(text: &str) -> Option<(Self, Way)> {
-        let mut all = Self::ALL.into_iter().flat_map(|reason| Way::ALL.map(|way| (reason, way)));
-        all.find(|(reason, way)| reason.text(*way) == text)
+        let said = |way: &Way| text.ends_with(way.end());
+        let way = [Way::Reply, Way::Untracked].into_iter().find(said).unwrap_or(Way::Original);
+        let word = text.strip_suffix(way.end())?;
+        Some((Self::ALL.into_iter().find(|reason| reason.word() == word)?, way))
     }
 
     fn text(self, way: Way) -> String {
@@ -138,11 +138,7 @@ pub(crate) fn digit(family: Family) -> char {
 
 /// The map from pods' addresses to programs.
 pub(crate) fn map(direction: Direction, family: Family, read: Read) -> String {
-    let name = format!("{}{}", word(direction), digit(family));
-    match read {
-        Read::Connection => name,
-        Read::Header => format!("{name}_u"),
-    }
+    read.side(&format!("{}{}", word(direction), digit(family)))
 }
 
 /// The set of pods with policies.
@@ -193,7 +189,7 @@ pub(crate) enum Read {
 impl Read {
     pub(crate) const BOTH: [Self; 2] = [Self::Connection, Self::Header];
 
-    /// The name of a chain's part for such packets.
+    /// The name of a chain or map for such packets.
     pub(crate) fn side(self, chain: &str) -> String {
         match self {
             Self::Connection => format!("{chain}_t"),

@@ -306,6 +306,7 @@ mod tests {
             let _ = read(&v6[..cut]);
         }
     }
+
     /// An error from a router says nothing of the connection in its own header.
     #[test]
     fn what_an_error_is_about_is_read() {

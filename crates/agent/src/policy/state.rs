@@ -430,9 +430,7 @@ impl State {
             // Only a look tells what is to be done.
             return;
         }
-        if self.enforcer.has_changes() {
-            self.commit(now, |enforcer, each| enforcer.take(each));
-        }
+        self.commit(now, |enforcer, each| enforcer.take(each));
     }
 
     /// Looks at the kernel's table and puts right what is wrong with it.

@@ -327,7 +327,7 @@ fn the_table_is_kept() {
             "nft flush ruleset",
             "nft flush chain inet causeway_policy forward",
             "nft flush set inet causeway_policy isolated4",
-            "nft flush map inet causeway_policy in4",
+            "nft flush map inet causeway_policy in4_t",
             "nft add chain inet causeway_policy stranger",
             "nft insert rule inet causeway_policy forward accept",
         ] {

@@ -20,7 +20,7 @@ impl Enforcer {
     /// Who has an address. Of the pods that are attached here all their addresses are known.
     #[must_use]
     pub fn party(&self, address: IpAddr) -> Party {
-        match self.owners.get(&address) {
+        match self.world.holder(address) {
             Some(name) => Party { who: Who::Pod(name.clone()), address },
             None => self.world.at(address),
         }
@@ -40,7 +40,7 @@ impl Enforcer {
             Direction::Ingress => (server, client),
             Direction::Egress => (client, server),
         };
-        let name = self.owners.get(&own)?;
+        let name = self.world.holder(own)?;
         let endpoint = self.endpoints.get(name)?;
         if endpoint.done.contains(&Done::Shut) {
             return Some((name.clone(), Cause::Shut));

@@ -35,14 +35,16 @@ impl Enforcer {
             let name = part::program_name(key.direction, &key, &program, &kept.usual);
             match name == kept.name {
                 true => self.relist_all(&key, program),
-                false => self.replace(&key, program),
+                false => {
+                    let users = self.forget(&key).map(|kept| kept.users);
+                    self.replace(&key, program, users.unwrap_or_default());
+                }
             }
         }
     }
 
-    /// Puts a program in the place of one of its key.
-    fn replace(&mut self, key: &Key, program: Program) {
-        let users = self.forget(key);
+    /// Keeps a program in the place of one of its key that was forgotten, and whose it was.
+    fn replace(&mut self, key: &Key, program: Program, users: BTreeSet<PodName>) {
         self.keep(key, program);
         let to = To::Program(self.programs[key].name.clone());
         for user in &users {
@@ -121,8 +123,8 @@ impl Enforcer {
             kept.most_others = kept.others * 2;
             return;
         }
-        let program = kept.program.clone();
-        self.replace(key, program);
+        let Kept { program, users, .. } = self.forget(key).expect("it is kept");
+        self.replace(key, program, users);
     }
 
     fn list(&mut self, key: &Key, ip: IpAddr, entry: Option<Arc<PortSet>>) {
@@ -134,19 +136,22 @@ impl Enforcer {
             Some(ports) => kept.program.peers.insert(ip, ports.clone()),
             None => kept.program.peers.remove(&ip),
         };
-        let was = before.as_ref().map(|ports| kept.place(ip, ports));
+        let place = |ports: &Arc<PortSet>| kept.place(key.direction, ip, ports);
+        let (was, now) = (before.as_ref().map(place), entry.as_ref().map(place));
+        let other = |place: &Option<(String, Element)>| {
+            usize::from(place.as_ref().is_some_and(|(_, element)| element.verdict.is_some()))
+        };
+        kept.others = kept.others + other(&now) - other(&was);
         let at = vec![KeyPart::addr(ip)];
-        if let Some(ports) = &entry {
-            let set = kept.place(ip, ports);
-            if let Some(was) = was.filter(|was| *was != set) {
+        match (was, now) {
+            (Some((was, _)), Some((set, element))) if was != set => {
                 self.draft.take_out_late(&was, at.clone());
+                self.draft.put(&set, at, Some(element));
             }
-            self.draft.put(&set, at, Some(kept.element(key.direction, ip, ports)));
-        } else if let Some(was) = was {
-            self.draft.put(&was, at, None);
+            (_, Some((set, element))) => self.draft.put(&set, at, Some(element)),
+            (Some((was, _)), None) => self.draft.put(&was, at, None),
+            (None, None) => {}
         }
-        kept.others += entry.as_ref().map_or(0, |ports| kept.is_other(ip, ports));
-        kept.others -= before.as_ref().map_or(0, |ports| kept.is_other(ip, ports));
         if let Some(ports) = before {
             self.leave_ports(key.direction, &ports);
         }
@@ -166,29 +171,25 @@ impl Enforcer {
         let mut kept = Kept { name, program, usual, others: 0, most_others: 0, users };
         // There may be very many addresses, with few sets of ports.
         let mut known: HashMap<(Family, *const PortSet), (usize, Element)> = HashMap::new();
-        let mut elements: Vec<Vec<(Vec<KeyPart>, Element)>> = vec![Vec::new(); part.sets.len()];
         for (ip, ports) in &kept.program.peers {
             let find = || {
-                let name = kept.place(*ip, ports);
+                let (name, element) = kept.place(key.direction, *ip, ports);
                 let at = part.sets.iter().position(|(set, _)| *set == name);
-                (at.expect("a program has its sets"), kept.element(key.direction, *ip, ports))
+                (at.expect("a program has its sets"), element)
             };
             let known = known.entry((Family::of(*ip), Arc::as_ptr(ports)));
             let (at, element) = known.or_insert_with(find);
-            elements[*at].push((vec![KeyPart::addr(*ip)], element.clone()));
             kept.others += usize::from(element.verdict.is_some());
-        }
-        for ((_, set), elements) in part.sets.iter_mut().zip(elements) {
-            set.elements.extend(elements);
+            part.sets[*at].1.elements.insert(vec![KeyPart::addr(*ip)], element.clone());
         }
         add(&mut self.draft, part);
         kept.most_others = (kept.others * 2).max(self.sizes.few);
         self.programs.insert(key.clone(), kept);
     }
 
-    /// Takes a program out, to which nothing may lead when the changes are taken. Answers whose it was.
-    fn forget(&mut self, key: &Key) -> BTreeSet<PodName> {
-        let Some(kept) = self.programs.remove(key) else { return BTreeSet::new() };
+    /// Takes a program out, to which nothing may lead when the changes are taken. Answers it.
+    fn forget(&mut self, key: &Key) -> Option<Kept> {
+        let kept = self.programs.remove(key)?;
         let (sets, chains) = Part::of_program(&kept.name);
         sets.iter().for_each(|set| self.draft.remove_set(set));
         chains.iter().for_each(|chain| self.draft.remove_chain(chain));
@@ -201,7 +202,7 @@ impl Enforcer {
                 *count -= 1;
             }
         }
-        kept.users
+        Some(kept)
     }
 
     fn use_group(&mut self, pods: &Pods) {
@@ -271,24 +272,15 @@ impl Enforcer {
 }
 
 impl Kept {
-    fn number(&self, ip: IpAddr, ports: &PortSet) -> Option<usize> {
-        self.usual.in_family(Family::of(ip)).iter().position(|usual| usual == ports)
-    }
-
-    /// The set that has an address with a set of ports.
-    fn place(&self, ip: IpAddr, ports: &PortSet) -> String {
-        part::listed(&self.name, Family::of(ip), self.number(ip, ports))
-    }
-
-    fn element(&self, direction: Direction, ip: IpAddr, ports: &PortSet) -> Element {
-        match self.number(ip, ports) {
+    /// Where an address with a set of ports is listed, and as what.
+    fn place(&self, direction: Direction, ip: IpAddr, ports: &PortSet) -> (String, Element) {
+        let family = Family::of(ip);
+        let number = self.usual.in_family(family).iter().position(|usual| usual == ports);
+        let element = match number {
             Some(_) => Element::default(),
             None => part::element(part::verdict(direction, ports)),
-        }
-    }
-
-    fn is_other(&self, ip: IpAddr, ports: &PortSet) -> usize {
-        usize::from(self.number(ip, ports).is_none())
+        };
+        (part::listed(&self.name, family, number), element)
     }
 }
 

@@ -17,7 +17,7 @@ use causeway_policy::{Direction, Party, Pod, PodName, PortSet, Protocol, Transpo
 use causeway_types::Family;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use kernel::commit;
 
@@ -104,6 +104,33 @@ fn passes(table: &NftTable, hook: Hook, packet: &Packet) -> bool {
     trace::passes(table, hook, packet).expect("the table has nothing else")
 }
 
+/// One of a known connection.
+fn packet(client: IpAddr, server: IpAddr, protocol: u8, port: u16) -> Packet {
+    Packet {
+        client,
+        server,
+        protocol,
+        port,
+        state: ESTABLISHED,
+        reply: false,
+        syn: false,
+        client_port: 40_000,
+    }
+}
+
+/// Whether a TCP connection can be opened.
+fn opens(kernel: &Option<NftTable>, client: IpAddr, server: IpAddr, port: u16) -> bool {
+    let first = Packet { state: NEW, syn: true, ..packet(client, server, 6, port) };
+    passes(kernel.as_ref().unwrap(), Hook::Forward, &first)
+}
+
+/// A pod of namespace `x`.
+fn pod(node: &str, name: &str, app: &str, ip: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": "x", "name": name, "labels": {"app": app}},
+        "spec": {"nodeName": node}, "status": {"phase": "Running", "podIPs": [{"ip": ip}]}})
+}
+
 fn check(enforcer: &Enforcer, kernel: &NftTable) -> Result<(), TestCaseError> {
     prop_assert_eq!(kernel, enforcer.table());
     let world = enforcer.world();
@@ -121,16 +148,7 @@ fn check(enforcer: &Enforcer, kernel: &NftTable) -> Result<(), TestCaseError> {
             }
             let want = expected(world, &here, &a, &b);
             for (transport, protocol, port) in transports() {
-                let packet = Packet {
-                    client: *from,
-                    server: *to,
-                    protocol,
-                    port,
-                    state: ESTABLISHED,
-                    reply: false,
-                    syn: false,
-                    client_port: 40_000,
-                };
+                let packet = packet(*from, *to, protocol, port);
                 let allowed = want.contains(transport);
                 let of = |packet: Packet| passes(kernel, Hook::Forward, &packet);
                 let text = || format!("{a} -> {b} {transport}: {allowed} {want}");
@@ -221,16 +239,7 @@ fn take(enforcer: &mut Enforcer, kernel: &mut Option<NftTable>) -> Result<(), Te
         let of_family = |a: &IpAddr, b: &IpAddr| Family::of(*a) == Family::of(*b);
         for client in &ends {
             for server in ends.iter().filter(|ip| of_family(ip, client)) {
-                let packet = Packet {
-                    client: *client,
-                    server: *server,
-                    protocol: 6,
-                    port: clusters::PORTS[0],
-                    state: ESTABLISHED,
-                    reply: false,
-                    syn: false,
-                    client_port: 40_000,
-                };
+                let packet = packet(*client, *server, 6, clusters::PORTS[0]);
                 let known = [&before, after].map(|table| passes(table, Hook::Forward, &packet));
                 if known != [true, true] {
                     continue;
@@ -329,12 +338,7 @@ proptest! {
 /// when the other one's end is heard of, and also when it has none.
 #[test]
 fn an_address_that_changes_hands() {
-    use serde_json::json;
-    let pod = |name: &str, app: &str| {
-        json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": "x", "name": name, "labels": {"app": app}},
-            "spec": {"nodeName": ME}, "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]}})
-    };
+    let pod = |name: &str, app: &str| pod(ME, name, app, "10.0.0.1");
     let policy = |name: &str, app: &str, port: u16| {
         json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
             "metadata": {"namespace": "x", "name": name},
@@ -356,19 +360,8 @@ fn an_address_that_changes_hands() {
             ]);
             take(&mut enforcer, &mut kernel).unwrap();
             let ports = |kernel: &Option<NftTable>| {
-                [80, 443].map(|port| {
-                    let packet = Packet {
-                        client: "192.0.2.7".parse().unwrap(),
-                        server: addresses[0],
-                        protocol: 6,
-                        port,
-                        state: NEW,
-                        reply: false,
-                        syn: true,
-                        client_port: 40_000,
-                    };
-                    passes(kernel.as_ref().unwrap(), Hook::Forward, &packet)
-                })
+                let client = "192.0.2.7".parse().unwrap();
+                [80, 443].map(|port| opens(kernel, client, addresses[0], port))
             };
             assert_eq!(ports(&kernel), [true, false]);
             let new = change(&pod("new", app), true);
@@ -395,12 +388,7 @@ fn an_address_that_changes_hands() {
 /// took its range over: whoever is attached has it, as an end and as a peer.
 #[test]
 fn an_address_that_another_node_claims() {
-    use serde_json::json;
-    let pod = |node: &str, name: &str, ip: &str| {
-        json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": "x", "name": name, "labels": {"app": name}},
-            "spec": {"nodeName": node}, "status": {"phase": "Running", "podIPs": [{"ip": ip}]}})
-    };
+    let pod = |node: &str, name: &str, ip: &str| pod(node, name, name, ip);
     let from = |app: &str, peer: &str| {
         json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
             "metadata": {"namespace": "x", "name": app},
@@ -430,19 +418,7 @@ fn an_address_that_another_node_claims() {
         }
         check(&enforcer, kernel.as_ref().unwrap()).unwrap();
         assert_eq!(enforcer.world().at(ip(2)).who, Who::Pod(name("peer")));
-        let opens = |client: u8, server: u8| {
-            let packet = Packet {
-                client: ip(client),
-                server: ip(server),
-                protocol: 6,
-                port: 80,
-                state: NEW,
-                reply: false,
-                syn: true,
-                client_port: 40_000,
-            };
-            passes(kernel.as_ref().unwrap(), Hook::Forward, &packet)
-        };
+        let opens = |client: u8, server: u8| opens(&kernel, ip(client), ip(server), 80);
         assert!(opens(1, 2) && opens(2, 1) && !opens(9, 2), "{first}");
         // It ends: the other one has it now.
         enforcer.change([Change::Endpoint(name("peer"), None)]);
@@ -458,13 +434,7 @@ fn an_address_that_another_node_claims() {
 /// program asked.
 #[test]
 fn a_policy_that_names_others() {
-    use serde_json::json;
-    let pod = |name: &str, n: u8, app: &str| {
-        json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": "x", "name": name, "labels": {"app": app}},
-            "spec": {"nodeName": ME},
-            "status": {"phase": "Running", "podIPs": [{"ip": format!("10.0.0.{n}")}]}})
-    };
+    let pod = |name: &str, n: u8, app: &str| pod(ME, name, app, &format!("10.0.0.{n}"));
     let policy = |from: &str| {
         json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
             "metadata": {"namespace": "x", "name": "web"},
@@ -495,14 +465,8 @@ fn a_policy_that_names_others() {
 /// any time.
 #[test]
 fn a_peer_that_moves_between_sets() {
-    use serde_json::json;
     let port = clusters::PORTS[0];
-    let pod = |n: u8, app: &str| {
-        json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": "x", "name": format!("p{n}"), "labels": {"app": app}},
-            "spec": {"nodeName": ME},
-            "status": {"phase": "Running", "podIPs": [{"ip": format!("10.0.0.{n}")}]}})
-    };
+    let pod = |n: u8, app: &str| pod(ME, &format!("p{n}"), app, &format!("10.0.0.{n}"));
     let rule = |app: &str, ports: &[u16]| {
         let ports: Vec<Value> = ports.iter().map(|port| json!({"port": port})).collect();
         json!({"from": [{"podSelector": {"matchLabels": {"app": app}}}], "ports": ports})
@@ -542,13 +506,7 @@ fn a_peer_that_moves_between_sets() {
 /// A pod that leaves the policies of another: what becomes of its packets is not judged by its own.
 #[test]
 fn a_pod_that_leaves_a_program_of_two() {
-    use serde_json::json;
-    let pod = |n: u8, app: &str| {
-        json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"namespace": "x", "name": format!("p{n}"), "labels": {"app": app}},
-            "spec": {"nodeName": ME},
-            "status": {"phase": "Running", "podIPs": [{"ip": format!("10.0.0.{n}")}]}})
-    };
+    let pod = |n: u8, app: &str| pod(ME, &format!("p{n}"), app, &format!("10.0.0.{n}"));
     let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "x", "name": "closed"},
         "spec": {"podSelector": {"matchLabels": {"app": "a"}}}});
@@ -566,17 +524,7 @@ fn a_pod_that_leaves_a_program_of_two() {
         take(&mut enforcer, &mut kernel).unwrap();
         enforcer.change([change(&pod(leaver, "b"), true)]);
         take(&mut enforcer, &mut kernel).unwrap();
-        let packet = Packet {
-            client: address(leaver),
-            server: address(3 - leaver),
-            protocol: 6,
-            port: 80,
-            state: NEW,
-            reply: false,
-            syn: true,
-            client_port: 40_000,
-        };
-        assert!(!passes(kernel.as_ref().unwrap(), Hook::Forward, &packet), "{leaver}");
+        assert!(!opens(&kernel, address(leaver), address(3 - leaver), 80), "{leaver}");
         check(&enforcer, kernel.as_ref().unwrap()).unwrap();
     }
 }

@@ -138,6 +138,7 @@ pub(super) fn meaning(set: &Set, mut raws: Vec<Raw>) -> BTreeMap<Vec<KeyPart>, E
         for mut raw in raws {
             let data = parts(&set.data, &raw.data);
             if let (Some(key), Some(data)) = (parts(&set.key, &raw.key), data) {
+                // One without anything stays small.
                 if !data.is_empty() {
                     raw.element.data = data;
                 }
