@@ -241,10 +241,12 @@ fn extremes() {
                 let (_, said) = node.call("CHECK", "p1", &other).run().err();
                 assert!(said.contains("its limit is"), "{said}");
             }
-            for ip in gateways(&result) {
-                assert!(pings("p1", &ip), "{rate} {burst}");
+            // 274 s at a byte a second are two pings, of which neighbour discovery may take one.
+            let holds_a_ping = rate > 8 || subnets == json!([]);
+            for ip in gateways(&result).iter().filter(|_| holds_a_ping) {
+                assert!(pings("p1", ip), "{rate} {burst} {subnets}");
                 if rate >= RATE {
-                    assert!(from("p1", &ip, 1_000_000) > 0);
+                    assert!(from("p1", ip, 1_000_000) > 0);
                 }
             }
             node.del("p1", &conf);

@@ -232,13 +232,15 @@ fn lives_with_ranges(spec: Spec) {
             text if text == "10.250.1.2/32" => Ok(()),
             text => Err(text),
         });
-        eventually("others route the address alone", PATIENCE, || {
-            let routes = world.on("node-2", "ip route");
-            match routes.contains("10.250.1.2 ") && !routes.contains("10.250.1.0/29") {
-                true => Ok(()),
-                false => Err(routes),
-            }
-        });
+        for other in ["cp", "node-2"] {
+            eventually(&format!("{other} routes the address alone"), PATIENCE, || {
+                let routes = world.on(other, "ip route");
+                match routes.contains("10.250.1.2 ") && !routes.contains("10.250.1.0/29") {
+                    true => Ok(()),
+                    false => Err(routes),
+                }
+            });
+        }
         world.all_reach_all();
         world.client.delete(&path("node-9")).unwrap();
         end(world, "a3");
