@@ -10,6 +10,8 @@ type Key = Vec<KeyPart>;
 
 /// Elements that are put into new sets by one transaction: it is in memory twice.
 const AT_ONCE: usize = 4096;
+/// Of so few steps and elements that are new, what leads to them is part of the same transaction.
+const FEW: usize = 1024;
 
 /// Steps that the kernel is to take all or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +79,21 @@ impl Draft {
                 }
             }
         }
+    }
+
+    /// Takes one over that is gone since changes were last taken, and in the kernel is just this one. Answers its name.
+    pub(crate) fn adopt(&mut self, set: &Set) -> Option<String> {
+        let same =
+            |(_, gone): &(&String, &Set)| gone.elements.len() == set.elements.len() && *gone == set;
+        let name = self.gone_sets.iter().find(same)?.0.clone();
+        let gone = self.gone_sets.remove(&name)?;
+        self.table.sets.insert(name.clone(), gone);
+        Some(name)
+    }
+
+    /// Whether neither the table nor the kernel's has a set of this name.
+    pub(crate) fn is_free(&self, set: &str) -> bool {
+        !self.table.sets.contains_key(set) && !self.gone_sets.contains_key(set)
     }
 
     /// Adds a chain; one of its name is taken to be the same.
@@ -151,13 +168,22 @@ impl Draft {
     }
 
     /// Hands out what has to be done for the changes, transaction by transaction, until one fails; from now on they
-    /// count as done. What is new is there before anything leads to it: the kernel fills sets of ranges a moment after
-    /// the transaction, and very many elements are put in bit by bit. What goes goes when nothing leads to it any
-    /// more: a packet that is on its way through it would find its sets empty. `first`: what the first transaction
-    /// begins with.
+    /// count as done. What is new is there before anything leads to it, unless it is little: the kernel fills sets of
+    /// ranges a moment after the transaction, and very many elements are put in bit by bit. What goes goes when
+    /// nothing leads to it any more: a packet that is on its way through it would find its sets empty.
     pub(crate) fn take<E>(
         &mut self,
+        each: impl FnMut(Transaction) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.hand_out(Vec::new(), true, each)
+    }
+
+    /// As [`Draft::take`]. `first`: what the first transaction begins with. `may_join`: what is new, and little, may
+    /// come by one transaction with what leads to it.
+    fn hand_out<E>(
+        &mut self,
         first: Vec<NftOp>,
+        may_join: bool,
         mut each: impl FnMut(Transaction) -> Result<(), E>,
     ) -> Result<(), E> {
         let changes = self.changes();
@@ -169,12 +195,15 @@ impl Draft {
                 each(Transaction { ops, prepares })
             }
         };
-        let Changes { new_sets, new_chains, second, third } = changes;
+        let Changes { new_sets, new_chains, mut second, third } = changes;
         let table = &self.table;
         let sets = new_sets.iter().filter_map(|name| table.sets.get_key_value(name));
         let chains = new_chains.iter().filter_map(|name| table.chains.get_key_value(name));
         let mut ops = Vec::new();
+        let (mut elements, mut at_once) = (0, may_join);
         for (name, set) in sets.clone() {
+            elements += set.elements.len();
+            at_once &= !set.interval || set.elements.is_empty();
             ops.push(NftOp::AddSet { name: name.clone(), set: frame(set) });
         }
         for (name, chain) in chains.clone().filter(|(_, chain)| chain.base.is_none()) {
@@ -201,8 +230,13 @@ impl Draft {
         for (name, chain) in chains.filter(|(_, chain)| chain.base.is_none()) {
             ops.extend(rules(name, chain));
         }
-        each(ops, true)?;
-        each(second, false)?;
+        if at_once && ops.len() + elements <= FEW {
+            ops.append(&mut second);
+        } else {
+            each(std::mem::take(&mut ops), true)?;
+            ops = second;
+        }
+        each(ops, false)?;
         each(third, false)
     }
 
@@ -288,7 +322,7 @@ impl Draft {
         self.late.clear();
         let Some(found) = found else {
             self.all_new();
-            return self.take(vec![NftOp::AddTable], each);
+            return self.hand_out(vec![NftOp::AddTable], false, each);
         };
         if !self.fits(&found) {
             // By one transaction, so that nothing passes in between; sets of ranges are filled a moment later.
@@ -298,7 +332,7 @@ impl Draft {
                 ops.extend(some.ops);
                 Ok::<(), Infallible>(())
             };
-            let Ok(()) = self.take(Vec::new(), all);
+            let Ok(()) = self.hand_out(Vec::new(), false, all);
             return each(Transaction { ops, prepares: false });
         }
         let table = &self.table;
@@ -325,7 +359,7 @@ impl Draft {
         }
         // It may be large, and so may be what is done.
         drop(found);
-        self.take(Vec::new(), each)
+        self.hand_out(Vec::new(), false, each)
     }
 
     fn all_new(&mut self) {

@@ -1,22 +1,23 @@
 //! The state of a node's enforcement.
 
 mod cause;
+mod pods;
 mod programs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use causeway_model::nft::{Element, KeyPart, NftTable, Verdict};
+use causeway_model::nft::{Element, KeyPart, NftTable};
 use causeway_policy::compile::Program;
 use causeway_policy::{
-    Direction, Labels, NamedPort, Node, Pod, PodName, Pods, Policy, PolicyName, PortMatch, PortSet,
-    Ports, Text, World,
+    Direction, Labels, NamedPort, Node, Pod, PodName, Pods, Policy, PolicyName, PortSet, Text,
+    World,
 };
 use causeway_types::Family;
 
 use crate::draft::{Draft, Transaction};
-use crate::frame::{self, Read};
-use crate::part::{self, Usual};
+use crate::frame;
+use crate::part::{self, Lists, Usual};
 pub use cause::Cause;
 
 /// From which sizes on things are kept in another form. Semantics do not depend on it.
@@ -61,13 +62,18 @@ struct Key {
 
 #[derive(Debug)]
 struct Kept {
+    /// By which its chains are known.
     name: String,
     program: Program,
     /// The sets of ports that have sets of addresses.
     usual: Usual,
+    /// The sets that it asks, by family.
+    lists: [Lists; 2],
     /// Listed addresses with other sets of ports, and how many they may become until what is usual is asked again.
     others: usize,
     most_others: usize,
+    /// One is listed that has no place in its sets.
+    lacks: bool,
     users: BTreeSet<PodName>,
 }
 
@@ -80,6 +86,23 @@ enum Done {
     Program(Key),
     /// Nothing is known of the pod, and policies may apply to it: nothing passes.
     Shut,
+}
+
+impl Done {
+    fn program(&self) -> Option<&Key> {
+        match self {
+            Self::Program(key) => Some(key),
+            Self::Open | Self::Shut => None,
+        }
+    }
+}
+
+/// The place of a direction in [`Endpoint::done`]: as in [`Direction::ALL`].
+fn place(direction: Direction) -> usize {
+    match direction {
+        Direction::Ingress => 0,
+        Direction::Egress => 1,
+    }
 }
 
 /// Where packets are led.
@@ -216,9 +239,7 @@ impl Enforcer {
         self.recompile(&touched.policies);
         self.relist(&touched);
         self.regroup(&touched.addresses);
-        for name in touched.endpoints {
-            self.apply(&name);
-        }
+        self.apply(&touched.endpoints);
         self.sweep();
     }
 
@@ -234,7 +255,7 @@ impl Enforcer {
     /// Those of `each`, after which it is not called again. Not done, or not known to be, the table has to be read
     /// and [`Enforcer::repair`] asked.
     pub fn take<E>(&mut self, each: impl FnMut(Transaction) -> Result<(), E>) -> Result<(), E> {
-        self.draft.take(Vec::new(), each)
+        self.draft.take(each)
     }
 
     /// Hands out what has to be done to the kernel's table as it was found; `None`: there is none.
@@ -446,136 +467,6 @@ impl Enforcer {
                 let set = part::group(pods, Family::of(*ip));
                 let element = self.selects_at(pods, *ip).then(Element::default);
                 self.draft.put(&set, vec![KeyPart::addr(*ip)], element);
-            }
-        }
-    }
-
-    /// What is to be done about a pod in a direction.
-    fn wanted(&self, name: &PodName, direction: Direction) -> Done {
-        let Some(pod) = self.local.get(name) else {
-            let may_apply = self.world.policies_for(&name.namespace).any(|p| p.subject.is_some());
-            return if may_apply { Done::Shut } else { Done::Open };
-        };
-        let policies: Vec<&Policy> = self.world.policies_of(pod);
-        let says: Vec<&Policy> =
-            policies.into_iter().filter(|policy| policy.rules(direction).is_some()).collect();
-        if says.is_empty() {
-            return Done::Open;
-        }
-        let named = |policy: &&Policy| {
-            let rules = policy.rules(direction).unwrap_or_default();
-            rules.iter().any(|rule| match &rule.ports {
-                Ports::AnyOf(all) => all.iter().any(|one| matches!(one, PortMatch::Named { .. })),
-                Ports::All => false,
-            })
-        };
-        let mut ports = Vec::new();
-        if direction == Direction::Ingress && says.iter().any(named) {
-            ports.clone_from(&pod.ports);
-            ports.sort();
-            ports.dedup();
-        }
-        let policies = says.iter().map(|policy| policy.name.clone()).collect();
-        Done::Program(Key { direction, policies, ports })
-    }
-
-    /// Brings a pod under what it is to be under.
-    fn apply(&mut self, name: &PodName) {
-        for (i, direction) in Direction::ALL.into_iter().enumerate() {
-            let Some(endpoint) = self.endpoints.get(name) else { return };
-            let wanted = self.wanted(name, direction);
-            let done = endpoint.done[i].clone();
-            if done == wanted {
-                continue;
-            }
-            let to = match &wanted {
-                Done::Open => None,
-                Done::Shut => Some(To::Nothing),
-                Done::Program(key) => {
-                    if !self.programs.contains_key(key) {
-                        let program = self.compile(name, direction);
-                        self.keep(key, program.expect("policies say something of it"));
-                    }
-                    let kept = self.programs.get_mut(key).expect("it is kept");
-                    kept.users.insert(name.clone());
-                    Some(To::Program(kept.name.clone()))
-                }
-            };
-            if let Done::Program(key) = &done
-                && let Some(kept) = self.programs.get_mut(key)
-            {
-                kept.users.remove(name);
-            }
-            self.dispatch(name, direction, to.as_ref());
-            self.endpoints.get_mut(name).expect("it is attached").done[i] = wanted;
-            self.isolate(name);
-        }
-    }
-
-    /// Takes a pod out of all maps.
-    fn withdraw(&mut self, name: &PodName) {
-        for (i, direction) in Direction::ALL.into_iter().enumerate() {
-            self.dispatch(name, direction, None);
-            let Some(endpoint) = self.endpoints.get_mut(name) else { return };
-            let done = std::mem::replace(&mut endpoint.done[i], Done::Open);
-            if let Done::Program(key) = done
-                && let Some(kept) = self.programs.get_mut(&key)
-            {
-                kept.users.remove(name);
-            }
-        }
-        self.isolate(name);
-    }
-
-    /// The addresses of a pod that is attached here, but those that another one has got since.
-    fn own(&self, name: &PodName) -> Vec<IpAddr> {
-        let Some(endpoint) = self.endpoints.get(name) else { return Vec::new() };
-        let own = |ip: &&IpAddr| self.world.holder(**ip).is_none_or(|holder| holder == name);
-        endpoint.addresses.iter().filter(own).copied().collect()
-    }
-
-    /// Takes an address out of all maps: another pod has it now.
-    fn clear(&mut self, ip: IpAddr) {
-        let (family, key) = (Family::of(ip), KeyPart::addr(ip));
-        for direction in Direction::ALL {
-            for read in Read::BOTH {
-                self.draft.put(&frame::map(direction, family, read), vec![key.clone()], None);
-            }
-        }
-        self.draft.put(&frame::isolated(family), vec![key.clone()], None);
-        self.draft.take_out_late(&frame::itself(family), vec![key.clone(), key]);
-    }
-
-    /// Leads a pod's packets somewhere, or past all.
-    fn dispatch(&mut self, name: &PodName, direction: Direction, to: Option<&To>) {
-        for ip in self.own(name) {
-            let family = Family::of(ip);
-            let chain = to.map(|to| match to {
-                To::Program(name) => part::program_chain(name, family),
-                To::Nothing => frame::deny(direction),
-            });
-            for read in Read::BOTH {
-                let jump = |chain: &String| part::element(Verdict::Jump(read.side(chain)));
-                let (set, element) =
-                    (frame::map(direction, family, read), chain.as_ref().map(jump));
-                self.draft.put(&set, vec![KeyPart::addr(ip)], element);
-            }
-        }
-    }
-
-    /// Counts a pod among those with policies, or not.
-    fn isolate(&mut self, name: &PodName) {
-        let Some(endpoint) = self.endpoints.get(name) else { return };
-        let open = endpoint.done == [Done::Open, Done::Open];
-        for ip in self.own(name) {
-            let (family, key) = (Family::of(ip), KeyPart::addr(ip));
-            let element = (!open).then(Element::default);
-            self.draft.put(&frame::isolated(family), vec![key.clone()], element.clone());
-            let (itself, pair) = (frame::itself(family), vec![key.clone(), key]);
-            match element {
-                // It is asked last: by packets that are in a program which the pod leaves, too.
-                None => self.draft.take_out_late(&itself, pair),
-                some => self.draft.put(&itself, pair, some),
             }
         }
     }

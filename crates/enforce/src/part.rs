@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use causeway_model::nft::{
     Chain, Content, Element, Field, KeyPart, KeyType, MatchOp, Rule, Set, Stmt, Verdict,
@@ -44,10 +45,15 @@ pub(crate) struct Usual {
 impl Usual {
     pub(crate) fn of(program: &Program, few: usize) -> Self {
         let of = |family: Family| {
-            let mut counts: HashMap<&PortSet, usize> = HashMap::new();
+            // There may be very many addresses, with few sets of ports.
+            let mut each: HashMap<*const PortSet, (&PortSet, usize)> = HashMap::new();
             let peers = program.peers.iter().filter(|(ip, _)| Family::of(**ip) == family);
             for (_, ports) in peers {
-                *counts.entry(ports).or_default() += 1;
+                each.entry(Arc::as_ptr(ports)).or_insert((ports, 0)).1 += 1;
+            }
+            let mut counts: HashMap<&PortSet, usize> = HashMap::new();
+            for (ports, count) in each.into_values() {
+                *counts.entry(ports).or_default() += count;
             }
             let mut all: Vec<(&PortSet, usize)> =
                 counts.into_iter().filter(|(_, count)| *count > few).collect();
@@ -65,38 +71,67 @@ impl Usual {
     }
 }
 
-/// The name of a program's parts, by all that it holds but its listed addresses, and by whose it is.
+/// The sets of a family that a program asks, by name. They outlive it: one that lists the same takes them over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Lists {
+    /// Listed addresses: a set for each usual set of ports.
+    pub(crate) usual: Vec<String>,
+    /// A map of all other listed addresses, if there were any when the program was made: the kernel goes through each
+    /// such map of the table with every chain that is added.
+    pub(crate) others: Option<String>,
+    /// Ranges: sets or a map, as [`Blocks`] says.
+    pub(crate) ranges: Vec<String>,
+}
+
+impl Lists {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.usual.iter().chain(&self.others).chain(&self.ranges)
+    }
+}
+
+/// What a set of a program is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// Listed addresses.
+    Listed,
+    /// Ranges of addresses.
+    Ranges,
+}
+
+/// A name for a set of a program, the first of which the table has none.
+pub(crate) fn list_name(
+    direction: Direction,
+    whose: impl Hash,
+    (family, holds, set): (Family, Holds, &Set),
+    is_free: impl Fn(&str) -> bool,
+) -> String {
+    let holds = match (holds, set.vmap) {
+        (Holds::Listed, false) => "p",
+        (Holds::Listed, true) => "pm",
+        (Holds::Ranges, false) => "r",
+        (Holds::Ranges, true) => "rm",
+    };
+    let start =
+        format!("{}_{}_{}_{holds}", frame::word(direction), hash(whose), frame::digit(family));
+    let mut names = (0..).map(|number| format!("{start}{number}"));
+    names.find(|name| is_free(name)).expect("there are more numbers than sets")
+}
+
+/// The name of a program's chains, by all that it holds but its listed addresses, and by whose it is.
 pub(crate) fn program_name(
     direction: Direction,
     whose: impl Hash,
     program: &Program,
     usual: &Usual,
+    lists: &[Lists; 2],
 ) -> String {
-    let content = (whose, &program.groups, &program.members, &program.ranges, usual);
+    let content = (whose, &program.groups, &program.members, &program.ranges, usual, lists);
     format!("{}_{}", frame::word(direction), hash(content))
 }
 
 /// The chain of a program for a family.
 pub(crate) fn program_chain(program: &str, family: Family) -> String {
     format!("{program}_{}", frame::digit(family))
-}
-
-/// Where a program's listed addresses with a set of ports are: a set for each usual one, and a map of all others.
-pub(crate) fn listed(program: &str, family: Family, usual: Option<usize>) -> String {
-    let digit = frame::digit(family);
-    match usual {
-        Some(number) => format!("{program}_{digit}_p{number}"),
-        None => format!("{program}_{digit}_p"),
-    }
-}
-
-/// Where ranges with a set of ports are: as with listed addresses.
-fn ranges(program: &str, family: Family, usual: Option<usize>) -> String {
-    let digit = frame::digit(family);
-    match usual {
-        Some(number) => format!("{program}_{digit}_r{number}"),
-        None => format!("{program}_{digit}_r"),
-    }
 }
 
 /// The set of a group's members.
@@ -142,29 +177,28 @@ pub(crate) fn element(verdict: Verdict) -> Element {
     Content { verdict: Some(verdict), ..Content::default() }.into()
 }
 
-/// A program's chains and maps, without the listed addresses.
-pub(crate) fn program(name: &str, direction: Direction, program: &Program, usual: &Usual) -> Part {
+/// A program's chains.
+pub(crate) fn program(
+    name: &str,
+    direction: Direction,
+    program: &Program,
+    usual: &Usual,
+    lists: &[Lists; 2],
+) -> Part {
     let mut part = Part::default();
-    for family in Family::BOTH {
-        let list = listed(name, family, None);
-        part.sets.push((list.clone(), Set::vmap(KeyType::Addr(family))));
+    for (family, lists) in Family::BOTH.into_iter().zip(lists) {
         let usual = usual.in_family(family);
-        for i in 0..usual.len() {
-            let set = listed(name, family, Some(i));
-            part.sets.push((set, Set::of(KeyType::Addr(family), false)));
-        }
-        let (sets, blocks) = blocks(name, direction, program, family);
-        part.sets.extend(sets);
+        let blocks = blocks(program, family);
         let rules = |read: Read| {
             let peer = read.peer(direction, family);
             let to = |ports: &PortSet| Stmt::Verdict(verdict_of(read, direction, ports));
-            let one = |(i, ports): (usize, &PortSet)| {
-                let set = listed(name, family, Some(i));
+            let one = |(set, ports): (&String, &PortSet)| {
                 rule([Stmt::lookup([peer], MatchOp::Eq, set), to(ports)])
             };
-            let mut rules: Vec<Rule> = usual.iter().enumerate().map(one).collect();
-            rules.push(rule([Stmt::Vmap { fields: vec![peer], map: list.clone() }]));
-            let last = blocks.stmts(direction, peer, read);
+            let mut rules: Vec<Rule> = lists.usual.iter().zip(usual).map(one).collect();
+            let ask = |map: &String| rule([Stmt::Vmap { fields: vec![peer], map: map.clone() }]);
+            rules.extend(lists.others.as_ref().map(ask));
+            let last = blocks.stmts(direction, peer, read, &lists.ranges);
             rules.extend(members(program, direction, family, read, &last));
             rules.extend(last.into_iter().map(rule));
             rules
@@ -179,59 +213,73 @@ enum Blocks<'a> {
     /// All addresses of the family may use the same.
     One(&'a PortSet),
     /// A set for each set of ports; whoever is in none may use nothing.
-    Sets(Vec<(String, &'a PortSet)>),
+    Sets(Vec<&'a PortSet>),
     /// A map of all addresses.
-    Map(String),
+    Map,
 }
 
-fn blocks<'a>(
-    name: &str,
-    direction: Direction,
-    program: &'a Program,
-    family: Family,
-) -> (Vec<(String, Set)>, Blocks<'a>) {
-    let nets = nets(program, family);
-    let different: BTreeSet<&PortSet> = nets.iter().map(|(_, ports)| *ports).collect();
+fn blocks(program: &Program, family: Family) -> Blocks<'_> {
+    let of_family = program.ranges.iter().filter(|(ip, _)| Family::of(**ip) == family);
+    let different: BTreeSet<&PortSet> = of_family.map(|(_, ports)| ports).collect();
     if let (1, Some(ports)) = (different.len(), different.first()) {
-        return (Vec::new(), Blocks::One(ports));
+        return Blocks::One(ports);
     }
     let some: Vec<&PortSet> = different.iter().filter(|ports| !ports.is_none()).copied().collect();
     // A set that is being filled has nothing for a moment, and nothing may pass for that.
-    if some.len() < different.len() && some.len() <= MOST_USUAL {
-        let sets = some.iter().enumerate().map(|(i, ports)| {
-            let mut set = Set::of(KeyType::Addr(family), true);
-            let within = nets.iter().filter(|(_, of)| of == ports);
-            within.for_each(|(net, _)| set.add(KeyPart::Net(*net), None));
-            (ranges(name, family, Some(i)), set)
-        });
-        let sets: Vec<(String, Set)> = sets.collect();
-        let names = sets.iter().map(|(name, _)| name.clone());
-        let blocks = Blocks::Sets(names.zip(some).collect());
-        return (sets, blocks);
+    match some.len() < different.len() && some.len() <= MOST_USUAL {
+        true => Blocks::Sets(some),
+        false => Blocks::Map,
     }
-    let mut map = Set { interval: true, ..Set::vmap(KeyType::Addr(family)) };
-    for (net, ports) in nets {
-        map.elements.insert(vec![KeyPart::Net(net)], element(verdict(direction, ports)));
+}
+
+/// The sets of a program's ranges.
+pub(crate) fn ranges(direction: Direction, program: &Program, family: Family) -> Vec<Set> {
+    match blocks(program, family) {
+        Blocks::One(_) => Vec::new(),
+        Blocks::Sets(all) => {
+            let nets = nets(program, family);
+            let sets = all.iter().map(|ports| {
+                let mut set = Set::of(KeyType::Addr(family), true);
+                let within = nets.iter().filter(|(_, of)| of == ports);
+                within.for_each(|(net, _)| set.add(KeyPart::Net(*net), None));
+                set
+            });
+            sets.collect()
+        }
+        Blocks::Map => {
+            let mut map = Set { interval: true, ..Set::vmap(KeyType::Addr(family)) };
+            for (net, ports) in nets(program, family) {
+                map.elements.insert(vec![KeyPart::Net(net)], element(verdict(direction, ports)));
+            }
+            vec![map]
+        }
     }
-    let name = ranges(name, family, None);
-    (vec![(name.clone(), map)], Blocks::Map(name))
 }
 
 impl Blocks<'_> {
     /// The rules for all of whom nothing is known but their address.
-    fn stmts(&self, direction: Direction, peer: Field, read: Read) -> Vec<Vec<Stmt>> {
+    fn stmts(
+        &self,
+        direction: Direction,
+        peer: Field,
+        read: Read,
+        names: &[String],
+    ) -> Vec<Vec<Stmt>> {
         let to = |ports: &PortSet| Stmt::Verdict(verdict_of(read, direction, ports));
         let deny = vec![goto(read.side(&frame::deny(direction)))];
         match self {
             Self::One(ports) => vec![vec![to(ports)]],
             Self::Sets(sets) => {
-                let one = |(set, ports): &(String, &PortSet)| {
+                let one = |(set, ports): (&String, &&PortSet)| {
                     vec![Stmt::lookup([peer], MatchOp::Eq, set), to(ports)]
                 };
-                sets.iter().map(one).chain([deny]).collect()
+                names.iter().zip(sets).map(one).chain([deny]).collect()
             }
-            Self::Map(map) => {
-                vec![vec![Stmt::Vmap { fields: vec![peer], map: map.clone() }], deny]
+            Self::Map => {
+                let map = names
+                    .iter()
+                    .map(|map| vec![Stmt::Vmap { fields: vec![peer], map: map.clone() }]);
+                map.chain([deny]).collect()
             }
         }
     }
@@ -360,15 +408,9 @@ pub(crate) fn ports(direction: Direction, ports: &PortSet) -> Part {
 }
 
 impl Part {
-    /// The parts of a program, by name alone.
-    pub(crate) fn of_program(name: &str) -> (Vec<String>, Vec<String>) {
-        let sets = Family::BOTH.into_iter().flat_map(|f| {
-            let numbers = (0..MOST_USUAL).map(Some).chain([None]);
-            numbers.flat_map(move |number| [listed(name, f, number), ranges(name, f, number)])
-        });
-        let chains =
-            Family::BOTH.map(|f| Read::BOTH.map(|read| read.side(&program_chain(name, f))));
-        (sets.collect(), chains.concat())
+    /// The chains of a program, by name alone.
+    pub(crate) fn chains_of_program(name: &str) -> Vec<String> {
+        Family::BOTH.map(|f| Read::BOTH.map(|read| read.side(&program_chain(name, f)))).concat()
     }
 
     /// The sets that chains of a set of ports may ask.

@@ -79,7 +79,8 @@ impl Program {
         let rules = rules(subject, direction);
         let peers = peers(&rules)?;
         let world = subject.world;
-        let groups = groups(world, &peers, many);
+        let selected = selected(world, &peers);
+        let groups = groups(&selected, many);
         let starts = starts(&peers);
         let by_rules = |who, address| subject.of_seen(direction, &Seen { who, address });
         let mut sets = Sets::default();
@@ -99,7 +100,7 @@ impl Program {
         let mut usual: BTreeMap<u8, BTreeMap<usize, usize>> = BTreeMap::new();
         let mut members: Vec<(Part<'_>, u8, usize)> = Vec::new();
         let mut known: HashMap<(Vec<usize>, &[NamedPort], usize), usize> = HashMap::new();
-        for Chosen { alike, by } in chosen(world, &peers, to_named) {
+        for Chosen { alike, by } in chosen(world, &selected, to_named) {
             let within = groups.iter().enumerate().map(|(i, (peer, _))| match by.contains(peer) {
                 true => 1u8 << i,
                 false => 0,
@@ -302,18 +303,27 @@ struct Chosen<'w> {
     by: Vec<usize>,
 }
 
-/// The pods that peers select, and with `named` those that have ports with names: of all others rules say what
+/// A selector, with its number among the peers, and whom it selects.
+type Selected<'w> = (usize, &'w Pods, Vec<Alike<'w>>);
+
+fn selected<'w>(world: &'w World, peers: &BTreeSet<&'w Peer>) -> Vec<Selected<'w>> {
+    let selectors = peers.iter().enumerate().filter_map(|(number, peer)| match peer {
+        Peer::Pods(pods) => Some((number, pods)),
+        _ => None,
+    });
+    selectors.map(|(number, pods)| (number, pods, world.alike_selected(pods).collect())).collect()
+}
+
+/// The pods that are selected, and with `named` those that have ports with names: of all others rules say what
 /// they say of addresses of nobody.
-fn chosen<'w>(world: &'w World, peers: &BTreeSet<&Peer>, named: bool) -> Vec<Chosen<'w>> {
+fn chosen<'w>(world: &'w World, selected: &[Selected<'w>], named: bool) -> Vec<Chosen<'w>> {
     let mut all: HashMap<*const BTreeSet<IpAddr>, Chosen<'w>> = HashMap::new();
     let mut at = |alike: Alike<'w>, peer: Option<usize>| {
         let chosen = all.entry(ptr::from_ref(alike.addresses));
         chosen.or_insert_with(|| Chosen { alike, by: Vec::new() }).by.extend(peer);
     };
-    for (number, peer) in peers.iter().enumerate() {
-        if let Peer::Pods(pods) = peer {
-            world.alike_selected(pods).for_each(|alike| at(alike, Some(number)));
-        }
+    for (number, _, pods) in selected {
+        pods.iter().for_each(|alike| at(*alike, Some(*number)));
     }
     if named {
         world.alike().filter(|a| !a.looks.ports.is_empty()).for_each(|alike| at(alike, None));
@@ -350,15 +360,9 @@ fn parts<'w>(all: &'w BTreeSet<IpAddr>, starts: &[IpAddr]) -> Vec<Part<'w>> {
 }
 
 /// The selectors of most addresses of pods, of those that select many, each with its number among the peers.
-fn groups<'w>(world: &World, peers: &BTreeSet<&'w Peer>, many: usize) -> Vec<(usize, &'w Pods)> {
-    let selectors = peers.iter().enumerate().filter_map(|(number, peer)| match peer {
-        Peer::Pods(pods) => Some((number, pods)),
-        _ => None,
-    });
-    let count = |pods: &Pods| -> usize {
-        world.alike_selected(pods).map(|alike| alike.addresses.len()).sum()
-    };
-    let counted = selectors.map(|(number, pods)| (count(pods), number, pods));
+fn groups<'w>(selected: &[Selected<'w>], many: usize) -> Vec<(usize, &'w Pods)> {
+    let count = |pods: &[Alike<'_>]| -> usize { pods.iter().map(|of| of.addresses.len()).sum() };
+    let counted = selected.iter().map(|(number, pods, of)| (count(of), *number, *pods));
     let mut counted: Vec<_> = counted.filter(|(count, ..)| *count > many).collect();
     counted.sort_by(|(a, _, first), (b, _, second)| b.cmp(a).then(first.cmp(second)));
     counted.into_iter().take(MOST_GROUPS).map(|(_, number, pods)| (number, pods)).collect()

@@ -11,7 +11,7 @@ use causeway_types::Family;
 
 use super::{Done, Enforcer, Kept, Key, To, Touched};
 use crate::draft::Draft;
-use crate::part::{self, Part, Usual};
+use crate::part::{self, Holds, Lists, Part, Usual};
 
 impl Enforcer {
     /// Compiles programs anew of which a policy changed. Those of policies that are gone go when nobody has them.
@@ -32,7 +32,8 @@ impl Enforcer {
                 continue;
             };
             let kept = &self.programs[&key];
-            let name = part::program_name(key.direction, &key, &program, &kept.usual);
+            let (usual, lists) = (Usual::of(&program, self.sizes.few), &kept.lists);
+            let name = part::program_name(key.direction, &key, &program, &usual, lists);
             match name == kept.name {
                 true => self.relist_all(&key, program),
                 false => {
@@ -111,15 +112,12 @@ impl Enforcer {
         self.ask_what_is_usual(key);
     }
 
-    /// Makes a program anew if so many of its listed addresses have unusual sets of ports that it was made for
-    /// others.
+    /// Makes a program anew that lacks a set, or if so many of its listed addresses have unusual sets of ports that it
+    /// was made for others.
     fn ask_what_is_usual(&mut self, key: &Key) {
-        let Some(kept) = self.programs.get_mut(key).filter(|kept| kept.others > kept.most_others)
-        else {
-            return;
-        };
-        let usual = Usual::of(&kept.program, self.sizes.few);
-        if usual == kept.usual {
+        let asks = |kept: &&mut Kept| kept.lacks || kept.others > kept.most_others;
+        let Some(kept) = self.programs.get_mut(key).filter(asks) else { return };
+        if !kept.lacks && Usual::of(&kept.program, self.sizes.few) == kept.usual {
             kept.most_others = kept.others * 2;
             return;
         }
@@ -138,12 +136,15 @@ impl Enforcer {
         };
         let place = |ports: &Arc<PortSet>| kept.place(key.direction, ip, ports);
         let (was, now) = (before.as_ref().map(place), entry.as_ref().map(place));
-        let other = |place: &Option<(String, Element)>| {
+        let other = |place: &Option<(Option<String>, Element)>| {
             usize::from(place.as_ref().is_some_and(|(_, element)| element.verdict.is_some()))
         };
         kept.others = kept.others + other(&now) - other(&was);
+        kept.lacks |= matches!(now, Some((None, _)));
         let at = vec![KeyPart::addr(ip)];
-        match (was, now) {
+        // What has no place is on its way to a program that has one.
+        let there = |(set, element): (Option<String>, Element)| Some((set?, element));
+        match (was.and_then(there), now.and_then(there)) {
             (Some((was, _)), Some((set, element))) if was != set => {
                 self.draft.take_out_late(&was, at.clone());
                 self.draft.put(&set, at, Some(element));
@@ -159,39 +160,51 @@ impl Enforcer {
 
     pub(super) fn keep(&mut self, key: &Key, program: Program) {
         let usual = Usual::of(&program, self.sizes.few);
-        let name = part::program_name(key.direction, key, &program, &usual);
         for pods in &program.groups {
             self.use_group(pods);
         }
         for ports in part::fixed_ports(&program, &usual).into_iter().chain(peers(&program)) {
             self.use_ports(key.direction, ports);
         }
-        let mut part = part::program(&name, key.direction, &program, &usual);
+        let lists = Family::BOTH.map(|family| {
+            let (listed, others) = listed(key.direction, &program, &usual, family);
+            let ranges = part::ranges(key.direction, &program, family);
+            let mut put = |set, holds| self.put_list(key, family, holds, set);
+            Lists {
+                usual: listed.into_iter().map(|set| put(set, Holds::Listed)).collect(),
+                others: (!others.elements.is_empty()).then(|| put(others, Holds::Listed)),
+                ranges: ranges.into_iter().map(|set| put(set, Holds::Ranges)).collect(),
+            }
+        });
+        let maps = lists.iter().filter_map(|lists| lists.others.as_ref());
+        let others: usize = maps.map(|map| self.table().sets[map].elements.len()).sum();
+        let name = part::program_name(key.direction, key, &program, &usual, &lists);
+        add(&mut self.draft, part::program(&name, key.direction, &program, &usual, &lists));
+        let most_others = (others * 2).max(self.sizes.few);
         let users = BTreeSet::new();
-        let mut kept = Kept { name, program, usual, others: 0, most_others: 0, users };
-        // There may be very many addresses, with few sets of ports.
-        let mut known: HashMap<(Family, *const PortSet), (usize, Element)> = HashMap::new();
-        for (ip, ports) in &kept.program.peers {
-            let find = || {
-                let (name, element) = kept.place(key.direction, *ip, ports);
-                let at = part.sets.iter().position(|(set, _)| *set == name);
-                (at.expect("a program has its sets"), element)
-            };
-            let known = known.entry((Family::of(*ip), Arc::as_ptr(ports)));
-            let (at, element) = known.or_insert_with(find);
-            kept.others += usize::from(element.verdict.is_some());
-            part.sets[*at].1.elements.insert(vec![KeyPart::addr(*ip)], element.clone());
-        }
-        add(&mut self.draft, part);
-        kept.most_others = (kept.others * 2).max(self.sizes.few);
+        let lacks = false;
+        let kept = Kept { name, program, usual, lists, others, most_others, lacks, users };
         self.programs.insert(key.clone(), kept);
     }
 
+    /// Puts a set of a program into the table: one that another program has left, if it is the same. Answers its
+    /// name.
+    fn put_list(&mut self, key: &Key, family: Family, holds: Holds, set: Set) -> String {
+        if let Some(name) = self.draft.adopt(&set) {
+            return name;
+        }
+        let is_free = |name: &str| self.draft.is_free(name);
+        let name = part::list_name(key.direction, key, (family, holds, &set), is_free);
+        self.draft.add_set(name.clone(), set);
+        name
+    }
+
     /// Takes a program out, to which nothing may lead when the changes are taken. Answers it.
-    fn forget(&mut self, key: &Key) -> Option<Kept> {
+    pub(super) fn forget(&mut self, key: &Key) -> Option<Kept> {
         let kept = self.programs.remove(key)?;
-        let (sets, chains) = Part::of_program(&kept.name);
-        sets.iter().for_each(|set| self.draft.remove_set(set));
+        let sets = kept.lists.iter().flat_map(Lists::names);
+        sets.for_each(|set| self.draft.remove_set(set));
+        let chains = Part::chains_of_program(&kept.name);
         chains.iter().for_each(|chain| self.draft.remove_chain(chain));
         let fixed = part::fixed_ports(&kept.program, &kept.usual).into_iter();
         for ports in fixed.chain(peers(&kept.program)) {
@@ -272,16 +285,49 @@ impl Enforcer {
 }
 
 impl Kept {
-    /// Where an address with a set of ports is listed, and as what.
-    fn place(&self, direction: Direction, ip: IpAddr, ports: &PortSet) -> (String, Element) {
+    /// Where an address with a set of ports is listed, if there is such a set, and as what.
+    fn place(
+        &self,
+        direction: Direction,
+        ip: IpAddr,
+        ports: &PortSet,
+    ) -> (Option<String>, Element) {
         let family = Family::of(ip);
+        let lists = &self.lists[match family {
+            Family::V4 => 0,
+            Family::V6 => 1,
+        }];
         let number = self.usual.in_family(family).iter().position(|usual| usual == ports);
-        let element = match number {
-            Some(_) => Element::default(),
-            None => part::element(part::verdict(direction, ports)),
-        };
-        (part::listed(&self.name, family, number), element)
+        match number {
+            Some(number) => (Some(lists.usual[number].clone()), Element::default()),
+            None => (lists.others.clone(), part::element(part::verdict(direction, ports))),
+        }
     }
+}
+
+/// The listed addresses of a family: a set for each usual set of ports, and a map of all others.
+fn listed(
+    direction: Direction,
+    program: &Program,
+    usual: &Usual,
+    family: Family,
+) -> (Vec<Set>, Set) {
+    let usual = usual.in_family(family);
+    let mut sets = vec![Set::of(KeyType::Addr(family), false); usual.len()];
+    let mut others = Set::vmap(KeyType::Addr(family));
+    // There may be very many addresses, with few sets of ports.
+    let mut known: HashMap<*const PortSet, (Option<usize>, Element)> = HashMap::new();
+    for (ip, ports) in program.peers.iter().filter(|(ip, _)| Family::of(**ip) == family) {
+        let (number, element) = known.entry(Arc::as_ptr(ports)).or_insert_with(|| {
+            match usual.iter().position(|usual| *usual == **ports) {
+                Some(number) => (Some(number), Element::default()),
+                None => (None, part::element(part::verdict(direction, ports))),
+            }
+        });
+        let set = number.map_or(&mut others, |number| &mut sets[number]);
+        set.elements.insert(vec![KeyPart::addr(*ip)], element.clone());
+    }
+    (sets, others)
 }
 
 fn peers(program: &Program) -> impl Iterator<Item = &PortSet> {

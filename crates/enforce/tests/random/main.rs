@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use causeway_enforce::trace::{self, ESTABLISHED, INVALID, NEW, NO_CONNECTION, Packet};
 use causeway_enforce::{Change, Enforcer, Sizes, Transaction};
 use causeway_model::nft::{Hook, NftTable};
+use causeway_plan::NftOp;
 use causeway_policy::read::Object;
 use causeway_policy::{Direction, Party, Pod, PodName, PortSet, Protocol, Transport, Who, World};
 use causeway_types::Family;
@@ -501,6 +502,60 @@ fn a_peer_that_moves_between_sets() {
             }
         }
     }
+}
+
+/// Addresses that are listed before and behind a change of policies are not put in anew, and what a program leads to
+/// comes by the transaction that leads there.
+#[test]
+fn what_stays_listed_stays_in_the_table() {
+    let pod = |n: u8, app: &str| pod(ME, &format!("p{n}"), app, &format!("10.0.0.{n}"));
+    let policy = |name: &str, from: &str, port: u16| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": name},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [
+                {"from": [{"podSelector": {"matchLabels": {"app": from}}}], "ports": [{"port": port}]},
+                {"from": [{"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.0/30"]}}]}]}})
+    };
+    let mut enforcer = Enforcer::with_sizes(ME, Sizes { many: 100, few: 8 });
+    let mut kernel = None;
+    let mut all = vec![change(&policy("a", "a", 80), true), change(&pod(1, "web"), true)];
+    all.extend((10..30).map(|n| change(&pod(n, "a"), true)));
+    all.extend((30..50).map(|n| change(&pod(n, "b"), true)));
+    let address = |n: u8| IpAddr::from([10, 0, 0, n]);
+    all.push(Change::Endpoint(PodName::new("x", "p1"), Some(vec![address(1)])));
+    enforcer.change(all);
+    repair(&mut enforcer, &mut kernel);
+    // How many addresses of others come and go, and by how many transactions.
+    let mut step = |object: &Value, there: bool| {
+        enforcer.change([change(object, there)]);
+        let (mut moved, mut transactions) = ([0, 0], 0);
+        let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
+            for op in &ops {
+                match op {
+                    NftOp::AddElements { elements, .. } => moved[0] += elements.len(),
+                    NftOp::DelElements { elements, .. } => moved[1] += elements.len(),
+                    NftOp::DelSet { name } => {
+                        moved[1] += kernel.as_ref().unwrap().sets[name].elements.len();
+                    }
+                    _ => {}
+                }
+            }
+            transactions += 1;
+            commit(&mut kernel, &ops);
+            Ok::<(), Infallible>(())
+        });
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+        (moved, transactions)
+    };
+    // The pod's own address is led elsewhere: in both maps. A set of ports has an element.
+    let lead = 2;
+    assert_eq!(step(&policy("a", "a", 81), true), ([lead + 1, lead + 1], 2));
+    assert_eq!(step(&policy("b", "b", 82), true), ([lead + 1 + 20, lead], 2));
+    assert_eq!(step(&policy("b", "b", 83), true), ([lead + 1, lead + 1], 2));
+    assert_eq!(step(&policy("b", "b", 83), false), ([lead, lead + 1 + 20], 2));
+    // Of one and the same addresses some are for another set of ports now.
+    assert_eq!(step(&pod(10, "b"), true), ([0, 1], 1));
+    assert!(opens(&kernel, address(11), address(1), 81));
 }
 
 /// A pod that leaves the policies of another: what becomes of its packets is not judged by its own.
