@@ -2,7 +2,9 @@
 //!
 //! `image [--arch ARCH] [--dist DIR]`: the image of the DaemonSet, as an OCI archive in `target`.
 //! `manifest [--check]`: `deploy/causeway.yaml` from the chart.
-//! `cargo run -p xtask -- borders`: the border between deciding and doing is a crate border. Pure
+//! `test [OPTION...]`: all tests, `CAUSEWAY_TEST_JOBS` programs of them at a time (2 unless told), each with these
+//! options.
+//! `borders`: the border between deciding and doing is a crate border. Pure
 //! crates reach no runtime, no sockets and no Kubernetes client; the plugins, which start for
 //! every pod, reach no runtime and no Kubernetes client. No program reaches what is for tests. Every
 //! crate inherits the workspace lints.
@@ -12,7 +14,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use xtask::{chart, image};
+use xtask::{chart, image, testing};
 
 /// Crates that decide and do nothing.
 const PURE: &[&str] = &[
@@ -42,9 +44,10 @@ fn main() -> ExitCode {
         ["manifest", "--check"] => chart::run(true),
         ["image"] => make_image("amd64", "target/dist"),
         ["image", "--arch", arch, "--dist", dist] => make_image(arch, dist),
+        ["test", options @ ..] => jobs().and_then(|jobs| testing::run(jobs, options)),
         other => Err(anyhow::anyhow!(
             "unknown task {other:?}; there are: borders, manifest [--check], \
-             image [--arch ARCH --dist DIR]"
+             image [--arch ARCH --dist DIR], test [OPTION...]"
         )),
     };
     match result {
@@ -53,6 +56,15 @@ fn main() -> ExitCode {
             eprintln!("xtask: {err:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn jobs() -> Result<usize> {
+    match std::env::var("CAUSEWAY_TEST_JOBS") {
+        Ok(text) => {
+            text.parse().with_context(|| format!("CAUSEWAY_TEST_JOBS is {text:?}, no number"))
+        }
+        Err(_) => Ok(2),
     }
 }
 

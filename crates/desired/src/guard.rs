@@ -136,7 +136,7 @@ pub(crate) fn masquerade(record: &AttachmentRecord, except: &[Cidr]) -> NftTable
             let verdict = Some(Verdict::Goto(String::new()));
             let comment = Some(names::element_mark(&record.container_id, record.ifname.as_str()));
             map.elements.insert(
-                vec![KeyPart::addr(ip)],
+                KeyPart::addr(ip).into(),
                 Content { verdict, comment, ..Content::default() }.into(),
             );
         }

@@ -3,10 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
-use causeway_model::nft::{Chain, Element, KeyPart, NftTable, Set};
+use causeway_model::nft::{Chain, Element, ElementKey, NftTable, Set};
 use causeway_plan::NftOp;
-
-type Key = Vec<KeyPart>;
 
 /// Elements that are put into new sets by one transaction: it is in memory twice.
 const AT_ONCE: usize = 4096;
@@ -33,9 +31,9 @@ pub(crate) struct Draft {
     /// Chains whose rules others changed.
     rewritten: BTreeSet<String>,
     /// What elements of older sets were before.
-    elements: BTreeMap<(String, Key), Option<Element>>,
+    elements: BTreeMap<(String, ElementKey), Option<Element>>,
     /// Of them those that go when all else is done.
-    late: BTreeSet<(String, Key)>,
+    late: BTreeSet<(String, ElementKey)>,
 }
 
 impl Draft {
@@ -69,7 +67,7 @@ impl Draft {
             // It is still in the kernel.
             Some(old) => {
                 let wanted = set.elements.clone();
-                let stale: Vec<Key> = old.elements.keys().cloned().collect();
+                let stale: Vec<ElementKey> = old.elements.keys().cloned().collect();
                 self.table.sets.insert(name.clone(), old);
                 for key in stale.into_iter().filter(|key| !wanted.contains_key(key)) {
                     self.put(&name, key, None);
@@ -81,13 +79,33 @@ impl Draft {
         }
     }
 
-    /// Takes one over that is gone since changes were last taken, and in the kernel is just this one. Answers its name.
-    pub(crate) fn adopt(&mut self, set: &Set) -> Option<String> {
-        let same =
-            |(_, gone): &(&String, &Set)| gone.elements.len() == set.elements.len() && *gone == set;
-        let name = self.gone_sets.iter().find(same)?.0.clone();
+    /// Takes one over that is gone since changes were last taken, and in the kernel is just this one, or of those that
+    /// `may` hold more for a moment one with a little more, which is taken out late. Answers its name.
+    pub(crate) fn adopt(&mut self, set: &Set, may: impl Fn(&str) -> bool) -> Option<String> {
+        let count = set.elements.len();
+        let has_all = |gone: &Set| {
+            let mut wanted = set.elements.iter().peekable();
+            for element in &gone.elements {
+                wanted.next_if(|wanted| *wanted == element);
+            }
+            wanted.peek().is_none()
+        };
+        let more = |gone: &Set| gone.elements.len().checked_sub(count);
+        let fits = |(name, gone): &(&String, &Set)| {
+            let some = count / 4 + 8;
+            more(gone).is_some_and(|n| n == 0 || n <= some && !set.interval && may(name))
+                && set.same_type(gone)
+                && has_all(gone)
+        };
+        let fitting = self.gone_sets.iter().filter(fits);
+        let name = fitting.min_by_key(|(_, gone)| more(gone))?.0.clone();
         let gone = self.gone_sets.remove(&name)?;
+        let keys = gone.elements.keys().filter(|key| !set.elements.contains_key(*key));
+        let surplus: Vec<ElementKey> = keys.cloned().collect();
         self.table.sets.insert(name.clone(), gone);
+        for key in surplus {
+            self.take_out_late(&name, key);
+        }
         Some(name)
     }
 
@@ -112,10 +130,11 @@ impl Draft {
             return;
         }
         // What is in the kernel is what was before the changes.
-        let first = (name.to_owned(), Key::new());
+        let first = (name.to_owned(), ElementKey::from([]));
         let changed: Vec<_> =
             self.elements.range(first..).take_while(|((s, _), _)| s == name).collect();
-        let changed: Vec<(String, Key)> = changed.into_iter().map(|(key, _)| key.clone()).collect();
+        let changed: Vec<(String, ElementKey)> =
+            changed.into_iter().map(|(key, _)| key.clone()).collect();
         for at in changed {
             let before = self.elements.remove(&at).flatten();
             match before {
@@ -133,7 +152,7 @@ impl Draft {
     }
 
     /// Puts an element into a set, in place of one of its key, or takes it out.
-    pub(crate) fn put(&mut self, set: &str, key: Key, element: Option<Element>) {
+    pub(crate) fn put(&mut self, set: &str, key: ElementKey, element: Option<Element>) {
         let Some(value) = self.table.sets.get_mut(set) else { return };
         let before = value.elements.get(&key).cloned();
         if before == element {
@@ -150,7 +169,7 @@ impl Draft {
 
     /// Takes an element out by a transaction after that of all that was put in: it is on its way to another set, and
     /// a packet that has asked one of the two before and asks the other one behind would find it in none.
-    pub(crate) fn take_out_late(&mut self, set: &str, key: Key) {
+    pub(crate) fn take_out_late(&mut self, set: &str, key: ElementKey) {
         self.put(set, key.clone(), None);
         let at = (set.to_owned(), key);
         if self.elements.contains_key(&at) {
@@ -161,7 +180,7 @@ impl Draft {
     /// Whether anything changed since changes were last taken.
     pub(crate) fn has_changes(&self) -> bool {
         let names = [&self.new_sets, &self.new_chains, &self.gone_chains, &self.rewritten];
-        let now = |(set, key): &(String, Key)| self.table.sets.get(set)?.elements.get(key);
+        let now = |(set, key): &(String, ElementKey)| self.table.sets.get(set)?.elements.get(key);
         names.into_iter().any(|names| !names.is_empty())
             || !self.gone_sets.is_empty()
             || self.elements.iter().any(|(at, before)| before.as_ref() != now(at))
@@ -214,7 +233,7 @@ impl Draft {
             let mut rest = set.elements.iter();
             loop {
                 let some = rest.by_ref().take(room).map(|(key, e)| (key.clone(), e.clone()));
-                let elements: BTreeMap<Key, Element> = some.collect();
+                let elements: BTreeMap<ElementKey, Element> = some.collect();
                 room -= elements.len();
                 if !elements.is_empty() {
                     let (set, of) = (name.clone(), frame(set));
@@ -279,7 +298,7 @@ impl Draft {
 
     /// Elements to be taken out, to be put in, and to be taken out late, by set.
     fn element_ops(&self) -> [Vec<NftOp>; 3] {
-        type Some<'a> = BTreeMap<&'a str, BTreeMap<Key, Element>>;
+        type Some<'a> = BTreeMap<&'a str, BTreeMap<ElementKey, Element>>;
         let [mut out, mut into, mut late] = [Some::new(), Some::new(), Some::new()];
         for (at, before) in &self.elements {
             let (set, key) = at;

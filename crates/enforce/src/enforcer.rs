@@ -145,6 +145,8 @@ pub struct Enforcer {
     groups: BTreeMap<Pods, usize>,
     /// How often programs lead to a set of ports.
     ports: BTreeMap<(Direction, PortSet), usize>,
+    /// For which ports sets of addresses were that programs have left since a change began.
+    left: BTreeMap<String, PortSet>,
     draft: Draft,
 }
 
@@ -175,6 +177,7 @@ impl Enforcer {
             programs: BTreeMap::new(),
             groups: BTreeMap::new(),
             ports: BTreeMap::new(),
+            left: BTreeMap::new(),
             draft: Draft::new(frame::table()),
         }
     }
@@ -241,6 +244,7 @@ impl Enforcer {
         self.regroup(&touched.addresses);
         self.apply(&touched.endpoints);
         self.sweep();
+        self.left.clear();
     }
 
     /// Whether there is anything for [`Enforcer::take`].
@@ -466,7 +470,7 @@ impl Enforcer {
             for ip in addresses {
                 let set = part::group(pods, Family::of(*ip));
                 let element = self.selects_at(pods, *ip).then(Element::default);
-                self.draft.put(&set, vec![KeyPart::addr(*ip)], element);
+                self.draft.put(&set, KeyPart::addr(*ip).into(), element);
             }
         }
     }

@@ -249,7 +249,7 @@ pub(crate) fn ranges(direction: Direction, program: &Program, family: Family) ->
         Blocks::Map => {
             let mut map = Set { interval: true, ..Set::vmap(KeyType::Addr(family)) };
             for (net, ports) in nets(program, family) {
-                map.elements.insert(vec![KeyPart::Net(net)], element(verdict(direction, ports)));
+                map.elements.insert(KeyPart::Net(net).into(), element(verdict(direction, ports)));
             }
             vec![map]
         }
@@ -360,8 +360,8 @@ pub(crate) fn ports(direction: Direction, ports: &PortSet) -> Part {
                 whole.push(protocol.number());
             } else if last - first < WIDE {
                 for port in first..=last {
-                    let key = vec![KeyPart::Proto(protocol.number()), KeyPart::Port(port)];
-                    single.elements.insert(key, Element::default());
+                    let key = [KeyPart::Proto(protocol.number()), KeyPart::Port(port)];
+                    single.elements.insert(key.into(), Element::default());
                 }
             } else {
                 set.add(KeyPart::Ports(first, last), None);

@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use causeway_model::nft::{
-    Element, Field, Hook, KeyPart, MatchOp, NftTable, Rhs, Stmt, Verdict, text,
+    Element, ElementKey, Field, Hook, KeyPart, MatchOp, NftTable, Rhs, Stmt, Verdict, text,
 };
 use causeway_types::Family;
 
@@ -250,7 +250,7 @@ impl<'a> Walk<'a> {
         Ok(End::Back)
     }
 
-    fn elements(&mut self, set: &str) -> Result<&'a BTreeMap<Vec<KeyPart>, Element>, Unknown> {
+    fn elements(&mut self, set: &str) -> Result<&'a BTreeMap<ElementKey, Element>, Unknown> {
         let table = match &mut self.later {
             Some((later, 0)) => later,
             Some((_, left)) => {
@@ -275,9 +275,9 @@ impl<'a> Walk<'a> {
 }
 
 fn find<'a>(
-    all: &'a BTreeMap<Vec<KeyPart>, Element>,
+    all: &'a BTreeMap<ElementKey, Element>,
     parts: &[KeyPart],
-) -> Option<(&'a Vec<KeyPart>, &'a Element)> {
+) -> Option<(&'a ElementKey, &'a Element)> {
     let within = |(key, part): (&KeyPart, &KeyPart)| match (key, part) {
         (KeyPart::Net(net), KeyPart::Net(ip)) => net.contains(ip.addr()),
         (KeyPart::Ports(first, last), KeyPart::Port(port)) => (first..=last).contains(&port),

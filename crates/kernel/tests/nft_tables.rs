@@ -8,8 +8,8 @@ use causeway_desired::{node, pod};
 use causeway_kernel::netns;
 use causeway_kernel::nft::Nft;
 use causeway_model::nft::{
-    Base, Chain, ChainType, Content, Element, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily,
-    NftTable, Policy, Rule, Set, Stmt, Verdict, text,
+    Base, Chain, ChainType, Content, Element, ElementKey, Field, Hook, KeyPart, KeyType, MatchOp,
+    NftFamily, NftTable, Policy, Rule, Set, Stmt, Verdict, text,
 };
 use causeway_model::{Key, Object};
 use causeway_plan::{NftOp, TableId, table_ops};
@@ -239,7 +239,7 @@ fn ten_thousand_elements_and_back() {
         assert!(table.satisfied_by(&have));
         assert_eq!(have.sets["plain"].elements.len(), 10_000);
         // One element less is one step.
-        let key = vec![KeyPart::addr("10.0.0.2".parse().unwrap())];
+        let key = ElementKey::from(KeyPart::addr("10.0.0.2".parse().unwrap()));
         for set in table.sets.values_mut() {
             set.elements.remove(&key).unwrap();
         }
@@ -275,11 +275,11 @@ fn translations() -> NftTable {
             ..Content::default()
         }
         .into();
-        map.elements.insert(vec![KeyPart::Proto(6), KeyPart::Port(8080)], to.clone());
+        map.elements.insert([KeyPart::Proto(6), KeyPart::Port(8080)].into(), to.clone());
         table.sets.insert(name.into(), map);
         let by_ip: Vec<KeyType> = [KeyType::Addr(family)].into_iter().chain(port).collect();
         let mut map = Set::map(by_ip, pod);
-        map.elements.insert(vec![addr, KeyPart::Proto(17), KeyPart::Port(53)], to);
+        map.elements.insert([addr, KeyPart::Proto(17), KeyPart::Port(53)].into(), to);
         table.sets.insert(format!("ip_{name}"), map);
         let fields = vec![Field::L4Proto, Field::Dport];
         let with_ip = [Field::Daddr(family)].into_iter().chain(fields.clone()).collect();
@@ -315,7 +315,7 @@ fn translations() -> NftTable {
     );
     let mut pairs = Set::map(vec![KeyType::IfName, KeyType::IfName], Vec::new());
     let br = KeyPart::IfName(name("cni0"));
-    pairs.elements.insert(vec![br.clone(), br.clone()], Element::default());
+    pairs.elements.insert([br.clone(), br.clone()].into(), Element::default());
     table.sets.insert("pairs".into(), pairs);
     let both = Stmt::lookup(vec![Field::IifName, Field::OifName], MatchOp::Eq, "pairs");
     table.chains.insert(

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use causeway_kernel::{Handle, Scope};
 use causeway_model::nft::{
-    Base, ChainType, Content, Element, Field, Hook, KeyPart, KeyType, MatchOp, NftFamily, Policy,
-    Rule, Set, Stmt, Verdict,
+    Base, ChainType, Content, Element, ElementKey, Field, Hook, KeyPart, KeyType, MatchOp,
+    NftFamily, Policy, Rule, Set, Stmt, Verdict,
 };
 use causeway_model::{Fdb, Key, Link, Neigh, Object, Route, RouteKind, RouteScope, Sysctl};
 use causeway_plan::sim::{Refusal, SimKernel};
@@ -258,8 +258,8 @@ fn set(kind: KeyType, vmap: bool) -> Set {
     set
 }
 
-fn elements(verdict: Option<Verdict>) -> BTreeMap<Vec<KeyPart>, Element> {
-    let key = vec![KeyPart::addr("10.1.0.1".parse().unwrap())];
+fn elements(verdict: Option<Verdict>) -> BTreeMap<ElementKey, Element> {
+    let key = ElementKey::from(KeyPart::addr("10.1.0.1".parse().unwrap()));
     [(key, Content { verdict, ..Content::default() }.into())].into()
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use causeway_model::nft::{Base, Element, KeyPart, NftFamily, NftTable, Rule, Set};
+use causeway_model::nft::{Base, Element, ElementKey, NftFamily, NftTable, Rule, Set};
 use causeway_model::{Key, Object};
 use serde::Serialize;
 
@@ -95,7 +95,7 @@ pub enum NftOp {
         of: Set,
         /// Elements.
         #[serde(serialize_with = "pairs")]
-        elements: BTreeMap<Vec<KeyPart>, Element>,
+        elements: BTreeMap<ElementKey, Element>,
     },
     /// Removes elements, which must be there.
     DelElements {
@@ -105,12 +105,12 @@ pub enum NftOp {
         of: Set,
         /// Elements.
         #[serde(serialize_with = "pairs")]
-        elements: BTreeMap<Vec<KeyPart>, Element>,
+        elements: BTreeMap<ElementKey, Element>,
     },
 }
 
 fn pairs<S: serde::Serializer>(
-    map: &BTreeMap<Vec<KeyPart>, Element>,
+    map: &BTreeMap<ElementKey, Element>,
     s: S,
 ) -> Result<S::Ok, S::Error> {
     s.collect_seq(map.iter())

@@ -8,7 +8,7 @@ use causeway_cni_spec::CniError;
 use causeway_kernel::OpError;
 use causeway_kernel::nft::ElementId;
 use causeway_model::nft::foreign::{Layer, Place};
-use causeway_model::nft::{Element, KeyPart, NftFamily, NftTable, Set};
+use causeway_model::nft::{Element, ElementKey, KeyPart, NftFamily, NftTable, Set};
 use causeway_plan::{NftOp, Op, TableId, table_ops};
 use causeway_types::names;
 
@@ -58,7 +58,7 @@ fn frame(set: &Set) -> Set {
 pub(crate) fn ids(table: &NftTable) -> Vec<ElementId> {
     let each = table.sets.iter().flat_map(|(name, set)| {
         let id =
-            |key: &Vec<KeyPart>| ElementId { set: name.clone(), of: frame(set), key: key.clone() };
+            |key: &ElementKey| ElementId { set: name.clone(), of: frame(set), key: key.clone() };
         set.elements.keys().map(id)
     });
     each.collect()
@@ -78,7 +78,7 @@ pub(crate) fn look(node: &mut Space, table: &NftTable) -> Result<Vec<Pair>, CniE
 
 fn grouped<'a>(
     pairs: impl Iterator<Item = (&'a ElementId, Element)>,
-    op: impl Fn(String, Set, BTreeMap<Vec<KeyPart>, Element>) -> NftOp,
+    op: impl Fn(String, Set, BTreeMap<ElementKey, Element>) -> NftOp,
 ) -> Vec<NftOp> {
     let mut sets: BTreeMap<String, (Set, BTreeMap<_, _>)> = BTreeMap::new();
     for (id, element) in pairs {

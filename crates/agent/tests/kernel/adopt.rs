@@ -20,7 +20,11 @@ fn a_restart_changes_nothing() {
                 // As after somebody emptied /run.
                 std::fs::remove_file(&node.paths.owned).unwrap();
             }
-            // Everything that changes anything shows here.
+            // Everything that changes anything shows here, the kernel's own end of a test of an address too.
+            crate::node::eventually("no address is tentative", crate::node::DEADLINE, || {
+                let tentative = run("ip -6 addr show tentative");
+                if tentative.is_empty() { Ok(()) } else { Err(tentative) }
+            });
             let monitor = Monitor::start();
             node.start_with(node.three());
             node.assert_whole();

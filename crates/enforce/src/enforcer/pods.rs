@@ -114,11 +114,11 @@ impl Enforcer {
         let (family, key) = (Family::of(ip), KeyPart::addr(ip));
         for direction in Direction::ALL {
             for read in Read::BOTH {
-                self.draft.put(&frame::map(direction, family, read), vec![key.clone()], None);
+                self.draft.put(&frame::map(direction, family, read), key.clone().into(), None);
             }
         }
-        self.draft.put(&frame::isolated(family), vec![key.clone()], None);
-        self.draft.take_out_late(&frame::itself(family), vec![key.clone(), key]);
+        self.draft.put(&frame::isolated(family), key.clone().into(), None);
+        self.draft.take_out_late(&frame::itself(family), [key.clone(), key].into());
     }
 
     /// Leads a pod's packets somewhere, or past all.
@@ -133,7 +133,7 @@ impl Enforcer {
                 let jump = |chain: &String| part::element(Verdict::Jump(read.side(chain)));
                 let (set, element) =
                     (frame::map(direction, family, read), chain.as_ref().map(jump));
-                self.draft.put(&set, vec![KeyPart::addr(ip)], element);
+                self.draft.put(&set, KeyPart::addr(ip).into(), element);
             }
         }
     }
@@ -145,8 +145,8 @@ impl Enforcer {
         for ip in self.own(name) {
             let (family, key) = (Family::of(ip), KeyPart::addr(ip));
             let element = (!open).then(Element::default);
-            self.draft.put(&frame::isolated(family), vec![key.clone()], element.clone());
-            let (itself, pair) = (frame::itself(family), vec![key.clone(), key]);
+            self.draft.put(&frame::isolated(family), key.clone().into(), element.clone());
+            let (itself, pair) = (frame::itself(family), [key.clone(), key].into());
             match element {
                 // It is asked last: by packets that are in a program which the pod leaves, too.
                 None => self.draft.take_out_late(&itself, pair),

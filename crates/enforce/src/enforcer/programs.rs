@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use causeway_model::nft::{Element, KeyPart, KeyType, Set};
+use causeway_model::nft::{Element, ElementKey, KeyPart, KeyType, Set};
 use causeway_policy::compile::{Holders, Program};
 use causeway_policy::{Direction, PodName, Pods, PolicyName, PortSet, Who};
 use causeway_types::Family;
@@ -32,9 +32,9 @@ impl Enforcer {
                 continue;
             };
             let kept = &self.programs[&key];
-            let (usual, lists) = (Usual::of(&program, self.sizes.few), &kept.lists);
-            let name = part::program_name(key.direction, &key, &program, &usual, lists);
-            match name == kept.name {
+            let (usual, lists) = (&kept.usual, &kept.lists);
+            let name = part::program_name(key.direction, &key, &program, usual, lists);
+            match name == kept.name && kept.is_near(&program) {
                 true => self.relist_all(&key, program),
                 false => {
                     let users = self.forget(&key).map(|kept| kept.users);
@@ -141,7 +141,7 @@ impl Enforcer {
         };
         kept.others = kept.others + other(&now) - other(&was);
         kept.lacks |= matches!(now, Some((None, _)));
-        let at = vec![KeyPart::addr(ip)];
+        let at = ElementKey::from(KeyPart::addr(ip));
         // What has no place is on its way to a program that has one.
         let there = |(set, element): (Option<String>, Element)| Some((set?, element));
         match (was.and_then(there), now.and_then(there)) {
@@ -169,11 +169,12 @@ impl Enforcer {
         let lists = Family::BOTH.map(|family| {
             let (listed, others) = listed(key.direction, &program, &usual, family);
             let ranges = part::ranges(key.direction, &program, family);
-            let mut put = |set, holds| self.put_list(key, family, holds, set);
+            let mut put = |set, holds, ports| self.put_list(key, (family, holds), set, ports);
+            let listed = listed.into_iter().zip(usual.in_family(family));
             Lists {
-                usual: listed.into_iter().map(|set| put(set, Holds::Listed)).collect(),
-                others: (!others.elements.is_empty()).then(|| put(others, Holds::Listed)),
-                ranges: ranges.into_iter().map(|set| put(set, Holds::Ranges)).collect(),
+                usual: listed.map(|(set, ports)| put(set, Holds::Listed, Some(ports))).collect(),
+                others: (!others.elements.is_empty()).then(|| put(others, Holds::Listed, None)),
+                ranges: ranges.into_iter().map(|set| put(set, Holds::Ranges, None)).collect(),
             }
         });
         let maps = lists.iter().filter_map(|lists| lists.others.as_ref());
@@ -187,10 +188,18 @@ impl Enforcer {
         self.programs.insert(key.clone(), kept);
     }
 
-    /// Puts a set of a program into the table: one that another program has left, if it is the same. Answers its
-    /// name.
-    fn put_list(&mut self, key: &Key, family: Family, holds: Holds, set: Set) -> String {
-        if let Some(name) = self.draft.adopt(&set) {
+    /// Puts a set of a program into the table: one that another program has left, if it is the same, or holds a little
+    /// more. Of that more it is true for a moment what was true before: `ports` are those of the set. Answers its name.
+    fn put_list(
+        &mut self,
+        key: &Key,
+        (family, holds): (Family, Holds),
+        set: Set,
+        ports: Option<&PortSet>,
+    ) -> String {
+        // In a map ports are said with each address.
+        let may = |name: &str| self.left.get(name) == ports;
+        if let Some(name) = self.draft.adopt(&set, may) {
             return name;
         }
         let is_free = |name: &str| self.draft.is_free(name);
@@ -202,6 +211,10 @@ impl Enforcer {
     /// Takes a program out, to which nothing may lead when the changes are taken. Answers it.
     pub(super) fn forget(&mut self, key: &Key) -> Option<Kept> {
         let kept = self.programs.remove(key)?;
+        for (family, lists) in Family::BOTH.into_iter().zip(&kept.lists) {
+            let ports = kept.usual.in_family(family).iter().cloned();
+            self.left.extend(lists.usual.iter().cloned().zip(ports));
+        }
         let sets = kept.lists.iter().flat_map(Lists::names);
         sets.for_each(|set| self.draft.remove_set(set));
         let chains = Part::chains_of_program(&kept.name);
@@ -225,12 +238,12 @@ impl Enforcer {
             return;
         }
         for family in Family::BOTH {
-            let mut set = Set::of(KeyType::Addr(family), false);
             let members = self.world.addresses_of(pods).filter(|ip| Family::of(*ip) == family);
             // One that several have is its first owner's.
-            for ip in members.filter(|ip| self.selects_at(pods, *ip)) {
-                set.add(KeyPart::addr(ip), None);
-            }
+            let members = members.filter(|ip| self.selects_at(pods, *ip));
+            let elements = members.map(|ip| (KeyPart::addr(ip).into(), Element::default()));
+            let elements = elements.collect();
+            let set = Set { elements, ..Set::of(KeyType::Addr(family), false) };
             self.draft.add_set(part::group(pods, family), set);
         }
     }
@@ -285,6 +298,21 @@ impl Enforcer {
 }
 
 impl Kept {
+    /// Whether another program lists most of its addresses as this one, and has a place for the others here.
+    fn is_near(&self, other: &Program) -> bool {
+        let now = &self.program.peers;
+        let mut differ = now.keys().filter(|ip| !other.peers.contains_key(ip)).count();
+        for (ip, ports) in other.peers.iter().filter(|(ip, ports)| now.get(ip) != Some(ports)) {
+            differ += 1;
+            let family = Family::of(*ip);
+            let lists = &self.lists[number(family)];
+            if lists.others.is_none() && !self.usual.in_family(family).contains(ports) {
+                return false;
+            }
+        }
+        differ <= now.len() / 2
+    }
+
     /// Where an address with a set of ports is listed, if there is such a set, and as what.
     fn place(
         &self,
@@ -293,10 +321,7 @@ impl Kept {
         ports: &PortSet,
     ) -> (Option<String>, Element) {
         let family = Family::of(ip);
-        let lists = &self.lists[match family {
-            Family::V4 => 0,
-            Family::V6 => 1,
-        }];
+        let lists = &self.lists[number(family)];
         let number = self.usual.in_family(family).iter().position(|usual| usual == ports);
         match number {
             Some(number) => (Some(lists.usual[number].clone()), Element::default()),
@@ -313,8 +338,8 @@ fn listed(
     family: Family,
 ) -> (Vec<Set>, Set) {
     let usual = usual.in_family(family);
-    let mut sets = vec![Set::of(KeyType::Addr(family), false); usual.len()];
-    let mut others = Set::vmap(KeyType::Addr(family));
+    let mut sets = vec![Vec::new(); usual.len()];
+    let mut others = Vec::new();
     // There may be very many addresses, with few sets of ports.
     let mut known: HashMap<*const PortSet, (Option<usize>, Element)> = HashMap::new();
     for (ip, ports) in program.peers.iter().filter(|(ip, _)| Family::of(**ip) == family) {
@@ -324,10 +349,26 @@ fn listed(
                 None => (None, part::element(part::verdict(direction, ports))),
             }
         });
-        let set = number.map_or(&mut others, |number| &mut sets[number]);
-        set.elements.insert(vec![KeyPart::addr(*ip)], element.clone());
+        let elements = number.map_or(&mut others, |number| &mut sets[number]);
+        elements.push((KeyPart::addr(*ip).into(), element.clone()));
     }
+    // Made of all at once, trees have no room that is empty.
+    let filled = |set: Set, elements: Vec<(ElementKey, Element)>| Set {
+        elements: elements.into_iter().collect(),
+        ..set
+    };
+    let plain = |elements| filled(Set::of(KeyType::Addr(family), false), elements);
+    let sets = sets.into_iter().map(plain).collect();
+    let others = filled(Set::vmap(KeyType::Addr(family)), others);
     (sets, others)
+}
+
+/// The place of a family in [`Kept::lists`]: as in [`Family::BOTH`].
+fn number(family: Family) -> usize {
+    match family {
+        Family::V4 => 0,
+        Family::V6 => 1,
+    }
 }
 
 fn peers(program: &Program) -> impl Iterator<Item = &PortSet> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use causeway_model::nft::{Content, Element, KeyPart, KeyType, Set, bytes, key_part};
+use causeway_model::nft::{Content, Element, ElementKey, KeyPart, KeyType, Set, bytes, key_part};
 use causeway_types::{Cidr, Family};
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
@@ -48,7 +48,7 @@ impl Raw {
 
 /// The kernel's elements for ours: in an interval set each prefix is a start and the address
 /// behind its end (unless that is the end of all addresses).
-pub(super) fn raw(set: &Set, elements: &BTreeMap<Vec<KeyPart>, Element>) -> Vec<Raw> {
+pub(super) fn raw(set: &Set, elements: &BTreeMap<ElementKey, Element>) -> Vec<Raw> {
     let mut all = Vec::new();
     for (key, element) in elements {
         let data = concat(&element.data);
@@ -132,7 +132,7 @@ pub(super) fn read(list: &[u8]) -> Vec<Raw> {
 
 /// The elements that the kernel's mean. One that cannot be read is left out: the set then differs
 /// from what is wanted only if its place is needed.
-pub(super) fn meaning(set: &Set, mut raws: Vec<Raw>) -> BTreeMap<Vec<KeyPart>, Element> {
+pub(super) fn meaning(set: &Set, mut raws: Vec<Raw>) -> BTreeMap<ElementKey, Element> {
     let mut all = BTreeMap::new();
     if !set.interval {
         for mut raw in raws {
@@ -142,7 +142,7 @@ pub(super) fn meaning(set: &Set, mut raws: Vec<Raw>) -> BTreeMap<Vec<KeyPart>, E
                 if !data.is_empty() {
                     raw.element.data = data;
                 }
-                all.insert(key, raw.element);
+                all.insert(key.into(), raw.element);
             }
         }
         return all;
@@ -159,11 +159,12 @@ pub(super) fn meaning(set: &Set, mut raws: Vec<Raw>) -> BTreeMap<Vec<KeyPart>, E
         {
             let end = end.as_deref().and_then(|e| e.first_chunk::<2>());
             let last = end.map_or(u16::MAX, |end| u16::from_be_bytes(*end).wrapping_sub(1));
-            all.insert(vec![KeyPart::Ports(u16::from_be_bytes(*first), last)], start.element);
+            let ports = KeyPart::Ports(u16::from_be_bytes(*first), last);
+            all.insert(ports.into(), start.element);
             continue;
         }
         for net in nets(&start.key, end.as_deref()) {
-            all.insert(vec![KeyPart::Net(net)], start.element.clone());
+            all.insert(KeyPart::Net(net).into(), start.element.clone());
         }
     }
     all

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use causeway_model::nft::{
-    Base, ChainType, Element, Hook, KeyPart, KeyType, NftFamily, Policy, Rule, Set, lower,
+    Base, ChainType, Element, ElementKey, Hook, KeyType, NftFamily, Policy, Rule, Set, lower,
 };
 use causeway_plan::{NftOp, TableId};
 use causeway_types::Family;
@@ -193,7 +193,7 @@ fn put_elements(
     flags: u16,
     name: &str,
     of: &Set,
-    all: &BTreeMap<Vec<KeyPart>, Element>,
+    all: &BTreeMap<ElementKey, Element>,
 ) -> Vec<Request> {
     let mut requests = Vec::new();
     let raws = elements::raw(of, all);

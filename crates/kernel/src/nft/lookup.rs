@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use causeway_model::Key;
-use causeway_model::nft::{Element, KeyPart, Set};
+use causeway_model::nft::{Element, ElementKey, Set};
 use causeway_plan::{NftOp, TableId};
 
 use super::encode::{self, proto};
@@ -22,7 +22,7 @@ pub struct ElementId {
     /// Its type; its own elements are not looked at.
     pub of: Set,
     /// The key.
-    pub key: Vec<KeyPart>,
+    pub key: ElementKey,
 }
 
 /// How often a removal is tried while others change the rule set: with many pods at once on few
@@ -51,7 +51,7 @@ fn removal<'a>(elements: impl Iterator<Item = (&'a ElementId, &'a Element)>) -> 
 
 impl ElementId {
     fn request(&self, table: &TableId) -> Request {
-        let key = elements::Raw::of(self.key.as_slice());
+        let key = elements::Raw::of(&self.key);
         let mut body = Body::new(proto(table.family));
         body.text(1, &table.name).text(2, &self.set);
         body.nest(3, |list| elements::put(list, &key));
@@ -159,7 +159,7 @@ impl Nft {
         table: &TableId,
         set: &str,
         of: &Set,
-    ) -> Result<BTreeMap<Vec<KeyPart>, Element>, Error> {
+    ) -> Result<BTreeMap<ElementKey, Element>, Error> {
         let mut body = Body::new(proto(table.family));
         body.text(1, &table.name).text(2, set);
         let ask = Request::new(msg::GETSETELEM, 0, body.done());

@@ -11,6 +11,7 @@ mod chain;
 pub mod expr;
 mod field;
 pub mod foreign;
+mod key;
 mod lower;
 mod raise;
 mod set;
@@ -19,6 +20,7 @@ pub mod text;
 
 pub use chain::{Base, Chain, ChainType, Hook, Policy, Rule, Stmt, Verdict};
 pub use field::{Field, KeyPart, KeyType, MatchOp, Rhs};
+pub use key::ElementKey;
 pub use lower::{bytes, lower};
 pub use raise::{key_part, raise};
 pub use set::{Content, Element, Set};

@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 
 use serde::Serialize;
 
-use super::{KeyPart, KeyType, Verdict};
+use super::{ElementKey, KeyPart, KeyType, Verdict};
 
 /// A set, or a verdict map.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -21,11 +21,11 @@ pub struct Set {
     pub interval: bool,
     /// Elements by key.
     #[serde(serialize_with = "elements")]
-    pub elements: BTreeMap<Vec<KeyPart>, Element>,
+    pub elements: BTreeMap<ElementKey, Element>,
 }
 
 fn elements<S: serde::Serializer>(
-    map: &BTreeMap<Vec<KeyPart>, Element>,
+    map: &BTreeMap<ElementKey, Element>,
     s: S,
 ) -> Result<S::Ok, S::Error> {
     s.collect_seq(map.iter())
@@ -116,7 +116,7 @@ impl Set {
 
     /// Adds an element of a plain set with a comment.
     pub fn add(&mut self, key: KeyPart, comment: Option<String>) {
-        self.elements.insert(vec![key], Content { comment, ..Content::default() }.into());
+        self.elements.insert(key.into(), Content { comment, ..Content::default() }.into());
     }
 
     /// True when both take the same keys and give the same kind of answer.

@@ -235,7 +235,7 @@ impl World {
         for pod in &self.pods {
             let key = KeyPart::addr(in_subnet(subnet(Family::V4, 1), *pod));
             let verdict = Some(Verdict::Goto("except_1".into()));
-            map.elements.insert(vec![key], Content { verdict, ..Content::default() }.into());
+            map.elements.insert(key.into(), Content { verdict, ..Content::default() }.into());
         }
         table.sets.insert("masq4".into(), map);
         let rule = Rule::new("", vec![Stmt::Masquerade { fully_random: true }]);

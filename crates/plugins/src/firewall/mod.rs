@@ -299,7 +299,7 @@ fn forget_bridges(call: &Call, notes: &Notes) -> Result<(), CniError> {
     sets.sets.retain(|_, set| set.key[0] == causeway_model::nft::KeyType::IfName);
     let mut node = Space::node()?;
     let (there, adds) = (owned::read_all(&mut node, &sets)?, Adds::at(&call.paths));
-    let keys = there.sets.values().flat_map(|set| set.elements.keys().flatten());
+    let keys = there.sets.values().flat_map(|set| set.elements.keys().flat_map(|key| key.iter()));
     let bridges: BTreeSet<&KeyPart> = keys.collect();
     let mut quiet: Vec<(KeyPart, Quiet)> = Vec::new();
     for part in bridges {

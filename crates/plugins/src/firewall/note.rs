@@ -125,7 +125,7 @@ impl Forward {
         let mut insert = |set: &str, key: Vec<KeyPart>, comment: String| {
             if let Some(set) = table.sets.get_mut(set) {
                 let comment = Some(comment);
-                set.elements.insert(key, Content { comment, ..Content::default() }.into());
+                set.elements.insert(key.into(), Content { comment, ..Content::default() }.into());
             }
         };
         for ip in &self.addresses {

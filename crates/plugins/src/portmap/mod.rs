@@ -134,7 +134,7 @@ fn what(pair: &Pair) -> String {
     let mut text = "hostPort".to_owned();
     let mut ip = String::new();
     let mut protocol = "";
-    for part in &pair.id.key {
+    for part in pair.id.key.iter() {
         match part {
             KeyPart::Proto(number) => protocol = conf::protocol_name(*number),
             KeyPart::Port(port) => text.push_str(&format!(" {port}/{protocol}")),

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use causeway_model::nft::{
-    Base, Chain, ChainType, Content, Element, Field, Hook, KeyPart, KeyType, NftTable, Policy,
-    Rule, Set, Stmt, Verdict,
+    Base, Chain, ChainType, Content, Element, ElementKey, Field, Hook, KeyPart, KeyType, NftTable,
+    Policy, Rule, Set, Stmt, Verdict,
 };
 use causeway_types::{Cidr, Family, IfName, Mac};
 use serde::{Deserialize, Serialize};
@@ -220,14 +220,14 @@ impl Ports {
     }
 }
 
-fn insert(table: &mut NftTable, set: &str, key: Vec<KeyPart>, element: Element) {
+fn insert(table: &mut NftTable, set: &str, key: ElementKey, element: Element) {
     if let Some(set) = table.sets.get_mut(set) {
         set.elements.insert(key, element);
     }
 }
 
 impl Port {
-    fn key(&self) -> Vec<KeyPart> {
+    fn key(&self) -> ElementKey {
         let ip = self.host_ip.map(KeyPart::addr).into_iter();
         ip.chain([KeyPart::Proto(self.protocol), KeyPart::Port(self.host_port)]).collect()
     }
