@@ -218,6 +218,19 @@ impl Handle {
         }
     }
 
+    /// Whether an interface has an address, be it one of IPv6 that takes no packets yet: its route is made a moment
+    /// later, and only after duplicate address detection where there is one.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn has_address(&mut self, ip: IpAddr) -> Result<bool, Error> {
+        if self.is_local(ip)? {
+            return Ok(true);
+        }
+        let IpAddr::V6(ip) = ip else { return Ok(false) };
+        Ok(self.route.get("look up an address", addr::get(ip), |_| Some(()))?.is_some())
+    }
+
     /// Whether the kernel found that another host of the link has an IPv6 address of an interface
     /// (`IFA_F_DADFAILED`).
     ///

@@ -286,7 +286,7 @@ impl Space {
     /// Code 999 when the kernel does not say.
     pub(crate) fn first_local(&mut self, addresses: &[IpAddr]) -> Result<Option<IpAddr>, CniError> {
         for ip in addresses {
-            if self.handle.is_local(*ip).map_err(|e| self.unreadable(&e))? {
+            if self.handle.has_address(*ip).map_err(|e| self.unreadable(&e))? {
                 return Ok(Some(*ip));
             }
         }

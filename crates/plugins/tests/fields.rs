@@ -130,7 +130,8 @@ fn enabledad_waits_for_the_answer() {
     let (code, why) = node.call("ADD", "p2", &conf).run().err();
     assert!(code == 999 && why.contains("fd09::3") && why.contains("duplicate"), "{why}");
     assert!(!in_pod("p2", "ip link").contains("eth0"));
-    sh("ip netns del other");
+    // The kernel takes a namespace down on its own time.
+    sh("ip link del o0; ip netns del other");
     node.del("p1", &conf);
     assert_eq!(node.residue(), "");
 }

@@ -1,6 +1,6 @@
 //! Addresses of interfaces.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use causeway_model::Addr;
 use ipnet::IpNet;
@@ -23,6 +23,14 @@ pub(crate) fn dump() -> Request {
 pub(crate) fn dump_of(index: u32) -> Request {
     let mut message = AddressMessage::default();
     message.header.index = index;
+    request(libc::RTM_GETADDR, &message, 0)
+}
+
+/// The request for an IPv6 address of any interface (`inet6_rtm_getaddr`).
+pub(crate) fn get(ip: Ipv6Addr) -> Request {
+    let mut message = AddressMessage::default();
+    message.header.family = family_of(ip.into());
+    message.attributes = vec![AddressAttribute::Address(ip.into())];
     request(libc::RTM_GETADDR, &message, 0)
 }
 
