@@ -1,6 +1,6 @@
 //! Programs and sets of ports as sets and chains of the table.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -98,21 +98,26 @@ pub(crate) enum Holds {
     Ranges,
 }
 
-/// A name for a set of a program, the first of which the table has none.
+/// A name for a set of a program, the first of which the table has none. Ranges are told by it: the kernel fills their
+/// sets a moment after a transaction, so none of them may change, not even when an agent finds what another one left.
 pub(crate) fn list_name(
     direction: Direction,
     whose: impl Hash,
-    (family, holds, set): (Family, Holds, &Set),
+    ranges: &BTreeMap<IpAddr, PortSet>,
+    (family, kind, set): (Family, Holds, &Set),
     is_free: impl Fn(&str) -> bool,
 ) -> String {
-    let holds = match (holds, set.vmap) {
+    let holds = match (kind, set.vmap) {
         (Holds::Listed, false) => "p",
         (Holds::Listed, true) => "pm",
         (Holds::Ranges, false) => "r",
         (Holds::Ranges, true) => "rm",
     };
-    let start =
-        format!("{}_{}_{}_{holds}", frame::word(direction), hash(whose), frame::digit(family));
+    let whose = match kind {
+        Holds::Listed => hash(whose),
+        Holds::Ranges => hash((whose, ranges)),
+    };
+    let start = format!("{}_{whose}_{}_{holds}", frame::word(direction), frame::digit(family));
     let mut names = (0..).map(|number| format!("{start}{number}"));
     names.find(|name| is_free(name)).expect("there are more numbers than sets")
 }

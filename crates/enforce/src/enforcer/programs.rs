@@ -169,7 +169,9 @@ impl Enforcer {
         let lists = Family::BOTH.map(|family| {
             let (listed, others) = listed(key.direction, &program, &usual, family);
             let ranges = part::ranges(key.direction, &program, family);
-            let mut put = |set, holds, ports| self.put_list(key, (family, holds), set, ports);
+            let mut put = |set, holds, ports| {
+                self.put_list(key, &program.ranges, (family, holds, set), ports)
+            };
             let listed = listed.into_iter().zip(usual.in_family(family));
             Lists {
                 usual: listed.map(|(set, ports)| put(set, Holds::Listed, Some(ports))).collect(),
@@ -193,8 +195,8 @@ impl Enforcer {
     fn put_list(
         &mut self,
         key: &Key,
-        (family, holds): (Family, Holds),
-        set: Set,
+        ranges: &BTreeMap<IpAddr, PortSet>,
+        (family, holds, set): (Family, Holds, Set),
         ports: Option<&PortSet>,
     ) -> String {
         // In a map ports are said with each address.
@@ -203,7 +205,7 @@ impl Enforcer {
             return name;
         }
         let is_free = |name: &str| self.draft.is_free(name);
-        let name = part::list_name(key.direction, key, (family, holds, &set), is_free);
+        let name = part::list_name(key.direction, key, ranges, (family, holds, &set), is_free);
         self.draft.add_set(name.clone(), set);
         name
     }

@@ -558,6 +558,34 @@ fn what_stays_listed_stays_in_the_table() {
     assert!(opens(&kernel, address(11), address(1), 81));
 }
 
+/// The kernel fills sets of ranges a moment after a transaction: an agent that finds those of another one, and a policy
+/// that was changed meanwhile, makes others.
+#[test]
+fn ranges_that_an_agent_finds_do_not_change() {
+    let policy = |cidr: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": "web"},
+            "spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]}})
+    };
+    let mut kernel = None;
+    for (cidr, made) in [("192.0.2.0/24", 1), ("198.51.100.0/24", 1), ("198.51.100.0/24", 0)] {
+        let mut enforcer = Enforcer::new(ME);
+        let web = PodName::new("x", "web");
+        let attached = Change::Endpoint(web, Some(vec![IpAddr::from([10, 0, 0, 1])]));
+        let pod = change(&pod(ME, "web", "web", "10.0.0.1"), true);
+        enforcer.change([change(&policy(cidr), true), pod, attached]);
+        let mut sets = 0;
+        let Ok(()) = enforcer.repair(kernel.clone(), |Transaction { ops, .. }| {
+            let is_new = |op: &&NftOp| matches!(op, NftOp::AddSet { set, .. } if set.interval);
+            sets += ops.iter().filter(is_new).count();
+            commit(&mut kernel, &ops);
+            Ok::<(), Infallible>(())
+        });
+        assert_eq!(sets, made, "{cidr}");
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+    }
+}
+
 /// A pod that leaves the policies of another: what becomes of its packets is not judged by its own.
 #[test]
 fn a_pod_that_leaves_a_program_of_two() {
