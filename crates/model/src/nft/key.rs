@@ -113,7 +113,7 @@ mod tests {
 
     /// What very many of them cost.
     #[test]
-    fn a_key_takes_three_words() {
-        assert_eq!(size_of::<ElementKey>(), 24);
+    fn a_key_takes_four_words() {
+        assert_eq!(size_of::<ElementKey>(), 32);
     }
 }
