@@ -79,9 +79,10 @@ impl Draft {
         }
     }
 
-    /// Takes one over that is gone since changes were last taken, and in the kernel is just this one, or of those that
-    /// `may` hold more for a moment one with a little more, which is taken out late. Answers its name.
-    pub(crate) fn adopt(&mut self, set: &Set, may: impl Fn(&str) -> bool) -> Option<String> {
+    /// Takes one over that is gone since changes were last taken, and in the kernel is just this one, or has a little more,
+    /// which is taken out late. `may`: whether one of this name may be taken, with nothing or with something more. Answers
+    /// its name.
+    pub(crate) fn adopt(&mut self, set: &Set, may: impl Fn(&str, bool) -> bool) -> Option<String> {
         let count = set.elements.len();
         let has_all = |gone: &Set| {
             let mut wanted = set.elements.iter().peekable();
@@ -93,7 +94,7 @@ impl Draft {
         let more = |gone: &Set| gone.elements.len().checked_sub(count);
         let fits = |(name, gone): &(&String, &Set)| {
             let some = count / 4 + 8;
-            more(gone).is_some_and(|n| n == 0 || n <= some && !set.interval && may(name))
+            more(gone).is_some_and(|n| may(name, n > 0) && (n == 0 || n <= some && !set.interval))
                 && set.same_type(gone)
                 && has_all(gone)
         };

@@ -145,8 +145,9 @@ pub struct Enforcer {
     groups: BTreeMap<Pods, usize>,
     /// How often programs lead to a set of ports.
     ports: BTreeMap<(Direction, PortSet), usize>,
-    /// For which ports sets of addresses were that programs have left since a change began.
-    left: BTreeMap<String, PortSet>,
+    /// The sets that programs have left since changes were last taken, and for which ports those of listed addresses
+    /// were then.
+    left: BTreeMap<String, Option<PortSet>>,
     draft: Draft,
 }
 
@@ -244,7 +245,6 @@ impl Enforcer {
         self.regroup(&touched.addresses);
         self.apply(&touched.endpoints);
         self.sweep();
-        self.left.clear();
     }
 
     /// Whether there is anything for [`Enforcer::take`].
@@ -259,6 +259,7 @@ impl Enforcer {
     /// Those of `each`, after which it is not called again. Not done, or not known to be, the table has to be read
     /// and [`Enforcer::repair`] asked.
     pub fn take<E>(&mut self, each: impl FnMut(Transaction) -> Result<(), E>) -> Result<(), E> {
+        self.left.clear();
         self.draft.take(each)
     }
 
@@ -271,6 +272,7 @@ impl Enforcer {
         found: Option<NftTable>,
         each: impl FnMut(Transaction) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.left.clear();
         self.draft.repair(found, each)
     }
 

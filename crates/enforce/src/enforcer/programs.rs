@@ -199,8 +199,10 @@ impl Enforcer {
         (family, holds, set): (Family, Holds, Set),
         ports: Option<&PortSet>,
     ) -> String {
-        // In a map ports are said with each address.
-        let may = |name: &str| self.left.get(name) == ports;
+        // In a map ports are said with each address. Groups are not to be taken.
+        let may = |name: &str, more: bool| {
+            self.left.get(name).is_some_and(|of| !more || of.as_ref() == ports)
+        };
         if let Some(name) = self.draft.adopt(&set, may) {
             return name;
         }
@@ -214,8 +216,12 @@ impl Enforcer {
     pub(super) fn forget(&mut self, key: &Key) -> Option<Kept> {
         let kept = self.programs.remove(key)?;
         for (family, lists) in Family::BOTH.into_iter().zip(&kept.lists) {
-            let ports = kept.usual.in_family(family).iter().cloned();
-            self.left.extend(lists.usual.iter().cloned().zip(ports));
+            let ports = kept.usual.in_family(family).iter().cloned().map(Some);
+            let rest = lists.others.iter().chain(&lists.ranges).map(|name| (name, None));
+            // What it was for first is what the kernel has it for.
+            for (name, ports) in lists.usual.iter().zip(ports).chain(rest) {
+                self.left.entry(name.clone()).or_insert(ports);
+            }
         }
         let sets = kept.lists.iter().flat_map(Lists::names);
         sets.for_each(|set| self.draft.remove_set(set));

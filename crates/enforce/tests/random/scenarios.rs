@@ -1,0 +1,311 @@
+//! Single courses of events that random ones meet seldom.
+
+use super::*;
+
+/// A pod gets the address of one whose end has not been heard of yet: it is under its own policies from then on, also
+/// when the other one's end is heard of, and also when it has none.
+#[test]
+fn an_address_that_changes_hands() {
+    let pod = |name: &str, app: &str| pod(ME, name, app, "10.0.0.1");
+    let policy = |name: &str, app: &str, port: u16| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": name},
+            "spec": {"podSelector": {"matchLabels": {"app": app}}, "ingress": [{"ports": [{"port": port}]}]}})
+    };
+    for (app, allowed) in [("b", [false, true]), ("none", [true, true])] {
+        for pod_first in [true, false] {
+            let mut enforcer = Enforcer::new(ME);
+            let mut kernel = None;
+            repair(&mut enforcer, &mut kernel);
+            let name = |name: &str| PodName::new("x", name);
+            let addresses: Vec<IpAddr> = vec!["10.0.0.1".parse().unwrap()];
+            let (p, q) = (policy("p", "a", 80), policy("q", "b", 443));
+            enforcer.change([
+                change(&p, true),
+                change(&q, true),
+                change(&pod("old", "a"), true),
+                Change::Endpoint(name("old"), Some(addresses.clone())),
+            ]);
+            take(&mut enforcer, &mut kernel).unwrap();
+            let ports = |kernel: &Option<NftTable>| {
+                let client = "192.0.2.7".parse().unwrap();
+                [80, 443].map(|port| opens(kernel, client, addresses[0], port))
+            };
+            assert_eq!(ports(&kernel), [true, false]);
+            let new = change(&pod("new", app), true);
+            let attached = Change::Endpoint(name("new"), Some(addresses.clone()));
+            let changes = if pod_first { [new, attached] } else { [attached, new] };
+            for change in changes {
+                enforcer.change([change]);
+                take(&mut enforcer, &mut kernel).unwrap();
+            }
+            assert_eq!(ports(&kernel), allowed, "{app}");
+            for change in [Change::Endpoint(name("old"), None), change(&pod("old", "a"), false)] {
+                enforcer.change([change]);
+                take(&mut enforcer, &mut kernel).unwrap();
+                assert_eq!(ports(&kernel), allowed, "{app}: the other one is gone");
+            }
+            enforcer.change([Change::Endpoint(name("new"), None)]);
+            take(&mut enforcer, &mut kernel).unwrap();
+            assert_eq!(ports(&kernel), [true, true]);
+        }
+    }
+}
+
+/// A pod of another node has in its object the address of one that is attached here, as when a node was made anew and
+/// took its range over: whoever is attached has it, as an end and as a peer.
+#[test]
+fn an_address_that_another_node_claims() {
+    let pod = |node: &str, name: &str, ip: &str| pod(node, name, name, ip);
+    let from = |app: &str, peer: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": app},
+            "spec": {"podSelector": {"matchLabels": {"app": app}},
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": peer}}}]}]}})
+    };
+    let name = |name: &str| PodName::new("x", name);
+    let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
+    let attach = |at: &str, n: u8| Change::Endpoint(name(at), Some(vec![ip(n)]));
+    let all = [
+        change(&from("web", "peer"), true),
+        change(&from("peer", "web"), true),
+        change(&pod(ME, "web", "10.0.0.1"), true),
+        attach("web", 1),
+        // Its name comes first.
+        change(&pod("n2", "claims", "10.0.0.2"), true),
+        change(&pod(ME, "peer", "10.0.0.2"), true),
+        attach("peer", 2),
+    ];
+    for first in 0..all.len() {
+        let mut enforcer = Enforcer::new(ME);
+        let mut kernel = None;
+        repair(&mut enforcer, &mut kernel);
+        for change in all.iter().cycle().skip(first).take(all.len()) {
+            enforcer.change([change.clone()]);
+            take(&mut enforcer, &mut kernel).unwrap();
+        }
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+        assert_eq!(enforcer.world().at(ip(2)).who, Who::Pod(name("peer")));
+        let opens = |client: u8, server: u8| opens(&kernel, ip(client), ip(server), 80);
+        assert!(opens(1, 2) && opens(2, 1) && !opens(9, 2), "{first}");
+        // It ends: the other one has it now.
+        enforcer.change([Change::Endpoint(name("peer"), None)]);
+        take(&mut enforcer, &mut kernel).unwrap();
+        enforcer.change([change(&pod(ME, "peer", "10.0.0.2"), false)]);
+        take(&mut enforcer, &mut kernel).unwrap();
+        assert_eq!(enforcer.world().at(ip(2)).who, Who::Pod(name("claims")));
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+    }
+}
+
+/// A policy that names others than before, and then one of them comes: only by a later change of that pod is its
+/// program asked.
+#[test]
+fn a_policy_that_names_others() {
+    let pod = |name: &str, n: u8, app: &str| pod(ME, name, app, &format!("10.0.0.{n}"));
+    let policy = |from: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": "web"},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}},
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": from}}}]}]}})
+    };
+    let mut enforcer = Enforcer::new(ME);
+    let mut kernel = None;
+    repair(&mut enforcer, &mut kernel);
+    let web = PodName::new("x", "web");
+    let steps = [
+        change(&policy("a"), true),
+        change(&pod("web", 1, "web"), true),
+        Change::Endpoint(web, Some(vec![IpAddr::from([10, 0, 0, 1])])),
+        change(&policy("b"), true),
+        change(&pod("late", 2, "b"), true),
+        change(&policy("a"), true),
+        change(&pod("late", 2, "a"), true),
+    ];
+    for step in steps {
+        enforcer.change([step]);
+        take(&mut enforcer, &mut kernel).unwrap();
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+    }
+}
+
+/// A peer for which other ports are allowed moves between a program's sets of addresses: what both allow passes at
+/// any time.
+#[test]
+fn a_peer_that_moves_between_sets() {
+    let port = clusters::PORTS[0];
+    let pod = |n: u8, app: &str| pod(ME, &format!("p{n}"), app, &format!("10.0.0.{n}"));
+    let rule = |app: &str, ports: &[u16]| {
+        let ports: Vec<Value> = ports.iter().map(|port| json!({"port": port})).collect();
+        json!({"from": [{"podSelector": {"matchLabels": {"app": app}}}], "ports": ports})
+    };
+    let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "x", "name": "web"},
+        "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [
+            rule("a", &[port]), rule("b", &[port, 444]), rule("c", &[port, 445]),
+            rule("d", &[port, 446]), rule("e", &[port, 447])]}});
+    // Of some more pods than of others, so that their sets have an order; the last ones are in the map.
+    for few in [0, 100] {
+        let mut enforcer = Enforcer::with_sizes(ME, Sizes { many: 100, few });
+        let mut kernel = None;
+        let web = PodName::new("x", "p1");
+        let mut all = vec![change(&policy, true), change(&pod(1, "web"), true)];
+        let apps = ["a", "a", "a", "a", "b", "b", "b", "c", "c", "d", "e"];
+        for (n, app) in (10..).zip(apps) {
+            all.push(change(&pod(n, app), true));
+        }
+        all.push(Change::Endpoint(web, Some(vec![IpAddr::from([10, 0, 0, 1])])));
+        enforcer.change(all);
+        repair(&mut enforcer, &mut kernel);
+        let sets = kernel.as_ref().unwrap().sets.keys().filter(|name| name.ends_with("_4_p1"));
+        assert_eq!(sets.count(), usize::from(few == 0));
+        for from in apps {
+            for to in apps {
+                enforcer.change([change(&pod(30, from), true)]);
+                take(&mut enforcer, &mut kernel).unwrap();
+                enforcer.change([change(&pod(30, to), true)]);
+                take(&mut enforcer, &mut kernel).unwrap();
+                check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+            }
+        }
+    }
+}
+
+/// Addresses that are listed before and behind a change of policies are not put in anew, and what a program leads to
+/// comes by the transaction that leads there.
+#[test]
+fn what_stays_listed_stays_in_the_table() {
+    let pod = |n: u8, app: &str| pod(ME, &format!("p{n}"), app, &format!("10.0.0.{n}"));
+    let policy = |name: &str, from: &str, port: u16| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": name},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [
+                {"from": [{"podSelector": {"matchLabels": {"app": from}}}], "ports": [{"port": port}]},
+                {"from": [{"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.0/30"]}}]}]}})
+    };
+    let mut enforcer = Enforcer::with_sizes(ME, Sizes { many: 100, few: 8 });
+    let mut kernel = None;
+    let mut all = vec![change(&policy("a", "a", 80), true), change(&pod(1, "web"), true)];
+    all.extend((10..30).map(|n| change(&pod(n, "a"), true)));
+    all.extend((30..50).map(|n| change(&pod(n, "b"), true)));
+    let address = |n: u8| IpAddr::from([10, 0, 0, n]);
+    all.push(Change::Endpoint(PodName::new("x", "p1"), Some(vec![address(1)])));
+    enforcer.change(all);
+    repair(&mut enforcer, &mut kernel);
+    // How many addresses of others come and go, and by how many transactions.
+    let mut step = |object: &Value, there: bool| {
+        enforcer.change([change(object, there)]);
+        let (mut moved, mut transactions) = ([0, 0], 0);
+        let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
+            for op in &ops {
+                match op {
+                    NftOp::AddElements { elements, .. } => moved[0] += elements.len(),
+                    NftOp::DelElements { elements, .. } => moved[1] += elements.len(),
+                    NftOp::DelSet { name } => {
+                        moved[1] += kernel.as_ref().unwrap().sets[name].elements.len();
+                    }
+                    _ => {}
+                }
+            }
+            transactions += 1;
+            commit(&mut kernel, &ops);
+            Ok::<(), Infallible>(())
+        });
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+        (moved, transactions)
+    };
+    // The pod's own address is led elsewhere: in both maps. A set of ports has an element.
+    let lead = 2;
+    assert_eq!(step(&policy("a", "a", 81), true), ([lead + 1, lead + 1], 2));
+    assert_eq!(step(&policy("b", "b", 82), true), ([lead + 1 + 20, lead], 2));
+    assert_eq!(step(&policy("b", "b", 83), true), ([lead + 1, lead + 1], 2));
+    assert_eq!(step(&policy("b", "b", 83), false), ([lead, lead + 1 + 20], 2));
+    // Of one and the same addresses some are for another set of ports now.
+    assert_eq!(step(&pod(10, "b"), true), ([0, 1], 1));
+    assert!(opens(&kernel, address(11), address(1), 81));
+}
+
+/// The kernel fills sets of ranges a moment after a transaction: an agent that finds those of another one, and a policy
+/// that was changed meanwhile, makes others.
+#[test]
+fn ranges_that_an_agent_finds_do_not_change() {
+    let policy = |cidr: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": "web"},
+            "spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": cidr}}]}]}})
+    };
+    let mut kernel = None;
+    for (cidr, made) in [("192.0.2.0/24", 1), ("198.51.100.0/24", 1), ("198.51.100.0/24", 0)] {
+        let mut enforcer = Enforcer::new(ME);
+        let web = PodName::new("x", "web");
+        let attached = Change::Endpoint(web, Some(vec![IpAddr::from([10, 0, 0, 1])]));
+        let pod = change(&pod(ME, "web", "web", "10.0.0.1"), true);
+        enforcer.change([change(&policy(cidr), true), pod, attached]);
+        let mut sets = 0;
+        let Ok(()) = enforcer.repair(kernel.clone(), |Transaction { ops, .. }| {
+            let is_new = |op: &&NftOp| matches!(op, NftOp::AddSet { set, .. } if set.interval);
+            sets += ops.iter().filter(is_new).count();
+            commit(&mut kernel, &ops);
+            Ok::<(), Infallible>(())
+        });
+        assert_eq!(sets, made, "{cidr}");
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+    }
+}
+
+/// A pod that leaves the policies of another: what becomes of its packets is not judged by its own.
+#[test]
+fn a_pod_that_leaves_a_program_of_two() {
+    let pod = |n: u8, app: &str| pod(ME, &format!("p{n}"), app, &format!("10.0.0.{n}"));
+    let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "x", "name": "closed"},
+        "spec": {"podSelector": {"matchLabels": {"app": "a"}}}});
+    let address = |n: u8| -> IpAddr { format!("10.0.0.{n}").parse().unwrap() };
+    for leaver in [1, 2] {
+        let mut enforcer = Enforcer::new(ME);
+        let mut kernel = None;
+        repair(&mut enforcer, &mut kernel);
+        enforcer.change([change(&policy, true)]);
+        for n in [1, 2] {
+            let name = PodName::new("x", format!("p{n}"));
+            let attached = Change::Endpoint(name, Some(vec![address(n)]));
+            enforcer.change([change(&pod(n, "a"), true), attached]);
+        }
+        take(&mut enforcer, &mut kernel).unwrap();
+        enforcer.change([change(&pod(leaver, "b"), true)]);
+        take(&mut enforcer, &mut kernel).unwrap();
+        assert!(!opens(&kernel, address(leaver), address(3 - leaver), 80), "{leaver}");
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+    }
+}
+
+/// A program that lists what a group had lists it in a set of its own: the group may come back.
+#[test]
+fn a_list_is_no_group() {
+    let pod = |n: u8, app: &str| pod(ME, &format!("p{n}"), app, &format!("10.0.0.{n}"));
+    let policy = |name: &str, peers: Value| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": name},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}},
+                "ingress": [{"from": peers, "ports": [{"port": 80}]}]}})
+    };
+    let of = |app: &str| json!({"podSelector": {"matchLabels": {"app": app}}});
+    let all = policy("all", json!([{"podSelector": {}}]));
+    let listed = policy("listed", json!([of("a"), of("b"), of("web")]));
+    let mut enforcer = Enforcer::with_sizes(ME, Sizes { many: 4, few: 8 });
+    let mut kernel = None;
+    let mut first = vec![change(&all, true), change(&pod(1, "web"), true)];
+    first.extend((10..14).map(|n| change(&pod(n, "a"), true)));
+    first.extend((20..24).map(|n| change(&pod(n, "b"), true)));
+    let web = PodName::new("x", "p1");
+    first.push(Change::Endpoint(web, Some(vec![IpAddr::from([10, 0, 0, 1])])));
+    enforcer.change(first);
+    repair(&mut enforcer, &mut kernel);
+    // One after the other before anything is done about them.
+    enforcer.change([change(&all, false)]);
+    enforcer.change([change(&listed, true)]);
+    take(&mut enforcer, &mut kernel).unwrap();
+    let groups = enforcer.table().sets.keys().filter(|name| name.starts_with("pods_"));
+    assert_eq!(groups.count(), 0);
+    check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+}
