@@ -28,6 +28,7 @@ mod procs;
 mod reach;
 mod reboot;
 mod record;
+mod sctp;
 mod spec;
 mod status;
 mod topology;

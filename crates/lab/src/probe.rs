@@ -95,7 +95,7 @@ impl Echo {
 
 /// Waits until there is something to read; false when the time is over. A receive timeout of the
 /// socket would not do: one below a microsecond means "for ever".
-fn readable(socket: &Socket, until: Instant) -> std::io::Result<bool> {
+pub(crate) fn readable(socket: &Socket, until: Instant) -> std::io::Result<bool> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let timeout = Timespec {

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Socket, Type};
 
 use crate::probe::{echoes, inside};
+use crate::sctp;
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +24,8 @@ pub enum Ask {
     Tcp(u16),
     /// A datagram to a UDP port, and its answer.
     Udp(u16),
+    /// The beginning of an association with an SCTP port.
+    Sctp(u16),
     /// An ICMP echo request, and its reply.
     Echo,
 }
@@ -42,6 +45,7 @@ pub fn reaches(
     inside(ns, || match ask {
         Ask::Tcp(port) => tcp(from, SocketAddr::new(to, port), wait),
         Ask::Udp(port) => udp(from, SocketAddr::new(to, port), wait),
+        Ask::Sctp(port) => sctp::reaches(from, SocketAddr::new(to, port), Instant::now() + wait),
         // A host or network that is said to be unreachable is not reached.
         Ask::Echo => Ok(echoes(from, to, 1, 56, wait).is_ok_and(|times| !times.is_empty())),
     })
@@ -97,6 +101,7 @@ fn udp(from: Option<IpAddr>, to: SocketAddr, wait: Duration) -> Result<bool> {
 enum Listener {
     Tcp(TcpListener),
     Udp(UdpSocket),
+    Sctp(sctp::Listener),
 }
 
 /// Where something is asked: in which namespace, at which of its addresses, and what. Who listens at all
@@ -155,6 +160,11 @@ impl Drop for Answers {
 
 /// `None`: somebody listens there already, or the kernel answers by itself.
 fn listen(ip: IpAddr, ask: Ask) -> Result<Option<Listener>> {
+    if let Ask::Sctp(port) = ask {
+        // Raw sockets are nobody's alone.
+        return sctp::Listener::open(SocketAddr::new(ip, port))
+            .map(|one| Some(Listener::Sctp(one)));
+    }
     let open = || -> std::io::Result<Option<Listener>> {
         Ok(match ask {
             Ask::Tcp(port) => {
@@ -167,7 +177,7 @@ fn listen(ip: IpAddr, ask: Ask) -> Result<Option<Listener>> {
                 socket.set_nonblocking(true)?;
                 Some(Listener::Udp(socket))
             }
-            Ask::Echo => None,
+            Ask::Sctp(_) | Ask::Echo => None,
         })
     };
     match open() {
@@ -184,6 +194,7 @@ fn answer(listeners: &[Listener], stop: &AtomicBool) {
             .map(|listener| match listener {
                 Listener::Tcp(socket) => PollFd::new(socket, PollFlags::IN),
                 Listener::Udp(socket) => PollFd::new(socket, PollFlags::IN),
+                Listener::Sctp(one) => PollFd::new(one.socket(), PollFlags::IN),
             })
             .collect();
         let _ = poll(&mut fds, Some(&LOOK));
@@ -200,6 +211,7 @@ fn answer(listeners: &[Listener], stop: &AtomicBool) {
                         let _ = socket.send_to(&buffer[..n], peer);
                     }
                 }
+                Listener::Sctp(one) => one.answer(),
             }
         }
     }
@@ -224,7 +236,7 @@ mod tests {
     #[test]
     fn what_gets_there_and_what_does_not() {
         let (_ns, path) = own();
-        let asks = [Ask::Tcp(80), Ask::Udp(53), Ask::Echo];
+        let asks = [Ask::Tcp(80), Ask::Udp(53), Ask::Sctp(132), Ask::Sctp(133), Ask::Echo];
         let ips = ["127.0.0.1", "127.0.0.2", "::1"].map(|ip| ip.parse::<IpAddr>().unwrap());
         let place = |ip: &IpAddr, ask: &Ask| (path.clone(), *ip, *ask);
         let wanted = ips.iter().flat_map(|ip| asks.map(|ask| place(ip, &ask))).collect();
@@ -254,6 +266,13 @@ mod tests {
         for ask in asks {
             assert!(!reaches(&path, None, nowhere, ask, SOON).unwrap(), "{ask:?}");
         }
-        assert!(reaches(&path, Some(nowhere), nowhere, Ask::Tcp(80), SOON).is_err());
+        for ask in [Ask::Tcp(80), Ask::Sctp(132)] {
+            assert!(reaches(&path, Some(nowhere), nowhere, ask, SOON).is_err());
+        }
+        // What comes back to who sent it has got there, whoever else listens.
+        drop((answers, again));
+        for ip in [ips[0], ips[2]] {
+            assert!(reaches(&path, None, ip, Ask::Sctp(132), SOON).unwrap(), "{ip}");
+        }
     }
 }

@@ -136,8 +136,9 @@ pub(crate) fn refuse_existing(node: &mut Space, record: &AttachmentRecord) -> Re
     )))
 }
 
-/// Makes the attachment: the record first, then the node's side with the veth pair, then the
-/// pod's side, then the record is completed and the agent asked where the pod has to wait for it.
+/// Makes the attachment: the record first, of which the agent is told where the pod has to wait for it,
+/// then the node's side with the veth pair, then the pod's side; then the record is completed and the
+/// agent's answer waited for.
 ///
 /// # Errors
 /// What failed; `rollback` then holds how to undo it.
@@ -149,9 +150,11 @@ pub(crate) fn wire(
     rollback: &mut Rollback,
 ) -> Result<(), CniError> {
     let records = Attachments::at(&call.paths);
+    let mut asked = None;
     if let Some(served) = wiring.served {
         note_record(&records, record, rollback)?;
         served.still_has(call, &addresses_of(record))?;
+        asked = served.ask(call);
     }
     // Opened first: a path that is no namespace must fail before anything is made.
     let mut pod = Space::pod(&record.netns)?;
@@ -184,7 +187,7 @@ pub(crate) fn wire(
         return if wiring.announce { pod.announce(&record.ifname) } else { Ok(()) };
     };
     records.write(&AttachmentRecord { pending: false, ..record.clone() })?;
-    served.confirm(call)
+    served.confirm(call, asked)
 }
 
 fn note_record(

@@ -57,7 +57,7 @@ fn annotation(call: &Call, pod: &PodRef) -> Result<Option<String>, CniError> {
             "the agent cannot tell yet whether pod {pod} is to have a certain address: {why}"
         ))),
         // Pods start while the agent, or the API behind it, is away.
-        Reply::Said(..) | Reply::Nobody | Reply::Failed(_) => Ok(None),
+        Reply::Said(..) | Reply::Nobody | Reply::Failed(_) | Reply::Broken(_) => Ok(None),
     }
 }
 

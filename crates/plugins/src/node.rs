@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use crate::call::Call;
 use crate::fixed;
 use crate::ipam::Ipam;
-use crate::notify::{self, Answer};
+use crate::notify::{self, Answer, Question, Reply};
 use crate::record;
 
 /// A node whose agent has written its file.
@@ -138,24 +138,30 @@ impl Served {
         pod::bridge_mac(bridge, &gateways)
     }
 
+    /// Asks the agent to put the policies of a pod into the kernel, where its namespace has any. Its record
+    /// is written; the agent works while the interface is made.
+    pub(crate) fn ask(&self, call: &Call) -> Option<Question> {
+        guarded(&self.file, call).then(|| question(call))
+    }
+
     /// A pod in a namespace with policies may start only when the agent has put them into the kernel.
     /// Any other pod does not need the agent, which finds its record by itself.
     ///
     /// # Errors
     /// Code 11 where the agent's word is needed and did not come.
-    pub(crate) fn confirm(&self, call: &Call) -> Result<(), CniError> {
-        let Some(pod) = call.pod() else { return Ok(()) };
+    pub(crate) fn confirm(&self, call: &Call, asked: Option<Question>) -> Result<(), CniError> {
         // A namespace may have got its first policy meanwhile: an agent reads the records once more after
         // it has written that.
         let now = record::node_file(&call.paths)?;
-        let file = now.as_ref().unwrap_or(&self.file);
-        let guarded = |name: &String| *name == pod.namespace || name == "*";
-        if !file.policy_namespaces.iter().any(guarded) {
+        if !guarded(now.as_ref().unwrap_or(&self.file), call) {
             return Ok(());
         }
-        let answer =
-            notify::attachment(&call.paths.agent_socket, &call.env.container_id, &call.env.ifname);
-        let why = match answer {
+        let reply = match asked.map(Question::reply) {
+            // An agent that came or went meanwhile.
+            None | Some(Reply::Nobody | Reply::Broken(_)) => question(call).reply(),
+            Some(reply) => reply,
+        };
+        let why = match Answer::from(reply) {
             Answer::Done => return Ok(()),
             Answer::Nobody => "no agent listens there".to_owned(),
             Answer::Failed(why) => why,
@@ -167,6 +173,16 @@ impl Served {
             call.paths.agent_socket.display()
         )))
     }
+}
+
+/// Whether the pod of a call has to wait for policies.
+fn guarded(file: &NodeFile, call: &Call) -> bool {
+    let Some(pod) = call.pod() else { return false };
+    file.policy_namespaces.iter().any(|name| *name == pod.namespace || name == "*")
+}
+
+fn question(call: &Call) -> Question {
+    notify::attachment(&call.paths.agent_socket, &call.env.container_id, &call.env.ifname)
 }
 
 /// A set of ranges with what the node file says of all of them.

@@ -10,6 +10,8 @@ use causeway_types::PodRef;
 
 /// How long the agent may take, all in all.
 const LIMIT: Duration = Duration::from_secs(2);
+/// How long at least an answer is waited for that was asked for long ago: it has come, as a rule.
+const GRACE: Duration = Duration::from_millis(100);
 /// A longer reply is none of the agent's.
 const MAX_REPLY: usize = 64 * 1024;
 
@@ -29,12 +31,12 @@ pub fn readiness(socket: &Path) -> Answer {
     ask(socket, "GET", "/readyz")
 }
 
-/// Tells the agent of a new attachment (`POST /v1/attachments/CONTAINER-IFNAME`) and waits until
-/// it has done its part.
-pub fn attachment(socket: &Path, container_id: &str, ifname: &str) -> Answer {
+/// Tells the agent of an attachment whose record is written (`POST /v1/attachments/CONTAINER-IFNAME`). It
+/// answers when the policies of its pod are in the kernel, whether there is an interface yet or not.
+pub(crate) fn attachment(socket: &Path, container_id: &str, ifname: &str) -> Question {
     // Interface names may hold what a request line may not.
     let name = escape(&format!("{container_id}-{ifname}"));
-    ask(socket, "POST", &format!("/v1/attachments/{name}"))
+    Question::ask(socket, "POST", &format!("/v1/attachments/{name}"))
 }
 
 /// Asks the agent to remove an attachment (`POST /v1/attachments/CONTAINER-IFNAME/leave`). It answers
@@ -83,37 +85,76 @@ pub(crate) enum Reply {
     Nobody,
     /// Nothing came, or nothing in time.
     Failed(String),
+    /// It went away before it had answered.
+    Broken(String),
 }
 
 fn ask(socket: &Path, method: &str, path: &str) -> Answer {
-    match request(socket, method, path) {
-        Reply::Said(200..=299, _) => Answer::Done,
-        Reply::Said(status, body) => Answer::Failed(format!("it answered {status}: {body}")),
-        Reply::Nobody => Answer::Nobody,
-        Reply::Failed(why) => Answer::Failed(why),
-    }
+    Answer::from(request(socket, method, path))
 }
 
 fn request(socket: &Path, method: &str, path: &str) -> Reply {
-    let mut stream = match UnixStream::connect(socket) {
-        Ok(stream) => stream,
-        Err(e)
-            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
-        {
-            return Reply::Nobody;
+    Question::ask(socket, method, path).reply()
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        match reply {
+            Reply::Said(200..=299, _) => Answer::Done,
+            Reply::Said(status, body) => Answer::Failed(format!("it answered {status}: {body}")),
+            Reply::Nobody => Answer::Nobody,
+            Reply::Failed(why) | Reply::Broken(why) => Answer::Failed(why),
         }
-        Err(e) => return Reply::Failed(e.to_string()),
-    };
+    }
+}
+
+/// A question that is under way: whoever asks can do something else meanwhile.
+#[derive(Debug)]
+pub(crate) struct Question {
+    at: Instant,
+    sent: Result<UnixStream, Reply>,
+}
+
+impl Question {
+    fn ask(socket: &Path, method: &str, path: &str) -> Self {
+        Self { at: Instant::now(), sent: send(socket, method, path) }
+    }
+
+    /// Waits for the answer: 2 s from the question at most.
+    pub(crate) fn reply(self) -> Reply {
+        match self.sent {
+            Ok(stream) => receive(stream, (self.at + LIMIT).max(Instant::now() + GRACE)),
+            Err(reply) => reply,
+        }
+    }
+}
+
+fn send(socket: &Path, method: &str, path: &str) -> Result<UnixStream, Reply> {
+    let mut stream = UnixStream::connect(socket).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Reply::Nobody,
+        _ => Reply::Failed(e.to_string()),
+    })?;
     let request = format!(
         "{method} {path} HTTP/1.1\r\nhost: causeway\r\nconnection: close\r\n\
          content-length: 0\r\n\r\n"
     );
-    match exchange(&mut stream, request.as_bytes()) {
-        Ok((status, body)) => Reply::Said(status, body),
-        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+    let sent =
+        stream.set_write_timeout(Some(LIMIT)).and_then(|()| stream.write_all(request.as_bytes()));
+    match sent {
+        Ok(()) => Ok(stream),
+        Err(e) => Err(failed(&e)),
+    }
+}
+
+fn failed(error: &io::Error) -> Reply {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
             Reply::Failed(format!("no answer within {} s", LIMIT.as_secs()))
         }
-        Err(e) => Reply::Failed(e.to_string()),
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset => Reply::Broken(error.to_string()),
+        _ => Reply::Failed(error.to_string()),
     }
 }
 
@@ -129,11 +170,15 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// Sends a request and reads until the reply is complete: its status and body.
-fn exchange(stream: &mut UnixStream, request: &[u8]) -> io::Result<(u16, String)> {
-    let end = Instant::now() + LIMIT;
-    stream.set_write_timeout(Some(LIMIT))?;
-    stream.write_all(request)?;
+/// Reads until the reply is complete.
+fn receive(mut stream: UnixStream, end: Instant) -> Reply {
+    match read(&mut stream, end) {
+        Ok((status, body)) => Reply::Said(status, body),
+        Err(e) => failed(&e),
+    }
+}
+
+fn read(stream: &mut UnixStream, end: Instant) -> io::Result<(u16, String)> {
     let mut reply = Vec::new();
     let mut chunk = [0; 4096];
     loop {
@@ -150,8 +195,11 @@ fn exchange(stream: &mut UnixStream, request: &[u8]) -> io::Result<(u16, String)
         if let Some(done) = parse(&reply, n == 0)? {
             return Ok(done);
         }
-        if n == 0 || reply.len() > MAX_REPLY {
-            return Err(io::Error::other("the reply is cut short or too long"));
+        if n == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the reply is cut short"));
+        }
+        if reply.len() > MAX_REPLY {
+            return Err(io::Error::other("the reply is too long"));
         }
     }
 }
@@ -184,7 +232,7 @@ mod tests {
     use super::*;
 
     fn ask(reply: &'static [u8]) -> (Answer, String) {
-        ask_by(reply, |path| attachment(path, "c1", "eth0"))
+        ask_by(reply, |path| attachment(path, "c1", "eth0").reply().into())
     }
 
     fn ask_by<T>(reply: &'static [u8], ask: impl FnOnce(&Path) -> T) -> (T, String) {
@@ -238,9 +286,38 @@ mod tests {
     fn nobody_listens() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        assert_eq!(attachment(&path, "c1", "eth0"), Answer::Nobody);
+        assert_eq!(attachment(&path, "c1", "eth0").reply(), Reply::Nobody);
         drop(UnixListener::bind(&path).unwrap());
-        assert_eq!(attachment(&path, "c1", "eth0"), Answer::Nobody);
+        assert_eq!(attachment(&path, "c1", "eth0").reply(), Reply::Nobody);
+    }
+
+    /// An answer that came while nobody read it counts, however late it is read.
+    #[test]
+    fn an_answer_waits_to_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut question = attachment(&path, "c1", "eth0");
+        let (mut conn, _) = listener.accept().unwrap();
+        conn.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nok\n").unwrap();
+        question.at -= 10 * LIMIT;
+        assert_eq!(question.reply(), Reply::Said(200, "ok".into()));
+        // One that has not come in that time does not.
+        let mut question = attachment(&path, "c1", "eth0");
+        question.at -= 10 * LIMIT;
+        assert_eq!(question.reply(), Reply::Failed("no answer within 2 s".into()));
+    }
+
+    #[test]
+    fn an_agent_that_goes_away_is_told_from_one_that_says_no() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let question = attachment(&path, "c1", "eth0");
+        let (mut conn, _) = listener.accept().unwrap();
+        conn.write_all(b"HTTP/1.1 200 OK\r\n").unwrap();
+        drop(conn);
+        assert!(matches!(question.reply(), Reply::Broken(_)));
     }
 
     #[test]

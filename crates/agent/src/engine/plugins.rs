@@ -67,10 +67,9 @@ impl<P: Port> Loop<P> {
         match (&self.policies, endpoint) {
             (Some(policies), Some(((pod, addresses), record))) => {
                 let uid = record.pod.as_ref().and_then(|pod| pod.uid.clone());
-                // Told of again with the next round: it may have had other addresses.
-                if let Some(told) = &mut self.told {
-                    told.remove(&pod);
-                }
+                // All are told of again with the next round: it may have had other addresses, and be gone
+                // again when that comes.
+                self.told = None;
                 let ask_at = Some(Instant::now() + policy::ASK_AFTER);
                 policies.confirm(Confirm { pod, uid, addresses, reply, until, ask_at });
             }

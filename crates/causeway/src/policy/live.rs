@@ -163,7 +163,10 @@ impl Node {
                 true => (Some(true), "it was reached: somebody answers, or nobody listens"),
                 false => (None, SILENT),
             },
-            Transport::Port(Protocol::Sctp, _) => bail!("probes are sent by TCP, UDP and ICMP"),
+            Transport::Port(Protocol::Sctp, port) => match reaches(Ask::Sctp(port))? {
+                true => (Some(true), "it was reached: somebody answers, or nobody listens"),
+                false => (None, SILENT),
+            },
             Transport::Other => match reaches(Ask::Echo)? {
                 true => (Some(true), "it was answered"),
                 false => (Some(false), SILENT),

@@ -122,6 +122,12 @@ pub(crate) enum Command {
         /// Needs root.
         #[arg(long)]
         lab: bool,
+        /// With --lab: so many pods at most, each of which is a process.
+        #[arg(long, requires = "lab", default_value_t = causeway_lab::MOST_PODS, value_name = "NUMBER")]
+        pods: usize,
+        /// With --lab: so many nodes at most, 1 to 200; 16 unless given.
+        #[arg(long, requires = "lab", value_parser = clap::value_parser!(u8).range(1..=200))]
+        nodes: Option<u8>,
         #[command(flatten)]
         output: Output,
     },
@@ -159,8 +165,10 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode> {
         Command::Reach { to, port, output } => reach(to, *port, output),
         Command::Matrix { all, output } => run_matrix(*all, output),
         Command::Show { pod, socket, json } => show(pod.as_deref(), socket, *json),
-        Command::Test { lab: true, output } => on_lab::test(&output.source, output.json),
-        Command::Test { lab: false, output } => test(output),
+        Command::Test { lab: true, pods, nodes, output } => {
+            on_lab::test(&output.source, output.json, *nodes, *pods)
+        }
+        Command::Test { lab: false, output, .. } => test(output),
     }
 }
 

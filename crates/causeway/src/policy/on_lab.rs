@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use causeway_lab::{
-    Answers, Ask, Blueprint, Client, Interrupt, MOST_PODS, Place, Spec, give_outside, reaches,
-    source,
+    Answers, Ask, Blueprint, Client, Interrupt, Place, Spec, give_outside, reaches, source,
 };
 use causeway_policy::expect::{Connection, Expectation};
 use causeway_policy::{Party, Protocol, Transport, Who, World};
@@ -24,7 +23,7 @@ use causeway_types::Family;
 use ipnet::IpNet;
 
 use self::report::{Report, Verdict};
-use super::source::{Objects, Read, Source};
+use super::source::{Read, Source};
 use crate::lab::{binaries, check_root, patience, world};
 
 /// How long packets may take: what is to get there gets more chances than one, for others may keep the
@@ -71,11 +70,17 @@ enum Outcome {
     Taken,
 }
 
-/// Tries the expectations. The exit code tells whether all are met, by packets too.
+/// Tries the expectations, with so many nodes and pods at most. The exit code tells whether all are met, by
+/// packets too.
 ///
 /// # Errors
 /// When there is nothing to try, or no lab can be made.
-pub(super) fn test(source: &Source, json: bool) -> Result<ExitCode> {
+pub(super) fn test(
+    source: &Source,
+    json: bool,
+    nodes: Option<u8>,
+    most_pods: usize,
+) -> Result<ExitCode> {
     if source.is_cluster() {
         bail!(
             "name files with expectations (kind PolicyTest), and manifests or `cluster`: --file PATH"
@@ -90,7 +95,8 @@ pub(super) fn test(source: &Source, json: bool) -> Result<ExitCode> {
     let name = format!("pt{}", std::process::id());
     let last = format!("causeway: not all is removed; `causeway lab down --name {name}` does it");
     let interrupt = Interrupt::listen(last)?;
-    let report = run(&objects, &read, name, &interrupt);
+    let blueprint = Blueprint::of(objects.all(), nodes, most_pods);
+    let report = run(blueprint, &read, name, &interrupt);
     if interrupt.is_told() {
         eprintln!("causeway: interrupted; the lab is removed");
         return Ok(ExitCode::from(130));
@@ -100,7 +106,7 @@ pub(super) fn test(source: &Source, json: bool) -> Result<ExitCode> {
     Ok(super::code(report.is_good()))
 }
 
-fn run(objects: &Objects, read: &Read, name: String, interrupt: &Interrupt) -> Result<Report> {
+fn run(blueprint: Blueprint, read: &Read, name: String, interrupt: &Interrupt) -> Result<Report> {
     let mut report = Report::default();
     let mut trials = Vec::new();
     for (file, expectation) in &read.expected {
@@ -117,7 +123,6 @@ fn run(objects: &Objects, read: &Read, name: String, interrupt: &Interrupt) -> R
     if trials.is_empty() {
         return Ok(report);
     }
-    let blueprint = Blueprint::of(objects.all(), None, MOST_PODS);
     let spec =
         Spec { name, nodes: blueprint.workers, families: blueprint.families, ..Spec::default() };
     report.left_out = blueprint.left_out.clone();
@@ -233,9 +238,7 @@ impl Lab<'_> {
             }
         };
         let ask = |connection: &Connection| -> Result<Result<Question, String>> {
-            let Some(ask) = asked(connection.transport) else {
-                return Ok(Err("the lab does not speak SCTP".into()));
-            };
+            let ask = asked(connection.transport);
             let (mut from, to) =
                 match (self.party(&connection.from, &here), self.party(&connection.to, &here)) {
                     (Ok(from), Ok(to)) => (from, to),
@@ -376,12 +379,12 @@ fn verdict(
     }
 }
 
-fn asked(transport: Transport) -> Option<Ask> {
+fn asked(transport: Transport) -> Ask {
     match transport {
-        Transport::Port(Protocol::Tcp, port) => Some(Ask::Tcp(port)),
-        Transport::Port(Protocol::Udp, port) => Some(Ask::Udp(port)),
-        Transport::Port(Protocol::Sctp, _) => None,
-        Transport::Other => Some(Ask::Echo),
+        Transport::Port(Protocol::Tcp, port) => Ask::Tcp(port),
+        Transport::Port(Protocol::Udp, port) => Ask::Udp(port),
+        Transport::Port(Protocol::Sctp, port) => Ask::Sctp(port),
+        Transport::Other => Ask::Echo,
     }
 }
 
@@ -389,6 +392,7 @@ fn transport(ask: Ask) -> Transport {
     match ask {
         Ask::Tcp(port) => Transport::Port(Protocol::Tcp, port),
         Ask::Udp(port) => Transport::Port(Protocol::Udp, port),
+        Ask::Sctp(port) => Transport::Port(Protocol::Sctp, port),
         Ask::Echo => Transport::Other,
     }
 }

@@ -272,19 +272,28 @@ fn what_is_not_as_expected_is_told() {
             "expected dropped, is allowed: ingress: NetworkPolicy shop/api, ingress rule 1",
             "; packets pass",
             "dropped[1].from: there is no pod shop/none",
-            "and 2 more: the lab does not speak SCTP",
+            "sctp/1: expected allowed, is dropped: ingress: NetworkPolicy shop/db",
             "10.244.7.7 is an address of the lab's own",
-            "4 expectations, 9 connections, 5 of them tried with packets: 9 not as expected",
+            "4 expectations, 9 connections, 7 of them tried with packets: 9 not as expected",
         ] {
             assert!(text.contains(words), "{words}: {text}");
         }
         nothing_is_left();
         // What cannot be tried at all shows nothing.
-        let expected = "dropped:\n- {from: shop/front, to: shop/db, port: sctp/1}\n";
+        let expected = "dropped:\n- {from: 10.244.7.7, to: shop/db, port: 1}\n";
         let [shop, test] = other_example(dir.path(), expected);
         let (code, text, _) = run(&["policy", "test", "--lab", "-f", &shop, "-f", &test]);
         assert!(code == 1 && text.contains("no connection was tried"), "{text}");
         nothing_is_left();
+        // A lab of one node with room for one pod.
+        let expected = "dropped:\n- {from: shop/front, to: shop/db, port: 1}\n";
+        let [shop, test] = other_example(dir.path(), expected);
+        let small = ["--nodes", "1", "--pods", "1", "-f", &shop, "-f", &test];
+        let (code, text, _) = run(&[&["policy", "test", "--lab"], &small[..]].concat());
+        assert!(code == 1 && text.contains("is not in the lab"), "{text}");
+        nothing_is_left();
+        let (code, _, beside) = run(&[&["policy", "test"], &small[..]].concat());
+        assert!(code == 2 && beside.contains("--lab"), "{beside}");
     });
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use causeway_lab::{Pod, Road, Spec, find_pod, inside};
+use causeway_lab::{Answers, Ask, Pod, Road, Spec, find_pod, inside, reaches};
 use causeway_policy::read::Object;
 use causeway_policy::{Party, Protocol, Transport, World as Policies};
 use causeway_types::Family;
@@ -15,6 +15,9 @@ use crate::world::{PATIENCE, World, dual, eventually, with};
 
 /// A packet that comes through at all does so in this time.
 pub(crate) const SOON: Duration = Duration::from_millis(700);
+
+/// The SCTP port of pods.
+const FLOW: u16 = 2905;
 
 /// Whether all is tried, or a selection (`./dev test --full`).
 pub(crate) fn full() -> bool {
@@ -51,7 +54,8 @@ pub(crate) fn pod(world: &World, name: &str, node: &str, labels: &Value) -> Pod 
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": bare, "namespace": namespace, "labels": labels},
         "spec": {"nodeName": node, "containers": [
-            {"name": "main", "image": "lab", "ports": [{"name": "web", "containerPort": 8080}]},
+            {"name": "main", "image": "lab", "ports": [{"name": "web", "containerPort": 8080},
+                {"name": "flow", "protocol": "SCTP", "containerPort": FLOW}]},
         ]},
     });
     world.client.post(&format!("/api/v1/namespaces/{namespace}/pods"), &object).unwrap();
@@ -191,6 +195,7 @@ pub(crate) fn truth(world: &World, pods: &[Pod], what: &str) -> usize {
                     Transport::Port(Protocol::Tcp, 81),
                     Transport::Port(Protocol::Udp, 8080),
                     Transport::Port(Protocol::Udp, 53),
+                    Transport::Port(Protocol::Sctp, FLOW),
                 ] {
                     let parties: (Party, Party) = (judge.at(*own), judge.at(*ip));
                     let want = judge.judge(&parties.0, &parties.1, transport).allowed();
@@ -199,10 +204,16 @@ pub(crate) fn truth(world: &World, pods: &[Pod], what: &str) -> usize {
             }
         }
     }
+    let place = |pod: &Pod, ip: &IpAddr| (world.netns(pod), *ip, Ask::Sctp(FLOW));
+    let places = pods.iter().flat_map(|pod| pod.ips.iter().map(move |ip| place(pod, ip)));
+    let _answers = Answers::open(&places.collect()).unwrap();
     let found = all_at_once(&questions, |(from, _, ip, transport, want)| {
         let ask = || match transport {
             Transport::Port(Protocol::Tcp, port) => tcp(&from.ns, (*ip, *port).into()),
-            Transport::Port(_, port) => udp(&from.ns, (*ip, *port).into()),
+            Transport::Port(Protocol::Udp, port) => udp(&from.ns, (*ip, *port).into()),
+            Transport::Port(Protocol::Sctp, port) => {
+                reaches(&from.ns, None, *ip, Ask::Sctp(*port), SOON).unwrap()
+            }
             Transport::Other => unreachable!(),
         };
         // On a busy machine an answer may be late: what is allowed gets another chance.
@@ -269,6 +280,12 @@ fn policies_hold(spec: Spec) {
         apply(world, "default", "blue", &spec);
         settled(world, 3);
         truth(world, &pods, "a namespace by a range of UDP ports");
+        let spec = json!({"podSelector": server,
+            "ingress": [{"from": [blue], "ports": [{"protocol": "SCTP", "port": "flow"}]}]});
+        apply(world, "default", "flow", &spec);
+        settled(world, 4);
+        truth(world, &pods, "a namespace by name of an SCTP port");
+        remove(world, "default", "flow");
         remove(world, "default", "closed");
         remove(world, "default", "clients");
         let v4 = world.pod_cidr("node-2", Family::V4);
@@ -367,12 +384,15 @@ impl Dice {
     }
 
     fn port(&mut self) -> Value {
-        match self.below(5) {
+        let any = ["TCP", "UDP", "SCTP"];
+        match self.below(7) {
             0 => json!({"port": 8080}),
             1 => json!({"port": "web"}),
-            2 => json!({"protocol": *self.of(&["TCP", "UDP"]), "port": 50, "endPort": 90}),
+            2 => json!({"protocol": *self.of(&any), "port": 50, "endPort": 90}),
             3 => json!({"protocol": "UDP", "port": 53}),
-            _ => json!({"protocol": *self.of(&["TCP", "UDP"]), "port": 60, "endPort": 9000}),
+            4 => json!({"protocol": "SCTP", "port": "flow"}),
+            5 => json!({"protocol": *self.of(&any), "port": FLOW}),
+            _ => json!({"protocol": *self.of(&any), "port": 60, "endPort": 9000}),
         }
     }
 
@@ -405,11 +425,11 @@ impl Dice {
                 let mut rule = json!({
                     "action": *dice.of(&["Accept", "Deny", "Pass"]), key: [pods(dice)],
                 });
-                match dice.below(3) {
-                    0 => {
-                        rule["protocols"] = json!([{"tcp": {"destinationPort": {"number": 8080}}}])
-                    }
+                let number = |port: u16| json!({"destinationPort": {"number": port}});
+                match dice.below(4) {
+                    0 => rule["protocols"] = json!([{"tcp": number(8080)}]),
                     1 => rule["protocols"] = json!([{"udp": {}}]),
+                    2 => rule["protocols"] = json!([{"udp": number(53)}, {"sctp": number(FLOW)}]),
                     _ => {}
                 }
                 rule

@@ -85,9 +85,14 @@ fn what_is_said_of_it() {
         })
         .collect();
     let mut report = Report { connections: trials.len(), ..Report::default() };
-    let sctp = || Verdict::NotTried("no SCTP".into());
-    let verdicts =
-        [Verdict::Agrees, Verdict::Agrees, Verdict::Differs("why".into()), sctp(), sctp()];
+    let not_there = || Verdict::NotTried("not there".into());
+    let verdicts = [
+        Verdict::Agrees,
+        Verdict::Agrees,
+        Verdict::Differs("why".into()),
+        not_there(),
+        not_there(),
+    ];
     for (trial, verdict) in trials.iter().zip(verdicts) {
         report.take(trial, &world, verdict);
     }
@@ -101,10 +106,10 @@ fn what_is_said_of_it() {
     );
     let said = &report.differences[0];
     assert!(said.contains("tcp/81: packets pass, the evaluator says dropped: why"), "{said}");
-    assert_eq!(report.not_tried["no SCTP"].len(), 2);
+    assert_eq!(report.not_tried["not there"].len(), 2);
 
     let mut nothing = Report { connections: 1, ..Report::default() };
-    nothing.take(&trials[3], &world, sctp());
+    nothing.take(&trials[3], &world, not_there());
     nothing.finish();
     assert!(!nothing.is_good(), "{nothing:?}");
     let good = Report { connections: 1, tried: 1, ..Report::default() };
