@@ -1,5 +1,6 @@
 //! The thread that owns the kernel sockets and runs the rounds.
 
+mod pace;
 mod plugins;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,9 +13,9 @@ use causeway_desired::input::{Config, PluginType};
 use causeway_plugins::collect::{Collector, Network};
 use causeway_plugins::leftovers::Leftovers;
 use causeway_types::NodeName;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{oneshot, watch};
 
+use self::pace::Pace;
 use self::plugins::Waiting;
 use crate::dirs::Dirs;
 use crate::inbox::{Command, Inbox};
@@ -31,10 +32,6 @@ use crate::status::{CollectReport, PlanReport, Status};
 use crate::voice::Voice;
 use crate::{migrate, taken_over};
 
-/// How long events are gathered before a round, unless somebody waits for it.
-const GATHER: Duration = Duration::from_millis(10);
-/// The same while round after round finds nothing to do: something nearby changes all the time.
-const GATHER_MOST: Duration = Duration::from_millis(160);
 /// A round is put off for so long at the most while plugins are answered.
 const PUT_OFF: Duration = Duration::from_millis(100);
 /// How often everything is doubted.
@@ -198,6 +195,8 @@ impl Engine {
                     late,
                     policies: enforcement,
                     told: None,
+                    pace: Pace::default(),
+                    noted: false,
                 }
                 .run();
             }
@@ -302,6 +301,9 @@ struct Loop<P> {
     policies: Option<policy::Handle>,
     /// What the policies' thread was last told of the pods that are attached here.
     told: Option<policy::Endpoints>,
+    pace: Pace,
+    /// Something was read in the watched directories of which a round has to know.
+    noted: bool,
 }
 
 /// Pods that the former network makes after the node was taken over.
@@ -328,7 +330,6 @@ impl<P: Port> Loop<P> {
     fn run(mut self) {
         let mut audit_at = Instant::now() + AUDIT;
         let mut collect_at = Instant::now();
-        let mut gather = GATHER;
         let mut commands = Vec::from([Command::Cluster]);
         // Nobody listened before.
         let mut lost_table = true;
@@ -343,7 +344,7 @@ impl<P: Port> Loop<P> {
                 && commands.is_empty()
                 && now < *put_off_to.get_or_insert(now + PUT_OFF)
             {
-                commands = self.wait(audit_at.min(collect_at), gather);
+                commands = self.wait(audit_at.min(collect_at));
                 continue;
             }
             put_off_to = None;
@@ -360,9 +361,7 @@ impl<P: Port> Loop<P> {
                 let before = self.shared.metrics.operations_done();
                 self.round(now);
                 let idle = before == self.shared.metrics.operations_done();
-                gather = if idle { (gather * 2).min(GATHER_MOST) } else { GATHER };
-            } else {
-                gather = GATHER;
+                self.pace.after_round(Instant::now(), idle);
             }
             self.test_itself(now);
             self.announce(now);
@@ -375,7 +374,7 @@ impl<P: Port> Loop<P> {
                 self.collect();
             }
             self.answer(commands);
-            commands = self.wait(audit_at.min(collect_at), gather);
+            commands = self.wait(audit_at.min(collect_at));
         }
     }
 
@@ -391,7 +390,7 @@ impl<P: Port> Loop<P> {
         self.core.mark_stale(news);
         self.core.heed_foreign(now);
         work |= news.any();
-        work |= self.dirs.changed();
+        work |= std::mem::take(&mut self.noted) | self.dirs.changed();
         let mut rest = Vec::new();
         for command in commands.drain(..) {
             match command {
@@ -542,52 +541,6 @@ impl<P: Port> Loop<P> {
             }
         }
     }
-
-    /// Sleeps until something happens or is due. Events of the kernel, of directories and of the
-    /// cluster come in bursts and are gathered for a moment; a question is not kept waiting.
-    fn wait(&mut self, audit_at: Instant, gather: Duration) -> Vec<Command> {
-        let voice = self.voice.next_wake(Instant::now());
-        let until = [self.core.next_wake(), voice, self.waiting.iter().map(|w| w.until).min()];
-        let until = until.into_iter().flatten().fold(audit_at, Instant::min);
-        let asked = {
-            let changes = self.core.port.changes_fd();
-            let mut fds = [
-                PollFd::new(&self.inbox, PollFlags::IN),
-                PollFd::new(&changes, PollFlags::IN),
-                PollFd::new(&self.dirs, PollFlags::IN),
-            ];
-            wait_for(&mut fds, until)
-        };
-        let mut commands: Vec<Command> = self.inbox.take().into();
-        if !asked {
-            return commands;
-        }
-        let until = Instant::now() + gather;
-        while !commands.iter().any(urgent) {
-            let more = wait_for(&mut [PollFd::new(&self.inbox, PollFlags::IN)], until);
-            if !more {
-                break;
-            }
-            commands.extend(self.inbox.take());
-        }
-        commands
-    }
-}
-
-/// True when somebody waits for the answer.
-fn urgent(command: &Command) -> bool {
-    !matches!(command, Command::Cluster)
-}
-
-/// True when one of the descriptors became readable in time.
-fn wait_for(fds: &mut [PollFd<'_>], until: Instant) -> bool {
-    let left = until.saturating_duration_since(Instant::now());
-    let timeout = Timespec {
-        tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: left.subsec_nanos().into(),
-    };
-    // An interrupted wait is a short one.
-    poll(fds, Some(&timeout)).is_ok_and(|n| n > 0)
 }
 
 fn plan_report(plan: &causeway_plan::Plan) -> PlanReport {

@@ -265,18 +265,16 @@ impl Thread {
         }
     }
 
-    fn tell(&self) {
+    fn tell(&mut self) {
         self.wanted.send_if_modified(|wanted| {
             let first = !*wanted && self.state.asks_for_ends();
             *wanted |= first;
             first
         });
-        let (namespaces, problem) = (self.state.namespaces(), self.state.problem());
-        let mut differs = false;
-        {
-            let mut known = lock(&self.shared.namespaces);
-            differs |= *known != namespaces;
-            *known = namespaces;
+        let (namespaces, problem) = (self.state.new_namespaces(), self.state.problem());
+        let mut differs = namespaces.is_some();
+        if differs {
+            *lock(&self.shared.namespaces) = namespaces;
         }
         {
             let mut known = lock(&self.shared.problem);

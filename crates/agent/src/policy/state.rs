@@ -112,6 +112,10 @@ pub(super) struct State {
     /// Pods that were asked for and that the watch has not told of.
     borrowed: BTreeSet<PodName>,
     questions: Vec<Question>,
+    /// Namespaces with policies, as they were last told of.
+    namespaces: Option<Vec<String>>,
+    /// There are other policies since.
+    other_policies: bool,
 }
 
 fn table_id() -> TableId {
@@ -148,6 +152,8 @@ impl State {
             looked: false,
             borrowed: BTreeSet::new(),
             questions: Vec::new(),
+            namespaces: None,
+            other_policies: true,
         }
     }
 
@@ -359,11 +365,19 @@ impl State {
         all.into_iter().find(|kind| !self.listed.contains(kind)).map(of)
     }
 
-    pub(super) fn namespaces(&self) -> Option<Vec<String>> {
+    /// Namespaces whose pods have to wait for policies, if that is another answer than the last. There may be very
+    /// many policies: they are looked through when one of them has changed.
+    pub(super) fn new_namespaces(&mut self) -> Option<Vec<String>> {
         // Which namespaces have policies is known before their pods are.
         let listed = |kind| self.listed.contains(&kind);
         let known = listed(PolicyKind::Network) && listed(PolicyKind::Cluster);
-        known.then(|| self.enforcer.namespaces())
+        if !known || !std::mem::take(&mut self.other_policies) {
+            return None;
+        }
+        let now = self.enforcer.namespaces();
+        let differs = self.namespaces.as_ref() != Some(&now);
+        self.namespaces = Some(now);
+        self.namespaces.clone().filter(|_| differs)
     }
 
     pub(super) fn problem(&self) -> Option<String> {
@@ -390,6 +404,7 @@ impl State {
     fn take_in(&mut self) {
         let changes = std::mem::take(&mut self.changes);
         if !changes.is_empty() {
+            self.other_policies |= changes.iter().any(|one| matches!(one, Change::Policy(..)));
             self.enforcer.change(changes);
         }
     }

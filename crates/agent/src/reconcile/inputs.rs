@@ -22,6 +22,11 @@ impl<P: Port> Core<P> {
         }
     }
 
+    /// Takes in what plugins wrote. What follows from it is the next round's.
+    pub(crate) fn reread_records(&mut self) {
+        self.decided &= !self.records.refresh();
+    }
+
     /// Takes in which namespaces have policies: `None`: that is to be known, and is not yet. True when that is
     /// another answer.
     pub(crate) fn set_policies(&mut self, namespaces: Option<Vec<String>>) -> bool {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use causeway_model::nft::{Element, KeyPart, Verdict};
-use causeway_policy::{Direction, PodName, Policy, PortMatch, Ports};
+use causeway_policy::{Direction, Pod, PodName, Policy, PortMatch, Ports};
 use causeway_types::Family;
 
 use super::{Done, Enforcer, Key, To, place};
@@ -14,41 +14,37 @@ use crate::part;
 impl Enforcer {
     /// What is to be done about a pod in a direction.
     pub(super) fn wanted(&self, name: &PodName, direction: Direction) -> Done {
+        let [ingress, egress] = self.wanted_of(name, &[direction]);
+        match direction {
+            Direction::Ingress => ingress,
+            Direction::Egress => egress,
+        }
+    }
+
+    /// The same in some directions, and nothing in others.
+    fn wanted_of(&self, name: &PodName, directions: &[Direction]) -> [Done; 2] {
+        let mut done = [Done::Open, Done::Open];
         let Some(pod) = self.local.get(name) else {
-            let may_apply = self.world.policies_for(&name.namespace).any(|p| p.subject.is_some());
-            return if may_apply { Done::Shut } else { Done::Open };
+            if self.world.policies_for(&name.namespace).any(|p| p.subject.is_some()) {
+                done = [Done::Shut, Done::Shut];
+            }
+            return done;
         };
         let policies: Vec<&Policy> = self.world.policies_of(pod);
-        let says: Vec<&Policy> =
-            policies.into_iter().filter(|policy| policy.rules(direction).is_some()).collect();
-        if says.is_empty() {
-            return Done::Open;
+        for direction in directions {
+            done[place(*direction)] = under(pod, &policies, *direction);
         }
-        let named = |policy: &&Policy| {
-            let rules = policy.rules(direction).unwrap_or_default();
-            rules.iter().any(|rule| match &rule.ports {
-                Ports::AnyOf(all) => all.iter().any(|one| matches!(one, PortMatch::Named { .. })),
-                Ports::All => false,
-            })
-        };
-        let mut ports = Vec::new();
-        if direction == Direction::Ingress && says.iter().any(named) {
-            ports.clone_from(&pod.ports);
-            ports.sort();
-            ports.dedup();
-        }
-        let policies = says.iter().map(|policy| policy.name.clone()).collect();
-        Done::Program(Key { direction, policies, ports })
+        done
     }
 
     /// Brings pods under what they are to be under.
     pub(super) fn apply(&mut self, names: &BTreeSet<PodName>) {
         let mut moves: Vec<(&PodName, Direction, Done)> = Vec::new();
         for name in names {
-            for (i, direction) in Direction::ALL.into_iter().enumerate() {
-                let Some(endpoint) = self.endpoints.get(name) else { continue };
-                let wanted = self.wanted(name, direction);
-                if endpoint.done[i] != wanted {
+            let Some(endpoint) = self.endpoints.get(name) else { continue };
+            let all = self.wanted_of(name, &Direction::ALL);
+            for (direction, wanted) in Direction::ALL.into_iter().zip(all) {
+                if endpoint.done[place(direction)] != wanted {
                     moves.push((name, direction, wanted));
                 }
             }
@@ -154,4 +150,27 @@ impl Enforcer {
             }
         }
     }
+}
+
+/// What the policies that apply to a pod come to in a direction.
+fn under(pod: &Pod, policies: &[&Policy], direction: Direction) -> Done {
+    let says = || policies.iter().filter(|policy| policy.rules(direction).is_some());
+    if says().next().is_none() {
+        return Done::Open;
+    }
+    let named = |policy: &&Policy| {
+        let rules = policy.rules(direction).unwrap_or_default();
+        rules.iter().any(|rule| match &rule.ports {
+            Ports::AnyOf(all) => all.iter().any(|one| matches!(one, PortMatch::Named { .. })),
+            Ports::All => false,
+        })
+    };
+    let mut ports = Vec::new();
+    if direction == Direction::Ingress && says().any(named) {
+        ports.clone_from(&pod.ports);
+        ports.sort();
+        ports.dedup();
+    }
+    let policies = says().map(|policy| policy.name.clone()).collect();
+    Done::Program(Key { direction, policies, ports })
 }
