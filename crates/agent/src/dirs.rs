@@ -1,6 +1,7 @@
 //! Directories in which others write, watched by inotify.
 
-use std::ffi::OsString;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -8,11 +9,22 @@ use std::path::{Path, PathBuf};
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 
 use crate::options::Paths;
+use crate::records::is_record;
 
 /// The attachment records, the two files that tell others that the node is ready, and the configuration.
 pub(crate) struct Dirs {
     inotify: Inotify,
     watched: Vec<Watched>,
+    records: Records,
+}
+
+/// Which attachment records have changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Records {
+    /// These files.
+    Named(BTreeSet<String>),
+    /// Nobody knows.
+    Any,
 }
 
 struct Watched {
@@ -49,7 +61,7 @@ impl Dirs {
             config.only.push("..data".into());
             watched.push(config);
         }
-        let mut dirs = Self { inotify, watched };
+        let mut dirs = Self { inotify, watched, records: Records::Any };
         dirs.rewatch();
         Ok(dirs)
     }
@@ -75,6 +87,11 @@ impl Dirs {
         }
     }
 
+    /// The records that have changed since this was asked last, as far as [`Dirs::changed`] has read.
+    pub(crate) fn take_records(&mut self) -> Records {
+        std::mem::replace(&mut self.records, Records::Named(BTreeSet::new()))
+    }
+
     /// Reads what happened. True when anything did that matters. Never blocks.
     pub(crate) fn changed(&mut self) -> bool {
         let mut changed = false;
@@ -86,15 +103,21 @@ impl Dirs {
                 any = true;
                 if event.mask.contains(EventMask::Q_OVERFLOW) {
                     changed = true;
+                    self.records = Records::Any;
                 }
                 let same = |w: &&mut Watched| w.watch.as_ref() == Some(&event.wd);
                 let ended = event.mask.contains(EventMask::IGNORED);
                 // Two of our files may lie in one directory: both share a watch.
                 for w in self.watched.iter_mut().filter(same) {
                     let named = |o: &OsString| event.name == Some(o);
-                    changed |= ended || w.only.is_empty() || w.only.iter().any(named);
                     if ended {
+                        changed = true;
                         w.watch = None;
+                        self.records = Records::Any;
+                    } else if w.only.is_empty() {
+                        changed |= self.records.note(event.name);
+                    } else {
+                        changed |= w.only.iter().any(named);
                     }
                 }
             }
@@ -106,6 +129,19 @@ impl Dirs {
             self.rewatch();
         }
         changed
+    }
+}
+
+impl Records {
+    /// True where it is a record: those that are being written have other names.
+    fn note(&mut self, name: Option<&OsStr>) -> bool {
+        let Some(name) = name.and_then(OsStr::to_str).filter(|name| is_record(name)) else {
+            return false;
+        };
+        if let Records::Named(all) = self {
+            all.insert(name.to_owned());
+        }
+        true
     }
 }
 
@@ -130,9 +166,17 @@ mod tests {
         let paths = Paths::below(dir.path());
         let mut dirs = Dirs::watch(&paths).unwrap();
         assert!(!dirs.changed());
+        assert_eq!(dirs.take_records(), Records::Any, "nothing has been read yet");
+        std::fs::write(paths.attachments.join(".a-eth0.json.new"), "{").unwrap();
+        std::fs::write(paths.attachments.join("a-eth0.json.new"), "{").unwrap();
+        assert!(!dirs.changed(), "nothing of it counts before it is whole");
         std::fs::write(paths.attachments.join("a-eth0.json"), "{}").unwrap();
         assert!(dirs.changed());
         assert!(!dirs.changed());
+        let named =
+            |names: &[&str]| Records::Named(names.iter().map(|name| (*name).to_owned()).collect());
+        assert_eq!(dirs.take_records(), named(&["a-eth0.json"]));
+        assert_eq!(dirs.take_records(), named(&[]));
         std::fs::write(paths.conf_dir.join("10-other.conflist"), "{}").unwrap();
         std::fs::write(&paths.owned, "{}").unwrap();
         assert!(!dirs.changed(), "none of these matters");
@@ -150,8 +194,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::below(dir.path());
         let mut dirs = Dirs::watch(&paths).unwrap();
+        dirs.take_records();
         std::fs::remove_dir(&paths.attachments).unwrap();
         assert!(dirs.changed());
+        assert_eq!(dirs.take_records(), Records::Any);
         assert!(paths.attachments.is_dir());
         std::fs::write(paths.attachments.join("a-eth0.json"), "{}").unwrap();
         assert!(dirs.changed());

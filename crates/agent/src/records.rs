@@ -73,7 +73,7 @@ impl Records {
         let mut names = BTreeSet::new();
         for entry in std::fs::read_dir(&self.dir)? {
             let Ok(name) = entry?.file_name().into_string() else { continue };
-            if name.ends_with(".json") && !name.starts_with('.') {
+            if is_record(&name) {
                 names.insert(name);
             }
         }
@@ -150,6 +150,11 @@ impl Records {
     pub(crate) fn get(&self, file_name: &str) -> Option<&AttachmentRecord> {
         self.known.get(file_name).filter(|r| r.boot_id == self.boot_id)
     }
+}
+
+/// Whether a file of this name is a record that is whole.
+pub(crate) fn is_record(name: &str) -> bool {
+    name.ends_with(".json") && !name.starts_with('.')
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use causeway_model::nft::{Element, KeyPart, NftTable};
 use causeway_policy::compile::Program;
 use causeway_policy::{
-    Direction, Labels, NamedPort, Node, Pod, PodName, Pods, Policy, PolicyName, PortSet, Text,
+    Direction, Labels, NamedPort, Node, Pod, PodName, Pods, Policy, PolicyName, PortSet, Text, Who,
     World,
 };
 use causeway_types::Family;
@@ -148,6 +148,8 @@ pub struct Enforcer {
     /// The sets that programs have left since changes were last taken, and for which ports those of listed addresses
     /// were then.
     left: BTreeMap<String, Option<PortSet>>,
+    /// Addresses of which programs and groups have not been told yet.
+    later: BTreeSet<IpAddr>,
     draft: Draft,
 }
 
@@ -179,6 +181,7 @@ impl Enforcer {
             groups: BTreeMap::new(),
             ports: BTreeMap::new(),
             left: BTreeMap::new(),
+            later: BTreeSet::new(),
             draft: Draft::new(frame::table()),
         }
     }
@@ -240,11 +243,56 @@ impl Enforcer {
         for change in changes {
             self.take_in(change, &mut touched);
         }
+        self.follow(touched);
+    }
+
+    fn follow(&mut self, mut touched: Touched) {
+        touched.addresses.append(&mut self.later);
         self.recompile(&touched.policies);
         self.relist(&touched);
         self.regroup(&touched.addresses);
         self.apply(&touched.endpoints);
         self.sweep();
+    }
+
+    /// As [`Enforcer::change`], but where pods were attached last of all, at addresses that nobody else had, this is
+    /// about what they are under alone: that others may now send to them, and they to others of this node, is left
+    /// for [`Enforcer::settle`]. Until then nothing passes that is not to: NetworkPolicies allow to pods what they
+    /// allow to whoever has an address, and more. Where there is a ClusterNetworkPolicy, which may deny pods
+    /// something, nothing is left.
+    pub fn change_first(&mut self, mut changes: Vec<Change>) {
+        let come = |change: &Change| matches!(change, Change::Endpoint(_, Some(_)));
+        let others = changes.iter().rposition(|change| !come(change)).map_or(0, |at| at + 1);
+        let come = changes.split_off(others);
+        if !changes.is_empty() {
+            self.change(changes);
+        }
+        let mut touched = Touched::default();
+        let mut all_new = self.world.cluster_policies().next().is_none();
+        for change in come {
+            if let Change::Endpoint(name, Some(addresses)) = &change {
+                let own = |ip: &IpAddr| match self.world.at(*ip).who {
+                    Who::Outside => true,
+                    Who::Pod(pod) => pod == *name,
+                    Who::Node(_) => false,
+                };
+                all_new &= !self.endpoints.contains_key(name) && addresses.iter().all(own);
+            }
+            self.take_in(change, &mut touched);
+        }
+        if !all_new {
+            return self.follow(touched);
+        }
+        self.later.append(&mut touched.addresses);
+        self.apply(&touched.endpoints);
+        self.sweep();
+    }
+
+    /// Does what [`Enforcer::change_first`] has left.
+    pub fn settle(&mut self) {
+        if !self.later.is_empty() {
+            self.follow(Touched::default());
+        }
     }
 
     /// Whether there is anything for [`Enforcer::take`].

@@ -518,8 +518,12 @@ impl World {
         let own = own.take_while(
             move |p| matches!(&p.name, PolicyName::Network { namespace: n, .. } if *n == namespace),
         );
-        let cluster = self.policies.range(PolicyName::Cluster("".into())..);
-        own.chain(cluster.map(|(_, policy)| policy))
+        own.chain(self.cluster_policies())
+    }
+
+    /// The policies that are of no namespace.
+    pub fn cluster_policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.range(PolicyName::Cluster("".into())..).map(|(_, policy)| policy)
     }
 
     /// Whether a policy applies to a pod.

@@ -75,7 +75,8 @@ impl<P: Port> Loop<P> {
     fn heed_records(&mut self) {
         if self.dirs.changed() {
             self.noted = true;
-            self.core.reread_records();
+            let changed = self.dirs.take_records();
+            self.core.reread(&changed);
             self.tell_endpoints();
         }
     }

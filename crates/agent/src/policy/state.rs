@@ -402,15 +402,27 @@ impl State {
     // --- what it does ------------------------------------------------------------------------------
 
     fn take_in(&mut self) {
-        let changes = std::mem::take(&mut self.changes);
+        let changes = self.take_changes();
         if !changes.is_empty() {
-            self.other_policies |= changes.iter().any(|one| matches!(one, Change::Policy(..)));
             self.enforcer.change(changes);
         }
     }
 
+    fn take_changes(&mut self) -> Vec<Change> {
+        let changes = std::mem::take(&mut self.changes);
+        self.other_policies |= changes.iter().any(|one| matches!(one, Change::Policy(..)));
+        changes
+    }
+
     pub(super) fn work(&mut self, now: Instant) {
-        self.take_in();
+        let changes = self.take_changes();
+        if !changes.is_empty() {
+            self.enforcer.change_first(changes);
+        }
+        if !self.asked.is_empty() {
+            // What is told of is all of it.
+            self.enforcer.settle();
+        }
         if !self.begun && self.missing().is_none() {
             self.begun = true;
             let all = self.endpoints.clone().into_iter();
@@ -423,6 +435,11 @@ impl State {
             self.enforce(now);
         }
         self.answer(now);
+        // A pod that comes is isolated, and whoever waits for that has heard of it: now it is let in.
+        self.enforcer.settle();
+        if self.begun && self.missing().is_none() && self.enforcer.has_changes() {
+            self.enforce(now);
+        }
     }
 
     fn enforce(&mut self, now: Instant) {

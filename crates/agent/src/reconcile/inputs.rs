@@ -6,6 +6,7 @@ use std::time::Instant;
 use causeway_cluster::Snapshot;
 
 use super::Core;
+use crate::dirs::Records as Changed;
 use crate::port::Port;
 
 impl<P: Port> Core<P> {
@@ -23,8 +24,15 @@ impl<P: Port> Core<P> {
     }
 
     /// Takes in what plugins wrote. What follows from it is the next round's.
-    pub(crate) fn reread_records(&mut self) {
-        self.decided &= !self.records.refresh();
+    pub(crate) fn reread(&mut self, changed: &Changed) {
+        let differ = match changed {
+            // What could not be read at all is read as a whole.
+            Changed::Named(names) if self.records.unreadable.is_none() => {
+                names.iter().fold(false, |differ, name| differ | self.records.read(name))
+            }
+            Changed::Named(_) | Changed::Any => self.records.refresh(),
+        };
+        self.decided &= !differ;
     }
 
     /// Takes in which namespaces have policies: `None`: that is to be known, and is not yet. True when that is

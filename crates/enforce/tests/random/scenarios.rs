@@ -309,3 +309,49 @@ fn a_list_is_no_group() {
     assert_eq!(groups.count(), 0);
     check(&enforcer, kernel.as_ref().unwrap()).unwrap();
 }
+
+/// A pod that comes is isolated first, and let in by others behind that; at once where a ClusterNetworkPolicy might deny
+/// others something of it.
+#[test]
+fn isolation_comes_first() {
+    let policy = |app: &str, from: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": app},
+            "spec": {"podSelector": {"matchLabels": {"app": app}},
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": from}}}]}]}})
+    };
+    let admin = json!({"apiVersion": "policy.networking.k8s.io/v1alpha2",
+        "kind": "ClusterNetworkPolicy", "metadata": {"name": "admin"},
+        "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}});
+    let [web, late] = [1, 2].map(|n| IpAddr::from([10, 0, 0, n]));
+    for with_admin in [false, true] {
+        let mut enforcer = Enforcer::new(ME);
+        let mut kernel = None;
+        repair(&mut enforcer, &mut kernel);
+        let mut unborn = pod(ME, "late", "late", "10.0.0.2");
+        unborn["status"] = json!({});
+        enforcer.change([
+            change(&policy("web", "late"), true),
+            change(&policy("late", "none"), true),
+            change(&pod(ME, "web", "web", "10.0.0.1"), true),
+            Change::Endpoint(PodName::new("x", "web"), Some(vec![web])),
+            change(&unborn, true),
+        ]);
+        if with_admin {
+            enforcer.change([change(&admin, true)]);
+        }
+        take(&mut enforcer, &mut kernel).unwrap();
+        enforcer.change_first(vec![Change::Endpoint(PodName::new("x", "late"), Some(vec![late]))]);
+        take(&mut enforcer, &mut kernel).unwrap();
+        assert!(!opens(&kernel, web, late, 80));
+        assert_eq!(opens(&kernel, late, web, 80), with_admin);
+        // Whatever comes next settles it, too.
+        if with_admin {
+            enforcer.settle()
+        } else {
+            enforcer.change([change(&admin, false)])
+        }
+        take(&mut enforcer, &mut kernel).unwrap();
+        assert!(!opens(&kernel, web, late, 80) && opens(&kernel, late, web, 80));
+    }
+}
