@@ -77,7 +77,7 @@ impl<P: Port> Loop<P> {
             self.noted = true;
             let changed = self.dirs.take_records();
             self.core.reread(&changed);
-            self.tell_endpoints();
+            self.tell_of(&changed);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Plugins that ask whether their pods may start.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::{ANSWER_WITHIN, Loop};
+use crate::dirs::Records;
 use crate::inbox::{Command, Reply};
 use crate::policy::{self, Confirm};
 use crate::port::Port;
@@ -67,14 +69,50 @@ impl<P: Port> Loop<P> {
         match (&self.policies, endpoint) {
             (Some(policies), Some(((pod, addresses), record))) => {
                 let uid = record.pod.as_ref().and_then(|pod| pod.uid.clone());
-                // All are told of again with the next round: it may have had other addresses, and be gone
-                // again when that comes.
-                self.told = None;
+                // This is word of it as well, and it may be gone again with the next round.
+                if let Some(told) = &mut self.told {
+                    let others = told.get(&pod).is_some_and(|before| *before != addresses);
+                    // Where it has had others it is told of again, whatever it has then.
+                    let now = if others { Vec::new() } else { addresses.clone() };
+                    told.insert(pod.clone(), now);
+                }
                 let ask_at = Some(Instant::now() + policy::ASK_AFTER);
                 policies.confirm(Confirm { pod, uid, addresses, reply, until, ask_at });
             }
             // Whoever asked may have given up.
             _ => drop(reply.send(Ok(()))),
+        }
+    }
+
+    /// Tells the policies' thread of pods whose records were written just now. Who is new here with addresses
+    /// that nobody had is told of alone.
+    pub(super) fn tell_of(&mut self, changed: &Records) {
+        let new = |name: &String| {
+            let (pod, addresses) = policy::endpoint(self.core.records.get(name)?)?;
+            let told = self.told.as_ref()?;
+            let taken = |ip: &IpAddr| told.values().flatten().any(|other| other == ip);
+            let new = !told.contains_key(&pod) && !addresses.iter().any(taken);
+            new.then_some((pod, addresses))
+        };
+        let known = |name: &String| {
+            let told = self.told.as_ref().zip(self.core.records.get(name));
+            let same = told.and_then(|(told, record)| {
+                let (pod, addresses) = policy::endpoint(record)?;
+                Some(record.leaving.is_none() && told.get(&pod) == Some(&addresses))
+            });
+            same == Some(true)
+        };
+        let one = match changed {
+            Records::Named(names) if names.iter().all(known) => return,
+            Records::Named(names) if names.len() == 1 => names.first().and_then(new),
+            _ => None,
+        };
+        match (&self.policies, &mut self.told, one) {
+            (Some(policies), Some(told), Some((pod, addresses))) => {
+                policies.endpoint(pod.clone(), addresses.clone());
+                told.insert(pod, addresses);
+            }
+            _ => self.tell_endpoints(),
         }
     }
 

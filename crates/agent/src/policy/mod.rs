@@ -43,6 +43,7 @@ pub(crate) type Endpoints = BTreeMap<PodName, Vec<IpAddr>>;
 enum Command {
     Event(PolicyEvent),
     Endpoints(Endpoints),
+    Endpoint(PodName, Vec<IpAddr>),
     Confirm(Confirm),
     /// Sockets by which the table was changed; 0: news were lost.
     Touched(BTreeSet<u32>),
@@ -150,6 +151,11 @@ impl Handle {
         self.send(Command::Endpoints(endpoints));
     }
 
+    /// This pod is attached here, too.
+    pub(crate) fn endpoint(&self, pod: PodName, addresses: Vec<IpAddr>) {
+        self.send(Command::Endpoint(pod, addresses));
+    }
+
     /// Answers when a pod's policies are in the kernel.
     pub(crate) fn confirm(&self, confirm: Confirm) {
         self.send(Command::Confirm(confirm));
@@ -245,6 +251,9 @@ impl Thread {
                     Command::Stop => return,
                     Command::Event(event) => self.state.event(event),
                     Command::Endpoints(all) => self.state.set_endpoints(all),
+                    Command::Endpoint(pod, addresses) => {
+                        self.state.set_endpoint(pod, Some(addresses));
+                    }
                     Command::Confirm(confirm) => self.state.confirm(confirm),
                     Command::Touched(by) => self.state.touched(&by),
                     Command::Audit => self.state.doubt(),

@@ -279,7 +279,7 @@ impl State {
         }
     }
 
-    fn set_endpoint(&mut self, name: PodName, addresses: Option<Vec<IpAddr>>) {
+    pub(super) fn set_endpoint(&mut self, name: PodName, addresses: Option<Vec<IpAddr>>) {
         if self.endpoints.get(&name) == addresses.as_ref() {
             return;
         }
