@@ -32,8 +32,6 @@ use crate::status::{CollectReport, PlanReport, Status};
 use crate::voice::Voice;
 use crate::{migrate, taken_over};
 
-/// A round is put off for so long at the most while plugins are answered.
-const PUT_OFF: Duration = Duration::from_millis(100);
 /// How often everything is doubted.
 const AUDIT: Duration = Duration::from_secs(600);
 /// How often leases are looked for that nobody needs any more: one that is found twice in a row is
@@ -334,20 +332,17 @@ impl<P: Port> Loop<P> {
         // Nobody listened before.
         let mut lost_table = true;
         self.clean_up_test();
-        let mut put_off_to = None;
         loop {
             if commands.iter().any(|c| matches!(c, Command::Stop)) {
                 return;
             }
             let now = Instant::now();
-            if self.answer_at_once(&mut commands)
-                && commands.is_empty()
-                && now < *put_off_to.get_or_insert(now + PUT_OFF)
+            if self.answer_at_once(&mut commands) && self.pace.answered(now) && commands.is_empty()
             {
                 commands = self.wait(audit_at.min(collect_at));
                 continue;
             }
-            put_off_to = None;
+            self.pace.goes_on();
             let mut work = self.take_in(&mut commands, now);
             if now >= audit_at {
                 audit_at = now + AUDIT;

@@ -15,19 +15,49 @@ const GATHER: Duration = Duration::from_millis(10);
 const GATHER_MOST: Duration = Duration::from_millis(160);
 /// What comes after no round for this time is no part of what was before.
 const CALM: Duration = Duration::from_secs(1);
+/// A plugin that asks is at work for some milliseconds more, and a round beside it would take its time.
+const AFTER_QUESTION: Duration = Duration::from_millis(20);
+/// A round is put off for so long at the most while plugins ask.
+const PUT_OFF: Duration = Duration::from_millis(250);
 
-/// How long events are gathered.
+/// When the next round is to be.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     gather: Duration,
     last: Option<Instant>,
+    next: Option<Next>,
+}
+
+/// A round that something asks for.
+#[derive(Clone, Copy, Debug)]
+struct Next {
+    /// Since when.
+    since: Instant,
+    at: Instant,
 }
 
 impl Pace {
-    /// Before the next round.
     fn gather(&self, now: Instant) -> Duration {
         let calm = self.last.is_none_or(|last| now.saturating_duration_since(last) > CALM);
         if calm { GATHER } else { self.gather.max(GATHER) }
+    }
+
+    /// Something happened, now or before: when the round for it is to be.
+    fn happened(&mut self, now: Instant) -> Instant {
+        let gather = self.gather(now);
+        self.next.get_or_insert(Next { since: now, at: now + gather }).at
+    }
+
+    /// A plugin was answered. True when the round has to wait for it.
+    pub(super) fn answered(&mut self, now: Instant) -> bool {
+        let next = self.next.get_or_insert(Next { since: now, at: now });
+        next.at = next.at.max(now + AFTER_QUESTION).min(next.since + PUT_OFF);
+        next.at > now
+    }
+
+    /// What was asked for is looked into.
+    pub(super) fn goes_on(&mut self) {
+        self.next = None;
     }
 
     /// There was a round, and it found nothing to do (`idle`), or did something.
@@ -45,7 +75,7 @@ impl<P: Port> Loop<P> {
         let voice = self.voice.next_wake(Instant::now());
         let until = [self.core.next_wake(), voice, self.waiting.iter().map(|w| w.until).min()];
         let until = until.into_iter().flatten().fold(audit_at, Instant::min);
-        let asked = self.noted || {
+        let asked = self.noted || self.pace.next.is_some() || {
             let changes = self.core.port.changes_fd();
             let mut fds = [
                 PollFd::new(&self.inbox, PollFlags::IN),
@@ -58,7 +88,7 @@ impl<P: Port> Loop<P> {
         if !asked {
             return commands;
         }
-        let until = Instant::now() + self.pace.gather(Instant::now());
+        let until = self.pace.happened(Instant::now());
         while !commands.iter().any(urgent) {
             self.heed_records();
             let mut fds =
@@ -123,5 +153,23 @@ mod tests {
         assert_eq!(pace.gather(now), GATHER);
         pace.after_round(now, true);
         assert_eq!(pace.gather(now), GATHER * 2);
+    }
+
+    #[test]
+    fn a_round_waits_for_plugins_but_not_for_ever() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        assert_eq!(pace.happened(at(0)), at(10));
+        assert!(pace.answered(at(5)));
+        assert_eq!(pace.happened(at(6)), at(25), "what comes later changes nothing");
+        // Plugin after plugin.
+        assert!((1..=16).all(|n| pace.answered(at(15 * n))));
+        assert_eq!(pace.happened(at(245)), at(250));
+        assert!(!pace.answered(at(251)));
+        pace.goes_on();
+        // A question alone, of which nothing has been heard otherwise yet.
+        assert!(pace.answered(at(300)));
+        assert_eq!(pace.happened(at(301)), at(320));
     }
 }
