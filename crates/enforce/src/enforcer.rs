@@ -288,9 +288,15 @@ impl Enforcer {
         self.sweep();
     }
 
+    /// Whether [`Enforcer::change_first`] has left nothing.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.later.is_empty()
+    }
+
     /// Does what [`Enforcer::change_first`] has left.
     pub fn settle(&mut self) {
-        if !self.later.is_empty() {
+        if !self.is_settled() {
             self.follow(Touched::default());
         }
     }

@@ -5,12 +5,13 @@
 //! when somebody else changed its table. Until everything is known it changes nothing: what an agent before it
 //! put into the kernel stays in force.
 
+mod bell;
 mod drops;
 mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::inbox::Reply;
 use crate::metrics::Metrics;
+use bell::{Bell, Rope, bell};
 pub use drops::{DropEnd, DropRecord, DropReport, listen};
 use state::State;
 pub use state::{PolicyStatus, RealisedPod};
@@ -81,6 +83,7 @@ struct Shared {
 #[derive(Clone, Debug)]
 pub struct Handle {
     sender: Sender<Command>,
+    rope: Rope,
     shared: Arc<Shared>,
     ends: watch::Receiver<bool>,
 }
@@ -101,24 +104,28 @@ impl Handle {
         wake: impl Fn() + Send + 'static,
     ) -> anyhow::Result<(Self, std::thread::JoinHandle<()>)> {
         let (sender, receiver) = channel();
+        let (rope, bell) = bell().context("a pipe")?;
         let shared = Arc::new(Shared::default());
         let (wanted, ends) = watch::channel(false);
         let nft = Nft::open().context("a socket for nftables")?;
         let state = State::new(me, nft, Arc::clone(metrics));
         let job = {
             let shared = Arc::clone(&shared);
-            move || Thread { receiver, state, shared, wake: Box::new(wake), wanted }.run()
+            move || Thread { receiver, bell, state, shared, wake: Box::new(wake), wanted }.run()
         };
         let thread = std::thread::Builder::new().name("policy".into()).spawn(job);
         let thread = thread.context("cannot start the policy thread")?;
-        Ok((Self { sender, shared, ends }, thread))
+        Ok((Self { sender, rope, shared, ends }, thread))
     }
 
     /// Whom to tell of what policies go by.
     #[must_use]
     pub fn sink(&self) -> PolicySink {
-        let sender = Mutex::new(self.sender.clone());
-        Arc::new(move |event| drop(lock(&sender).send(Command::Event(event))))
+        let (sender, rope) = (Mutex::new(self.sender.clone()), self.rope.clone());
+        Arc::new(move |event| {
+            let _ = lock(&sender).send(Command::Event(event));
+            rope.ring();
+        })
     }
 
     /// Whether pods, namespaces and nodes have to be known.
@@ -194,6 +201,7 @@ impl Handle {
     fn send(&self, command: Command) {
         // A thread that has ended is noticed by who asks it something.
         let _ = self.sender.send(command);
+        self.rope.ring();
     }
 }
 
@@ -227,6 +235,7 @@ pub(crate) fn endpoint(record: &AttachmentRecord) -> Option<(PodName, Vec<IpAddr
 
 struct Thread {
     receiver: Receiver<Command>,
+    bell: Bell,
     state: State,
     shared: Arc<Shared>,
     wake: Box<dyn Fn() + Send>,
@@ -240,10 +249,13 @@ impl Thread {
             let due = self.state.next_wake();
             let pause =
                 due.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(now));
-            let mut next = match self.receiver.recv_timeout(pause) {
+            let mut next = match self.receiver.try_recv() {
                 Ok(command) => Some(command),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(TryRecvError::Empty) => {
+                    self.bell.wait(pause);
+                    self.receiver.try_recv().ok()
+                }
+                Err(TryRecvError::Disconnected) => return,
             };
             let mut taken = 0;
             while let Some(command) = next {

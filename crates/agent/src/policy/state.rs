@@ -30,6 +30,9 @@ const RETRY: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 /// Looking at the whole table is put off for so long, so that many changes cost one look.
 const LOOK_AFTER: Duration = Duration::from_millis(50);
+/// How long after a pod has come others are told of it: its plugin, which waits for nothing more, is at work, and
+/// other pods may come that they can be told of with it.
+const SETTLE_AFTER: Duration = Duration::from_millis(3);
 /// Steps of a transaction that is tried in parts, and elements of one of them.
 const PART: usize = 64;
 const PART_ELEMENTS: usize = 512;
@@ -116,6 +119,8 @@ pub(super) struct State {
     namespaces: Option<Vec<String>>,
     /// There are other policies since.
     other_policies: bool,
+    /// When pods that have come are let in by others.
+    settle_at: Option<Instant>,
 }
 
 fn table_id() -> TableId {
@@ -154,6 +159,7 @@ impl State {
             questions: Vec::new(),
             namespaces: None,
             other_policies: true,
+            settle_at: None,
         }
     }
 
@@ -396,7 +402,7 @@ impl State {
             _ => confirm.until,
         });
         let able = self.begun && known;
-        answers.chain(self.look_at.filter(|_| able)).min()
+        answers.chain(self.look_at.filter(|_| able)).chain(self.settle_at).min()
     }
 
     // --- what it does ------------------------------------------------------------------------------
@@ -435,10 +441,15 @@ impl State {
             self.enforce(now);
         }
         self.answer(now);
-        // A pod that comes is isolated, and whoever waits for that has heard of it: now it is let in.
-        self.enforcer.settle();
-        if self.begun && self.missing().is_none() && self.enforcer.has_changes() {
-            self.enforce(now);
+        // A pod that comes is isolated, and whoever waits for that has heard of it: it is let in in a moment.
+        if self.enforcer.is_settled() {
+            self.settle_at = None;
+        } else if now >= *self.settle_at.get_or_insert(now + SETTLE_AFTER) {
+            self.settle_at = None;
+            self.enforcer.settle();
+            if self.begun && self.missing().is_none() {
+                self.enforce(now);
+            }
         }
     }
 
