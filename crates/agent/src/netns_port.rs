@@ -62,7 +62,7 @@ impl Port for NetnsPort {
             routes: if kinds.routes { Routes::Table(Route::MAIN) } else { Routes::None },
             neighbours: kinds.neighs,
             fdb: kinds.neighs,
-            tables: if kinds.tables { look.tables.iter().cloned().collect() } else { vec![] },
+            tables: look.tables.iter().filter(|t| kinds.covers_table(&t.name)).cloned().collect(),
             sysctls: if kinds.sysctls { look.sysctls.iter().cloned().collect() } else { vec![] },
         };
         self.handle.observe(&scope).map_err(|e| e.to_string())
@@ -172,7 +172,7 @@ fn of(event: &Event) -> Stale {
     match event {
         // With an interface its kernel parameters and its ingress chains go.
         Event::Link { gone: true, .. } => Stale::ALL,
-        Event::Link { .. } => Stale { tables: false, ..Stale::ALL },
+        Event::Link { .. } => Stale { guards: false, tables: false, ..Stale::ALL },
         Event::Addr { .. } => Stale { addrs: true, routes: true, ..Stale::NONE },
         Event::Route { .. } => Stale { routes: true, ..Stale::NONE },
         Event::Neigh { .. } | Event::Fdb { .. } => Stale { neighs: true, ..Stale::NONE },
@@ -181,7 +181,7 @@ fn of(event: &Event) -> Stale {
         Event::Foreign => Stale::NONE,
         Event::Table { name, .. } => {
             let ours = name == names::NFT_AGENT || name == names::NFT_PLUGINS;
-            Stale { tables: ours, ..Stale::NONE }
+            if ours { Stale::of_table(name) } else { Stale::NONE }
         }
     }
 }

@@ -11,8 +11,8 @@ use causeway_desired::input::Path;
 use causeway_model::nft::foreign::Dropping;
 use causeway_model::{Key, Object, Observed};
 use causeway_plan::{Op, TableId};
-use causeway_types::Family;
 use causeway_types::state::AttachmentRecord;
+use causeway_types::{Family, names};
 
 use crate::redirect::Redirect;
 
@@ -24,14 +24,24 @@ pub(crate) struct Stale {
     pub(crate) routes: bool,
     /// Neighbours and forwarding entries: both come from the same notifications.
     pub(crate) neighs: bool,
+    /// The plugins' nft tables, which change with each pod.
+    pub(crate) guards: bool,
+    /// Other nft tables.
     pub(crate) tables: bool,
     pub(crate) sysctls: bool,
 }
 
 impl Stale {
     /// Everything.
-    pub(crate) const ALL: Stale =
-        Stale { links: true, addrs: true, routes: true, neighs: true, tables: true, sysctls: true };
+    pub(crate) const ALL: Stale = Stale {
+        links: true,
+        addrs: true,
+        routes: true,
+        neighs: true,
+        guards: true,
+        tables: true,
+        sysctls: true,
+    };
 
     /// Nothing.
     pub(crate) const NONE: Stale = Stale {
@@ -39,6 +49,7 @@ impl Stale {
         addrs: false,
         routes: false,
         neighs: false,
+        guards: false,
         tables: false,
         sysctls: false,
     };
@@ -49,6 +60,7 @@ impl Stale {
         self.addrs |= other.addrs;
         self.routes |= other.routes;
         self.neighs |= other.neighs;
+        self.guards |= other.guards;
         self.tables |= other.tables;
         self.sysctls |= other.sysctls;
     }
@@ -66,9 +78,22 @@ impl Stale {
             Key::Sysctl(_) => Stale { sysctls: true, ..Stale::NONE },
             Key::Addr { .. } => Stale { addrs: true, routes: true, ..Stale::NONE },
             Key::Neigh { .. } | Key::Fdb { .. } => Stale { neighs: true, ..Stale::NONE },
-            Key::Table { .. } => Stale { tables: true, ..Stale::NONE },
+            Key::Table { name, .. } => Stale::of_table(&name),
             Key::Route { .. } => Stale { routes: true, ..Stale::NONE },
         }
+    }
+
+    /// The tables of this name, in whatever family.
+    pub(crate) fn of_table(name: &str) -> Stale {
+        match name {
+            names::NFT_PLUGINS => Stale { guards: true, ..Stale::NONE },
+            _ => Stale { tables: true, ..Stale::NONE },
+        }
+    }
+
+    /// True when tables of this name are stale.
+    pub(crate) fn covers_table(self, name: &str) -> bool {
+        if name == names::NFT_PLUGINS { self.guards } else { self.tables }
     }
 
     /// True when objects of this key's kind are stale.
@@ -78,7 +103,7 @@ impl Stale {
             Key::Sysctl(_) => self.sysctls,
             Key::Addr { .. } => self.addrs,
             Key::Neigh { .. } | Key::Fdb { .. } => self.neighs,
-            Key::Table { .. } => self.tables,
+            Key::Table { name, .. } => self.covers_table(name),
             Key::Route { .. } => self.routes,
         }
     }
@@ -89,7 +114,7 @@ impl Stale {
 pub(crate) struct Look {
     /// Which kinds.
     pub(crate) kinds: Stale,
-    /// These tables, if `kinds` has tables.
+    /// These tables, if `kinds` has tables of their name.
     pub(crate) tables: BTreeSet<TableId>,
     /// These kernel parameters, if `kinds` has them.
     pub(crate) sysctls: BTreeSet<String>,
@@ -168,5 +193,25 @@ pub(crate) fn table_of(object: &Object) -> Option<TableId> {
     match object {
         Object::Table(table) => Some(TableId::of(table)),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use causeway_model::nft::NftFamily;
+
+    use super::*;
+
+    #[test]
+    fn a_pods_guard_puts_no_other_table_in_doubt() {
+        let key = |name: &str| Key::Table { family: NftFamily::Inet, name: name.to_owned() };
+        let (plugins, agent) = (key(names::NFT_PLUGINS), key(names::NFT_AGENT));
+        let stale = Stale::of_table(names::NFT_PLUGINS);
+        assert!(stale.any() && stale.covers(&plugins) && !stale.covers(&agent));
+        let mut other = Stale::of_table(names::NFT_AGENT);
+        assert!(!other.covers(&plugins) && other.covers(&agent));
+        other.merge(stale);
+        assert!([&plugins, &agent].into_iter().all(|key| other.covers(key)));
+        assert!([&plugins, &agent].into_iter().all(|key| Stale::ALL.covers(key)));
     }
 }

@@ -377,7 +377,9 @@ impl<P: Port> Core<P> {
             }
         }
         more.kinds.sysctls = !more.sysctls.is_empty();
-        more.kinds.tables = !more.tables.is_empty();
+        for table in &more.tables {
+            more.kinds.merge(Stale::of_table(&table.name));
+        }
         if !more.kinds.any() {
             return Ok(());
         }

@@ -15,10 +15,11 @@ const GATHER: Duration = Duration::from_millis(10);
 const GATHER_MOST: Duration = Duration::from_millis(160);
 /// What comes after no round for this time is no part of what was before.
 const CALM: Duration = Duration::from_secs(1);
-/// A plugin that asks is at work for some milliseconds more, and a round beside it would take its time.
-const AFTER_QUESTION: Duration = Duration::from_millis(20);
+/// A plugin that asks is at work for some milliseconds more, and where one comes others do: a round, tens of
+/// milliseconds beside hundreds of pods, would take the one's processor, and have the next wait for its answer.
+const AFTER_QUESTION: Duration = Duration::from_millis(60);
 /// A round is put off for so long at the most while plugins ask.
-const PUT_OFF: Duration = Duration::from_millis(250);
+const PUT_OFF: Duration = Duration::from_millis(500);
 
 /// When the next round is to be.
 #[derive(Debug, Default)]
@@ -162,14 +163,14 @@ mod tests {
         let at = |ms: u64| start + Duration::from_millis(ms);
         assert_eq!(pace.happened(at(0)), at(10));
         assert!(pace.answered(at(5)));
-        assert_eq!(pace.happened(at(6)), at(25), "what comes later changes nothing");
+        assert_eq!(pace.happened(at(6)), at(65), "what comes later changes nothing");
         // Plugin after plugin.
-        assert!((1..=16).all(|n| pace.answered(at(15 * n))));
-        assert_eq!(pace.happened(at(245)), at(250));
-        assert!(!pace.answered(at(251)));
+        assert!((1..=9).all(|n| pace.answered(at(50 * n))));
+        assert_eq!(pace.happened(at(451)), at(500));
+        assert!(!pace.answered(at(501)));
         pace.goes_on();
         // A question alone, of which nothing has been heard otherwise yet.
-        assert!(pace.answered(at(300)));
-        assert_eq!(pace.happened(at(301)), at(320));
+        assert!(pace.answered(at(600)));
+        assert_eq!(pace.happened(at(601)), at(660));
     }
 }
