@@ -274,7 +274,7 @@ fn what_is_not_as_expected_is_told() {
             "dropped[1].from: there is no pod shop/none",
             "sctp/1: expected allowed, is dropped: ingress: NetworkPolicy shop/db",
             "10.244.7.7 is an address of the lab's own",
-            "4 expectations, 9 connections, 7 of them tried with packets: 9 not as expected",
+            "4 expectations, 9 connections, 8 of them tried with packets: 9 not as expected",
         ] {
             assert!(text.contains(words), "{words}: {text}");
         }

@@ -296,12 +296,13 @@ fn an_attempt_that_fails_is_forgotten() {
             "spec": {"schedulerName": "nobody", "containers": [{"name": "main", "image": "lab"}]}});
         world.client.post("/api/v1/namespaces/default/pods", &object).unwrap();
         let now = || enforced(world, "node-1").unwrap();
-        let plugin = world.spec.dirs().bin().join("causeway");
+        let bin = world.spec.dirs().bin();
+        let (bin, plugin) = (bin.display(), bin.join("causeway"));
         let line = format!(
             "echo '{{\"cniVersion\":\"1.0.0\",\"name\":\"pod-network\",\"type\":\"causeway\",\
              \"runtimeConfig\":{{\"io.kubernetes.cri.pod-annotations\":{{}}}}}}' | \
              CNI_COMMAND=ADD CNI_CONTAINERID=z CNI_NETNS=/run/netns/nowhere CNI_IFNAME=eth0 \
-             CNI_ARGS='K8S_POD_NAMESPACE=default;K8S_POD_NAME=late' {}; true",
+             CNI_ARGS='K8S_POD_NAMESPACE=default;K8S_POD_NAME=late' CNI_PATH={bin} {}; true",
             plugin.display()
         );
         for _ in 0..20 {

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::faults::Faults;
+use super::faults::{Faults, Interrupts};
 use super::store::Store;
 use super::tls::{Identity, TlsError};
 use super::tokens::Tokens;
@@ -176,8 +176,14 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, context: Arc<Conte
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok(_) if context.config.faults.refusing() => {}
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, acceptor.clone(), context.clone()))),
+                Ok((stream, _)) => {
+                    // First the ear: a refusal that begins now is seen here or heard there.
+                    let interrupts = context.config.faults.interrupts();
+                    if !context.config.faults.refusing() {
+                        let (acceptor, context) = (acceptor.clone(), context.clone());
+                        connections.spawn(connection(stream, acceptor, context, interrupts));
+                    }
+                }
                 Err(error) => {
                     tracing::warn!("cannot accept a connection to the lab's API: {error}");
                     // Out of file descriptors: they come back as connections end.
@@ -189,8 +195,12 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, context: Arc<Conte
     }
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, context: Arc<Context>) {
-    let mut interrupts = context.config.faults.interrupts();
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    context: Arc<Context>,
+    mut interrupts: Interrupts,
+) {
     // Small answers and watch events must not wait for each other.
     let _ = stream.set_nodelay(true);
     let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
