@@ -77,6 +77,11 @@ fn refused(world: &World, node: &str, why: &str) {
         let there = status.problems.iter().any(problem);
         if !ok && told && there { Ok(()) } else { Err(format!("{text}{:?}", status.problems)) }
     });
+    plugins_ask(world, node);
+}
+
+/// Waits until plugins know that they have to ask for pods of the namespace `default`.
+fn plugins_ask(world: &World, node: &str) {
     let file = world.spec.dirs().node(node).join("run-causeway/node.json");
     eventually("plugins know that they have to ask", PATIENCE, || {
         let text = std::fs::read_to_string(&file).map_err(|e| e.to_string())?;
@@ -279,41 +284,6 @@ fn agents_are_killed_while_policies_change() {
             send_udp(&world.netns(&friend), *to, b"x").unwrap();
             let own = friend.ip(Family::of(to.ip()));
             assert_eq!(ear.sender(PATIENCE), own);
-        }
-    });
-}
-
-/// The agent is asked before there is an interface. An attempt that fails after that leaves nothing in the table.
-#[test]
-fn an_attempt_that_fails_is_forgotten() {
-    with(dual(1, Attach::Routed, Road::Direct), |world| {
-        let app = |name: &str| json!({"podSelector": {"matchLabels": {"app": name}}});
-        apply(world, "default", "one", &app("server"));
-        settled(world, 1);
-        // Nobody runs it but this test.
-        let object = json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "late", "labels": {"app": "server"}},
-            "spec": {"schedulerName": "nobody", "containers": [{"name": "main", "image": "lab"}]}});
-        world.client.post("/api/v1/namespaces/default/pods", &object).unwrap();
-        let now = || enforced(world, "node-1").unwrap();
-        let bin = world.spec.dirs().bin();
-        let (bin, plugin) = (bin.display(), bin.join("causeway"));
-        let line = format!(
-            "echo '{{\"cniVersion\":\"1.0.0\",\"name\":\"pod-network\",\"type\":\"causeway\",\
-             \"runtimeConfig\":{{\"io.kubernetes.cri.pod-annotations\":{{}}}}}}' | \
-             CNI_COMMAND=ADD CNI_CONTAINERID=z CNI_NETNS=/run/netns/nowhere CNI_IFNAME=eth0 \
-             CNI_ARGS='K8S_POD_NAMESPACE=default;K8S_POD_NAME=late' CNI_PATH={bin} {}; true",
-            plugin.display()
-        );
-        for _ in 0..20 {
-            let before = now()["revision"].as_u64();
-            let text = world.on("node-1", &line);
-            assert!(text.contains("nowhere"), "{text}");
-            eventually("it was there, and is no more", PATIENCE, || {
-                let now = now();
-                let changed = now["revision"].as_u64() > before;
-                if changed && now["pods"] == json!([]) { Ok(()) } else { Err(now.to_string()) }
-            });
         }
     });
 }
