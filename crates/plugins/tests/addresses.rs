@@ -4,16 +4,14 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use common::served::{Families, Mode, addresses, conf, serve, write_node_file};
+use common::served::{Families, Mode, SOCKET, addresses, agent, conf, serve, write_node_file};
 use common::trace::Held;
 use common::{Node, pings, points, sh};
 use serde_json::{Value, json};
 
-const SOCKET: &str = "/run/causeway/agent.sock";
 const ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
 
 /// The configuration of a node with small ranges, as its agent would render it.
@@ -215,25 +213,6 @@ fn a_family_that_the_node_has_not_is_named() {
     let (code, message) = add(&node, "c1", "a", &conf).err();
     assert_eq!(code, 7);
     assert!(message.contains("no IPv6 addresses"), "{message}");
-}
-
-/// An agent that answers one request after the other, and what it was asked.
-fn agent(answers: &[&'static str]) -> std::thread::JoinHandle<Vec<String>> {
-    let _ = fs::remove_file(SOCKET);
-    let listener = UnixListener::bind(SOCKET).unwrap();
-    let answers = answers.to_vec();
-    std::thread::spawn(move || {
-        let mut asked = Vec::new();
-        for answer in answers {
-            let (mut conn, _) = listener.accept().unwrap();
-            let mut request = [0; 512];
-            let n = conn.read(&mut request).unwrap();
-            conn.write_all(answer.as_bytes()).unwrap();
-            let line = String::from_utf8_lossy(&request[..n]).into_owned();
-            asked.push(line.lines().next().unwrap_or_default().to_owned());
-        }
-        asked
-    })
 }
 
 /// A runtime that hands on no annotations.

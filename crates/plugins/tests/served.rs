@@ -3,10 +3,8 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
 
-use common::served::{Families, Mode, addresses, conf, host_end, serve, write_node_file};
+use common::served::{Families, Mode, addresses, agent, conf, host_end, serve, write_node_file};
 use common::{Node, in_pod, pings, sh};
 use serde_json::{Value, json};
 
@@ -336,50 +334,33 @@ fn the_agents_word_counts_where_policies_are() {
     assert!(!sh("ip -n p2 link").contains("eth0"));
 
     // An agent that confirms.
-    let listener = UnixListener::bind("/run/causeway/agent.sock").unwrap();
-    let asked = |answers: Vec<&'static str>| {
-        let listener = listener.try_clone().unwrap();
-        std::thread::spawn(move || {
-            let mut asked = Vec::new();
-            for answer in answers {
-                let (mut conn, _) = listener.accept().unwrap();
-                let mut request = [0; 512];
-                let n = conn.read(&mut request).unwrap();
-                conn.write_all(answer.as_bytes()).unwrap();
-                let text = String::from_utf8_lossy(&request[..n]).into_owned();
-                asked.push(text.lines().next().unwrap_or_default().to_owned());
-            }
-            asked
-        })
-    };
     let (ok, no) = (
         "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
         "HTTP/1.1 503 Busy\r\ncontent-length: 3\r\n\r\nno\n",
     );
     let question = |pod: &str| format!("POST /v1/attachments/{pod}-eth0 HTTP/1.1");
-    let agent = asked(vec![ok]);
+    let asked = agent(&[ok]);
     add("p3", "guarded").ok();
-    assert_eq!(agent.join().unwrap(), [question("p3")]);
+    assert_eq!(asked.join().unwrap(), [question("p3")]);
     // It is asked before there is an interface: here there will be none.
     sh("ip -n p4 link add eth0 type veth peer name x0");
     let why = || "GET /v1/finding HTTP/1.1".to_owned();
-    let agent = asked(vec![ok, ok]);
+    let asked = agent(&[ok, ok]);
     let (code, message) = add("p4", "guarded").err();
     assert_eq!(code, 999, "{message}");
-    assert_eq!(agent.join().unwrap(), [question("p4"), why()]);
+    assert_eq!(asked.join().unwrap(), [question("p4"), why()]);
     assert!(!node.residue().contains("p4-eth0"));
     sh("ip -n p4 link del eth0");
     // One that restarts meanwhile is asked again, one that says no is not.
-    let agent = asked(vec!["", ok]);
+    let asked = agent(&["", ok]);
     add("p4", "guarded").ok();
-    assert_eq!(agent.join().unwrap(), [question("p4"), question("p4")]);
-    let agent = asked(vec![no, ok]);
+    assert_eq!(asked.join().unwrap(), [question("p4"), question("p4")]);
+    let asked = agent(&[no, ok]);
     let (code, message) = add("p2", "guarded").err();
     assert_eq!(code, 11);
     assert!(message.contains("503: no"), "{message}");
-    assert_eq!(agent.join().unwrap(), [question("p2"), why()]);
+    assert_eq!(asked.join().unwrap(), [question("p2"), why()]);
     assert!(!sh("ip -n p2 link").contains("eth0"));
-    drop(listener);
     for pod in ["p1", "p3", "p4"] {
         node.del(pod, &conf);
     }

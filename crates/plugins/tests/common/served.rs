@@ -120,3 +120,36 @@ pub fn host_end(result: &Value) -> String {
     let name = interfaces.iter().rev().nth(1).unwrap()["name"].as_str().unwrap();
     name.to_owned()
 }
+
+/// Where plugins look for the agent.
+pub const SOCKET: &str = "/run/causeway/agent.sock";
+
+/// An agent that answers one request after the other, and what it was asked.
+pub fn agent(answers: &[&'static str]) -> std::thread::JoinHandle<Vec<String>> {
+    let _ = std::fs::remove_file(SOCKET);
+    let listener = std::os::unix::net::UnixListener::bind(SOCKET).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let answers = answers.to_vec();
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        let mut asked = Vec::new();
+        for answer in answers {
+            // Who is not asked says so, and waits no longer.
+            let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+            let mut conn = loop {
+                match listener.accept() {
+                    Ok((conn, _)) => break conn,
+                    Err(e) => assert!(std::time::Instant::now() < end, "{e}; asked: {asked:?}"),
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            };
+            let mut request = [0; 512];
+            let n = conn.read(&mut request).unwrap();
+            // Whoever asked may have failed meanwhile, and be gone.
+            let _ = conn.write_all(answer.as_bytes());
+            let line = String::from_utf8_lossy(&request[..n]).into_owned();
+            asked.push(line.lines().next().unwrap_or_default().to_owned());
+        }
+        asked
+    })
+}
