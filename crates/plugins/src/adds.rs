@@ -8,7 +8,7 @@
 //! byte leaves nothing that anybody would have to remove, and costs an ADD two system calls.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use causeway_cni_spec::CniError;
@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 /// The longest name that is written out where it has to fit into an alias (255 bytes).
 const LONGEST: usize = 100;
+/// The longest name of an interface (`IFNAMSIZ` in `linux/if.h`, less the end).
+const IFNAME: usize = 15;
 
 /// A name, or a digest of one that is too long. No name begins with `#`.
 pub(crate) fn short(name: &str) -> String {
@@ -105,6 +107,41 @@ impl Adds {
         let taken = byte_lock::try_lock(&file, byte(owner), Hold::Alone);
         (!matches!(taken, Ok(false))).then_some(Quiet { _file: Some(file) })
     }
+
+    /// Removes what an ADD left in a directory that was killed before the first file of its attachment
+    /// had its name. Beside a file that is there somebody else may be writing, and what removes that
+    /// one removes the other as well.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn sweep(&self, dir: &Path) -> Result<(), CniError> {
+        files::names(dir)?.iter().try_for_each(|name| self.sweep_one(dir, name))
+    }
+
+    /// The same for one name in the directory.
+    ///
+    /// # Errors
+    /// Code 5.
+    pub(crate) fn sweep_one(&self, dir: &Path, name: &str) -> Result<(), CniError> {
+        let Some(of) = files::of_beside(name).filter(|of| of.ends_with(".json")) else {
+            return Ok(());
+        };
+        // Container IDs may have the characters in them that part them from the interface.
+        let quiet: Option<Vec<Quiet>> =
+            attachments(of.trim_end_matches(".json")).map(|owner| self.keep_out(&owner)).collect();
+        if quiet.is_none() || dir.join(of).symlink_metadata().is_ok() {
+            return Ok(());
+        }
+        files::remove(&dir.join(name))
+    }
+}
+
+/// All attachments that a file can be of, which is called by them.
+fn attachments(name: &str) -> impl Iterator<Item = Owner> + '_ {
+    let parted = name.rmatch_indices(['-', '_']).map(|(at, _)| (&name[..at], &name[at + 1..]));
+    parted
+        .take_while(|(_, ifname)| ifname.len() <= IFNAME)
+        .map(|(id, ifname)| Owner::new(id, ifname))
 }
 
 /// The byte that stands for an attachment, one of 2^44. Where two share one, GC passes over both while
@@ -148,6 +185,33 @@ mod tests {
         drop(quiet);
         let _under_way = add.join().unwrap();
         assert!(adds.keep_out(&owner).is_none());
+    }
+
+    #[test]
+    fn what_an_add_was_writing_is_its_own() {
+        let tmp = tempfile::tempdir().unwrap();
+        let adds = Adds { file: tmp.path().join("locks").join(FILE) };
+        let dir = tmp.path().join("notes");
+        std::fs::create_dir(&dir).unwrap();
+        let (half, others) = (dir.join(".a-b_c-eth0.json.new"), [".new", ".a-eth0.json", "a.new"]);
+        others.iter().for_each(|name| std::fs::write(dir.join(name), "{").unwrap());
+        for (id, ifname) in [("a-b_c", "eth0"), ("a-b", "c-eth0"), ("a", "b_c-eth0")] {
+            std::fs::write(&half, "{").unwrap();
+            let under_way = adds.begin(&Owner::new(id, ifname)).unwrap();
+            adds.sweep(&dir).unwrap();
+            assert!(half.exists(), "an ADD of {id} and {ifname} is under way");
+            drop(under_way);
+            adds.sweep(&dir).unwrap();
+            assert!(!half.exists(), "no ADD of {id} and {ifname} is under way");
+        }
+        // Who writes anew what is there may be no ADD.
+        let file = dir.join("a-b_c-eth0.json");
+        for path in [&half, &file] {
+            std::fs::write(path, "{").unwrap();
+        }
+        adds.sweep(&dir).unwrap();
+        assert!(half.exists() && file.exists());
+        assert!(others.iter().all(|name| dir.join(name).exists()));
     }
 
     #[test]

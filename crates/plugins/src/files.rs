@@ -118,6 +118,11 @@ pub(crate) fn beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}{ASIDE}"))
 }
 
+/// The file's name of which a name is the one beside it.
+pub(crate) fn of_beside(name: &str) -> Option<&str> {
+    name.strip_prefix('.')?.strip_suffix(ASIDE)
+}
+
 /// Reads a file; `None` when it is not there.
 ///
 /// # Errors

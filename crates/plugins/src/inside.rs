@@ -256,7 +256,8 @@ pub(crate) fn gc(call: &Call, kind: &str, undo: Undo) -> Result<(), CniError> {
     let ipam = Ipam::of(call, None)?;
     let valid = valid_owners(call)?;
     let (records, adds) = (LinkRecords::at(&call.paths), Adds::at(&call.paths));
-    let mut first = None;
+    // Without addresses no lease tells of an ADD that was killed while it wrote its record.
+    let mut first = adds.sweep(&records.dir).err();
     let all = records.list()?;
     let owner_of = |r: &LinkRecord| Owner::new(&r.container_id, r.ifname.as_str());
     for record in &all {

@@ -4,7 +4,6 @@
 //! number of attachments.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use causeway_cni_spec::CniError;
 use causeway_ipam::Owner;
@@ -25,8 +24,6 @@ use crate::space::Space;
 
 /// How notes out of their places are called.
 const OVER: &str = ".over";
-/// No file takes so long to be written.
-const ABANDONED: Duration = Duration::from_secs(60);
 
 /// Whose note it is, and whether that one still lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +73,7 @@ impl Whose {
 #[derive(Clone, Debug)]
 pub(crate) struct Notes {
     dir: PathBuf,
+    adds: Adds,
 }
 
 /// A note.
@@ -87,7 +85,7 @@ pub(crate) trait Note: Serialize + DeserializeOwned {
 impl Notes {
     /// Beside the attachment records.
     pub(crate) fn at(paths: &Paths, of: &str) -> Self {
-        Self { dir: paths.attachments.with_file_name(of) }
+        Self { dir: paths.attachments.with_file_name(of), adds: Adds::at(paths) }
     }
 
     fn path(&self, container_id: &str, ifname: &str) -> PathBuf {
@@ -131,14 +129,6 @@ impl Notes {
         files::remove(&path)
     }
 
-    /// Removes what a writer left that was killed before it gave the file its name.
-    fn sweep(&self, name: &str) -> Result<(), CniError> {
-        let path = self.dir.join(name);
-        let written = path.symlink_metadata().and_then(|meta| meta.modified()).ok();
-        let age = written.and_then(|at| at.elapsed().ok());
-        if age.is_some_and(|age| age > ABANDONED) { files::remove(&path) } else { Ok(()) }
-    }
-
     /// Ends the attachments of the call's network that have a note and that GC does not name as
     /// valid. Not those of an ADD that has not ended.
     ///
@@ -150,14 +140,14 @@ impl Notes {
         call: &Call,
         end: impl Fn(&N) -> Result<(), CniError>,
     ) -> Result<(), CniError> {
-        let (valid, adds) = (valid_owners(call)?, Adds::at(&call.paths));
+        let valid = valid_owners(call)?;
         let mut first = None;
         for note in self.all::<N>()? {
             let owner = Owner::new(&note.whose().container_id, &note.whose().ifname);
             if note.whose().network != call.conf.name || valid.contains(&owner) {
                 continue;
             }
-            let Some(_quiet) = adds.keep_out(&owner) else { continue };
+            let Some(_quiet) = self.adds.keep_out(&owner) else { continue };
             // Another ADD of the attachment may have ended meanwhile, with other content.
             let Some(note) = self.read::<N>(&owner.container_id, &owner.ifname)? else { continue };
             first = first.or(end(&note).err());
@@ -296,16 +286,14 @@ impl Notes {
         if found { Ok(()) } else { take() }
     }
 
-    /// All notes that can be understood.
+    /// All notes that can be understood. What ADDs left that were killed while they wrote goes.
     ///
     /// # Errors
     /// Code 5.
     pub(crate) fn all<N: Note>(&self) -> Result<Vec<N>, CniError> {
         let mut all = Vec::new();
         for name in files::names(&self.dir)? {
-            if name.starts_with('.') && !name.ends_with(OVER) {
-                self.sweep(&name)?;
-            }
+            self.adds.sweep_one(&self.dir, &name)?;
             if !name.ends_with(".json") || name.starts_with('.') {
                 continue;
             }

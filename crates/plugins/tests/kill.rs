@@ -5,10 +5,13 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
 use common::lan::lan_with;
 use common::served::{Families, Mode, addresses, conf, serve};
 use common::trace::Held;
-use common::{Node, at_points, sh, try_sh, tutorial};
+use common::{Node, at_points, files_below, sh, try_sh, tutorial};
 use serde_json::{Value, json};
 
 /// How a plugin ended.
@@ -143,6 +146,43 @@ impl Case<'_> {
     }
 }
 
+/// Kills ADD while it writes each of its files: GC leaves nothing of them, and while the ADD lives it
+/// leaves them alone.
+fn half_written(what: &str, node: &Node, conf: &Value) {
+    let aside = || {
+        let files = ["causeway", "cni"].map(|of| files_below(&Path::new("/var/lib").join(of)));
+        files
+            .concat()
+            .into_iter()
+            .filter(|f| f.to_string_lossy().ends_with(".json.new"))
+            .collect::<Vec<_>>()
+    };
+    let mut seen = BTreeSet::new();
+    loop {
+        let mut add = Held::start(node, "ADD", "p1", conf, "");
+        while add.next() {
+            let now = aside();
+            if !now.iter().all(|file| seen.contains(file)) {
+                gc(node, conf);
+                assert_eq!(aside(), now, "{what}: GC takes from an ADD what it writes");
+                seen.extend(now);
+                break;
+            }
+        }
+        if add.is_over() {
+            assert_eq!(add.finish().code, 0, "{what}: the plugin fails by itself");
+            node.del("p1", conf);
+            break;
+        }
+        add.kill();
+        gc(node, conf);
+        assert_eq!(aside(), Vec::<PathBuf>::new(), "{what}: left after GC");
+        node.del("p1", conf);
+    }
+    assert!(!seen.is_empty(), "{what}: it writes no file");
+    println!("{what}: killed while it wrote {seen:?}");
+}
+
 fn walk(what: &str, node: &Node, conf: &Value, recorded: bool) {
     walk_from("", what, node, conf, recorded);
 }
@@ -174,9 +214,7 @@ fn bridge() {
 }
 
 /// What a pod may ask for beside its interface.
-#[test]
-fn routed_with_ports_and_limits() {
-    let node = serve(Mode::Routed, Families::Dual);
+fn with_ports_and_limits() -> Value {
     let mut conf = conf(Mode::Routed, Families::Dual);
     conf["runtimeConfig"] = json!({
         "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
@@ -185,6 +223,13 @@ fn routed_with_ports_and_limits() {
             "egressRate": 80_000_000, "egressBurst": 800_000
         },
     });
+    conf
+}
+
+#[test]
+fn routed_with_ports_and_limits() {
+    let node = serve(Mode::Routed, Families::Dual);
+    let conf = with_ports_and_limits();
     // Twice as many system calls as of the interface alone, which has them all above.
     let what = "routed, ports and limits";
     walk_case(&Case { what, node: &node, conf: &conf, recorded: true, from: "", step: 13 });
@@ -252,6 +297,34 @@ fn host_device() {
     let node = Node::new();
     let conf = lan("host-device");
     walk_from("ip netns exec lan", "type host-device", &node, &conf, true);
+}
+
+#[test]
+fn files_half_written() {
+    let node = serve(Mode::Routed, Families::Dual);
+    node.pod("p1");
+    half_written("routed, ports and limits", &node, &with_ports_and_limits());
+}
+
+/// Without addresses there is no lease that GC could go by.
+#[test]
+fn files_half_written_without_addresses() {
+    for kind in ["macvlan", "host-device"] {
+        let node = Node::new();
+        let mut conf = lan(kind);
+        conf.as_object_mut().unwrap().remove("ipam");
+        node.pod("p1");
+        half_written(kind, &node, &conf);
+    }
+    let node = Node::new();
+    node.pod("p1");
+    sh("ip -n p1 link add eth0 type veth peer name other");
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "pod-network", "type": "tuning", "mtu": 1400,
+        "dataDir": "/var/lib/cni/tuning",
+        "prevResult": {"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "/run/netns/p1"}]},
+    });
+    half_written("tuning", &node, &conf);
 }
 
 /// Address management alone.

@@ -70,7 +70,7 @@ impl Plugin for TuningPlugin {
         let kept: BTreeSet<String> =
             valid.iter().map(|o| saved::file_name(&o.container_id, &o.ifname)).collect();
         let (adds, network) = (Adds::at(&call.paths), &call.conf.name);
-        let mut first = None;
+        let mut first = adds.sweep(&dir).err();
         for name in files::names(&dir)?.into_iter().filter(|n| !kept.contains(n)) {
             let file = dir.join(&name);
             if name.starts_with('.') || !name.ends_with(".json") {

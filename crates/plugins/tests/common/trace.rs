@@ -81,6 +81,11 @@ impl Held {
         false
     }
 
+    /// It has ended by itself.
+    pub fn is_over(&self) -> bool {
+        self.code.is_some()
+    }
+
     /// Goes on to the entry of system call number `at`, counted from 1.
     pub fn reach(&mut self, at: usize) -> bool {
         (0..at).all(|_| self.next())
