@@ -118,9 +118,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     drop(labs);
     let mut notes = vec![
         format!(
-            "traffic: pods routed, direct, MTU 1500, veth underlay; {rounds} rounds of 300 ms each, in another \
-             order in each; both ends on one processor, before all else that runs there; all contenders up at \
-             the same time"
+            "traffic: pods routed, direct, MTU 1500, veth underlay; two pairs of pods beside each other for 400 ms, \
+             in turns of 4 ms, {rounds} rounds in another order each; both ends on one processor, before all else \
+             that runs there; all contenders up at the same time"
         ),
         "selected: client and server both, in both directions, by policies that name their pods and 32 ports; \
          of many one names them, and the others two pods elsewhere each"

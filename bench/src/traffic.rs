@@ -7,10 +7,14 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use causeway_kernel::netns::NetNs;
+
+/// How long one of two is measured until it is the other's turn.
+const TURN: Duration = Duration::from_millis(4);
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,31 +59,50 @@ pub(crate) struct Ends {
 /// # Errors
 /// When a namespace cannot be entered or the two ends cannot talk.
 pub(crate) fn measure(ends: &Ends, kind: Kind, time: Duration) -> Result<f64> {
+    let client = NetNs::open(&ends.client).map_err(|e| anyhow!("{e}"))?;
+    with_server(ends, kind, |target| {
+        client.run(|| drive(target, kind, ends.first, time)).map_err(|e| anyhow!("{e}"))?
+    })
+}
+
+/// Measures two of them for a time, in turns of some milliseconds each, so that both find the machine
+/// in the same state. Answers in transactions/s. Not for [`Kind::Bulk`].
+///
+/// # Errors
+/// As [`measure`].
+pub(crate) fn compare(ends: [&Ends; 2], kind: Kind, time: Duration) -> Result<[f64; 2]> {
+    with_server(ends[0], kind, |one| {
+        with_server(ends[1], kind, |other| {
+            let turns = || drive_in_turns(ends, [one, other], kind, time);
+            thread::scope(|scope| scope.spawn(turns).join())
+                .map_err(|_| anyhow!("the client panicked"))?
+        })
+    })
+}
+
+/// Does something while a server runs.
+fn with_server<T>(ends: &Ends, kind: Kind, run: impl FnOnce(SocketAddr) -> Result<T>) -> Result<T> {
     let server = NetNs::open(&ends.server).map_err(|e| anyhow!("{e}"))?;
     let client = NetNs::open(&ends.client).map_err(|e| anyhow!("{e}"))?;
     let stop = Arc::new(AtomicBool::new(false));
     let (port_tx, port_rx) = mpsc::channel();
-    std::thread::scope(|scope| {
-        let (addr, at) = (ends.addr, SocketAddr::new(ends.addr, ends.port));
-        let first = ends.first;
-        let stop_server = stop.clone();
+    thread::scope(|scope| {
+        let at = SocketAddr::new(ends.addr, ends.port);
+        let (first, stop_server) = (ends.first, stop.clone());
         let server = scope.spawn(move || {
             server
                 .run(move || serve(at, kind, first, &port_tx, &stop_server))
                 .map_err(|e| anyhow!("{e}"))?
         });
-        let result = port_rx
-            .recv_timeout(Duration::from_secs(5))
-            .context("the server did not start")
-            .and_then(|port| {
-                let target = SocketAddr::new(addr, port);
-                let run = client.run(move || drive(target, kind, first, time));
-                stop.store(true, Ordering::Relaxed);
-                // Wakes the server from accept.
-                let _ =
-                    client.run(move || TcpStream::connect_timeout(&target, Duration::from_secs(1)));
-                run.map_err(|e| anyhow!("{e}"))?
-            });
+        let port = port_rx.recv_timeout(Duration::from_secs(5)).context("the server did not start");
+        let result = port.and_then(|port| {
+            let target = SocketAddr::new(ends.addr, port);
+            let result = run(target);
+            stop.store(true, Ordering::Relaxed);
+            // Wakes the server from accept.
+            let _ = client.run(move || TcpStream::connect_timeout(&target, Duration::from_secs(1)));
+            result
+        });
         stop.store(true, Ordering::Relaxed);
         match server.join() {
             Ok(Ok(())) => result,
@@ -133,23 +156,31 @@ fn serve(
     Ok(())
 }
 
+fn connect(target: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))
+        .with_context(|| format!("connect to {target}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    Ok(stream)
+}
+
+/// A byte there and back.
+fn transact(stream: &mut TcpStream) -> Result<()> {
+    let mut byte = [7];
+    stream.write_all(&byte)?;
+    stream.read_exact(&mut byte)?;
+    Ok(())
+}
+
 fn drive(target: SocketAddr, kind: Kind, first: bool, time: Duration) -> Result<f64> {
-    let connect = || -> Result<TcpStream> {
-        let stream = TcpStream::connect_timeout(&target, Duration::from_secs(3))
-            .with_context(|| format!("connect to {target}"))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        Ok(stream)
-    };
     if kind != Kind::Bulk {
         pin(first);
     }
-    let mut byte = [7];
     let start = Instant::now();
     let mut count = 0u64;
     match kind {
         Kind::Bulk => {
-            let mut stream = connect()?;
+            let mut stream = connect(target)?;
             let block = vec![7; 128 * 1024];
             while start.elapsed() < time {
                 stream.write_all(&block)?;
@@ -158,21 +189,55 @@ fn drive(target: SocketAddr, kind: Kind, first: bool, time: Duration) -> Result<
             return Ok(count as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9);
         }
         Kind::Rr => {
-            let mut stream = connect()?;
+            let mut stream = connect(target)?;
             while start.elapsed() < time {
-                stream.write_all(&byte)?;
-                stream.read_exact(&mut byte)?;
+                transact(&mut stream)?;
                 count += 1;
             }
         }
         Kind::Crr => {
             while start.elapsed() < time {
-                let mut stream = connect()?;
-                stream.write_all(&byte)?;
-                stream.read_exact(&mut byte)?;
+                transact(&mut connect(target)?)?;
                 count += 1;
             }
         }
     }
     Ok(count as f64 / start.elapsed().as_secs_f64())
+}
+
+fn drive_in_turns(
+    ends: [&Ends; 2],
+    targets: [SocketAddr; 2],
+    kind: Kind,
+    time: Duration,
+) -> Result<[f64; 2]> {
+    let mut spaces = Vec::new();
+    for end in ends {
+        spaces.push(NetNs::open(&end.client).map_err(|e| anyhow!("{e}"))?);
+    }
+    pin(ends.iter().any(|end| end.first));
+    let mut streams = [None, None];
+    let (mut counts, mut times) = ([0u64; 2], [Duration::ZERO; 2]);
+    let begin = Instant::now();
+    let mut turn = 0;
+    while begin.elapsed() < time {
+        // One, other, other, one: what changes steadily is the same for both.
+        let which = [0, 1, 1, 0][turn % 4];
+        turn += 1;
+        // Sockets belong to the namespace in which they were made.
+        let _guard = spaces[which].enter().map_err(|e| anyhow!("{e}"))?;
+        if kind == Kind::Rr && streams[which].is_none() {
+            streams[which] = Some(connect(targets[which])?);
+        }
+        let start = Instant::now();
+        while start.elapsed() < TURN {
+            match &mut streams[which] {
+                Some(stream) => transact(stream)?,
+                None => transact(&mut connect(targets[which])?)?,
+            }
+            counts[which] += 1;
+        }
+        times[which] += start.elapsed();
+    }
+    Ok([0, 1].map(|n| counts[n] as f64 / times[n].as_secs_f64()))
 }

@@ -19,10 +19,10 @@ use super::objects::{self, PORTS};
 use super::{Labs, Size};
 use crate::cni::turns;
 use crate::report::Series;
-use crate::traffic::{Ends, Kind, measure};
+use crate::traffic::{Ends, Kind, compare};
 
-/// How long one measurement takes: many short ones, so that contenders take turns often.
-const TIME: Duration = Duration::from_millis(300);
+/// How long two pairs of pods are compared at a time.
+const TIME: Duration = Duration::from_millis(400);
 const KINDS: [Kind; 2] = [Kind::Rr, Kind::Crr];
 const NODES: [&str; 2] = ["node-1", "node-2"];
 /// How often an agent is asked whether it has done all.
@@ -68,26 +68,41 @@ pub(crate) fn run(labs: &mut Labs, size: &Size, rounds: usize) -> Result<Vec<Ser
             series.push(Series::new(name(kind, &flow.name), kind.label().1, base.as_deref()));
         }
     }
+    let of_flows = flows.iter().filter_map(|f| Some((f.name.clone(), f.base.clone()?)));
+    let compared: Vec<Compared> = of_flows.chain(flat).collect();
+    let find = |name: &str| flows.iter().position(|f| f.name == name).context("no such pods");
+    let mut ratios = Vec::new();
+    for kind in KINDS {
+        for (one, base) in &compared {
+            let text = format!("{}, beside {}", name(kind, one), name(kind, base));
+            ratios.push(Series::new(text, "%", None));
+        }
+    }
     for round in 0..rounds {
         eprintln!("bench: round {} of {rounds}", round + 1);
         for (k, kind) in KINDS.into_iter().enumerate() {
-            for f in turns(flows.len(), round * KINDS.len() + k) {
-                let flow = &flows[f];
+            for c in turns(compared.len(), round * KINDS.len() + k) {
+                let (one, base) = &compared[c];
+                let both = [find(one)?, find(base)?];
                 let port = PORTS.start() + u16::try_from((round * 2 + k) % PORTS.len())?;
-                let ends = Ends { port, ..flow.ends.clone() };
-                let value = measure(&ends, kind, TIME).with_context(|| flow.name.clone())?;
-                series[k * flows.len() + f].samples.push(value);
-                forget(flow)?;
+                // Where both are of one pod, each needs a port of its own.
+                let next = PORTS.start() + u16::try_from((round * 2 + k + 1) % PORTS.len())?;
+                let [a, b] = both.map(|f| &flows[f]);
+                let ends = [(a, port), (b, next)].map(|(f, port)| Ends { port, ..f.ends.clone() });
+                let found = compare([&ends[0], &ends[1]], kind, TIME)
+                    .with_context(|| format!("{one} beside {base}"))?;
+                for (f, rate) in both.into_iter().zip(found) {
+                    series[k * flows.len() + f].samples.push(rate);
+                }
+                ratios[k * compared.len() + c].samples.push(found[0] / found[1] * 100.0);
+                [a, b].into_iter().try_for_each(forget)?;
+                // Others have to run as well: the kernel lets them, after a second of waiting, in the
+                // middle of a measurement.
+                thread::sleep(Duration::from_millis(30));
             }
         }
     }
-    let mut compared: Vec<Compared> =
-        series.iter().filter_map(|s| Some((s.name.clone(), s.against.clone()?))).collect();
-    for kind in KINDS {
-        compared.extend(flat.iter().map(|(a, b)| (name(kind, a), name(kind, b))));
-    }
-    let by_round = by_round(&series, &compared);
-    series.extend(by_round);
+    series.extend(ratios);
     Ok(series)
 }
 
@@ -98,21 +113,7 @@ fn forget(flow: &Flow) -> Result<()> {
         let mut table = Conntrack::open_in(&ns).map_err(|e| anyhow!("{e}"))?;
         table.delete_for(&[flow.ends.addr], 0).map_err(|e| anyhow!("{e}"))?;
     }
-    // Others have to run as well: the kernel lets them, after a second of waiting, in the middle of a measurement.
-    thread::sleep(Duration::from_millis(30));
     Ok(())
-}
-
-/// The ratio of each round to another one in the same round, for a machine whose speed changes meanwhile.
-fn by_round(series: &[Series], compared: &[Compared]) -> Vec<Series> {
-    let find = |name: &str| series.iter().find(|s| s.name == name);
-    let ratios = compared.iter().filter_map(|(name, base)| {
-        let pairs = find(name)?.samples.iter().zip(&find(base)?.samples);
-        let mut ratios = Series::new(format!("{name}, of the same round's {base}"), "%", None);
-        ratios.samples = pairs.map(|(value, base)| value / base * 100.0).collect();
-        Some(ratios)
-    });
-    ratios.collect()
 }
 
 /// Two nodes, pods routed and without a tunnel.
@@ -347,16 +348,5 @@ mod tests {
         nets.sort();
         nets.dedup();
         assert_eq!(ipnet::IpNet::aggregate(&nets).len(), list.len());
-    }
-
-    #[test]
-    fn a_round_is_compared_with_itself() {
-        let mut base = Series::new("base", "1/s", None);
-        base.samples = vec![10.0, 20.0];
-        let mut other = Series::new("other", "1/s", Some("base"));
-        other.samples = vec![9.0, 20.0];
-        let found = by_round(&[base, other], &[("other".into(), "base".into())]);
-        assert_eq!(found[0].samples, [90.0, 100.0]);
-        assert_eq!(found.len(), 1);
     }
 }

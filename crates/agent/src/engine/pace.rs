@@ -61,10 +61,12 @@ impl Pace {
         self.next = None;
     }
 
-    /// There was a round, and it found nothing to do (`idle`), or did something.
+    /// There was a round, and it found nothing to do (`idle`), or did something. Half of the rounds beside
+    /// plugins at work meet one half-way and do something of its work: they are to become seldom as well.
     pub(super) fn after_round(&mut self, now: Instant, idle: bool) {
         let gather = self.gather(now);
-        self.gather = if idle { (gather * 2).min(GATHER_MOST) } else { GATHER };
+        let next = if idle { gather * 2 } else { gather / 2 };
+        self.gather = next.clamp(GATHER, GATHER_MOST);
         self.last = Some(now);
     }
 }
@@ -145,8 +147,10 @@ mod tests {
             now += Duration::from_millis(300);
         }
         assert_eq!(all, [20, 40, 80, 160, 160, 160]);
-        // There was something to do: it may go on.
+        // There was something to do: it may go on, or is a part of what others do by themselves.
         pace.after_round(now, false);
+        assert_eq!(pace.gather(now), GATHER_MOST / 2);
+        (0..8).for_each(|_| pace.after_round(now, false));
         assert_eq!(pace.gather(now), GATHER);
         (0..4).for_each(|_| pace.after_round(now, true));
         assert_eq!(pace.gather(now + CALM), GATHER_MOST);
