@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
-use causeway_model::nft::{Chain, Element, ElementKey, NftTable, Set};
+use causeway_model::nft::{Chain, Element, ElementKey, KeyPart, NftTable, Set};
 use causeway_plan::NftOp;
+
+use crate::frame;
 
 /// Elements that are put into new sets by one transaction: it is in memory twice.
 const AT_ONCE: usize = 4096;
@@ -34,10 +36,16 @@ pub(crate) struct Draft {
     elements: BTreeMap<(String, ElementKey), Option<Element>>,
     /// Of them those that go when all else is done.
     late: BTreeSet<(String, ElementKey)>,
+    /// The number of the table's state: see [`frame`].
+    state: u32,
+    /// It is another one than that of the kernel's table.
+    other_state: bool,
 }
 
 impl Draft {
-    pub(crate) fn new(table: NftTable) -> Self {
+    /// `state`: the number of the table's first state, one that no table before had in the last days.
+    pub(crate) fn new(state: u32) -> Self {
+        let table = frame::table(frame::mark(state));
         Self {
             new_sets: table.sets.keys().cloned().collect(),
             new_chains: table.chains.keys().cloned().collect(),
@@ -47,7 +55,23 @@ impl Draft {
             rewritten: BTreeSet::new(),
             elements: BTreeMap::new(),
             late: BTreeSet::new(),
+            state,
+            other_state: false,
         }
+    }
+
+    /// The table's next state: connections that were judged by an earlier one are judged anew.
+    fn advance(&mut self) {
+        let old = frame::mark(self.state);
+        self.state = self.state.wrapping_add(1);
+        let new = frame::mark(self.state);
+        self.put(frame::JUDGED, KeyPart::CtMark(old).into(), None);
+        self.put(frame::JUDGED, KeyPart::CtMark(new).into(), Some(Element::default()));
+        let chain = self.table.chains.get_mut(frame::JUDGE);
+        if let Some(last) = chain.and_then(|chain| chain.rules.last_mut()) {
+            *last = frame::mark_rule(new);
+        }
+        self.other_state = true;
     }
 
     pub(crate) fn table(&self) -> &NftTable {
@@ -206,6 +230,9 @@ impl Draft {
         may_join: bool,
         mut each: impl FnMut(Transaction) -> Result<(), E>,
     ) -> Result<(), E> {
+        if self.has_changes() {
+            self.advance();
+        }
         let changes = self.changes();
         let mut first = Some(first);
         let mut each = |mut ops: Vec<NftOp>, prepares| match ops.is_empty() {
@@ -273,11 +300,21 @@ impl Draft {
         let [out, into, late] = self.element_ops();
         second.extend(out);
         second.extend(into);
+        second.extend(self.state_op());
         for (name, chain) in self.rewritten.iter().filter_map(|n| table.chains.get_key_value(n)) {
             second.push(NftOp::FlushChain { name: name.clone() });
             second.extend(rules(name, chain));
         }
         let mut third = late;
+        if !third.is_empty() {
+            // What is true of an address may be another thing once it is in one set alone.
+            self.elements.clear();
+            self.advance();
+            let [out, into, _] = self.element_ops();
+            third.extend(out);
+            third.extend(into);
+            third.extend(self.state_op());
+        }
         for chain in &self.gone_chains {
             third.push(NftOp::FlushChain { name: chain.clone() });
         }
@@ -292,9 +329,18 @@ impl Draft {
         self.rewritten.clear();
         self.elements.clear();
         self.late.clear();
+        self.other_state = false;
         let (new_sets, new_chains) = (&mut self.new_sets, &mut self.new_chains);
         let (new_sets, new_chains) = (std::mem::take(new_sets), std::mem::take(new_chains));
         Changes { new_sets, new_chains, second, third }
+    }
+
+    /// What makes the state that of the kernel's table too, but for elements.
+    fn state_op(&self) -> Option<NftOp> {
+        let made = |names: &BTreeSet<String>| names.contains(frame::JUDGE);
+        let rule = frame::mark_rule(frame::mark(self.state));
+        (self.other_state && !made(&self.new_chains) && !made(&self.rewritten))
+            .then(|| NftOp::SetLastRule { chain: frame::JUDGE.to_owned(), rule })
     }
 
     /// Elements to be taken out, to be put in, and to be taken out late, by set.

@@ -5,6 +5,7 @@ mod pods;
 mod programs;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 
 use causeway_model::nft::{Element, KeyPart, NftTable};
@@ -16,7 +17,6 @@ use causeway_policy::{
 use causeway_types::Family;
 
 use crate::draft::{Draft, Transaction};
-use crate::frame;
 use crate::part::{self, Lists, Usual};
 pub use cause::Cause;
 
@@ -161,6 +161,11 @@ struct Touched {
     policies: BTreeSet<PolicyName>,
 }
 
+/// Where the states of a table begin that nobody knows the last one of.
+fn first_state() -> u32 {
+    RandomState::new().hash_one(()) as u32
+}
+
 impl Enforcer {
     /// Of a node, which knows of nothing yet.
     #[must_use]
@@ -182,7 +187,7 @@ impl Enforcer {
             ports: BTreeMap::new(),
             left: BTreeMap::new(),
             later: BTreeSet::new(),
-            draft: Draft::new(frame::table()),
+            draft: Draft::new(first_state()),
         }
     }
 

@@ -6,6 +6,13 @@
 //! whichever way it goes, before and behind any translation, and for ICMP errors about it. So a change of
 //! policies ends what is not allowed any more and nothing else, and no entry has to be removed.
 //!
+//! What a connection may do is the same for all its packets until something changes. So a packet that passes leaves on
+//! its connection, as its mark, the number of the state of the table by which it was judged; each transaction that
+//! changes what the table says gives it another number; and packets of connections with the number of now pass by one
+//! look-up. The number that a packet leaves is a constant of the chain that it goes through, which the kernel takes up
+//! before any set is asked: where a transaction comes in the packet's time it leaves the older one, and the next packet
+//! is judged anew. Connections that others have given a mark keep it, and each of their packets is judged.
+//!
 //! Packets that are not tracked are judged by their headers, in chains of their own beside those of all others. Only
 //! what elements lead to asks which of the two a packet needs: the kernel follows every way through a table that
 //! gets a rule (`nft_table_validate`), and with a choice at each step there would be very many.
@@ -19,20 +26,41 @@ use causeway_types::{Family, names};
 
 /// `NF_CT_STATE_BIT`s.
 const INVALID: u32 = 1;
-const KNOWN: u32 = 2 | 4;
+const ESTABLISHED: u32 = 2;
+const KNOWN: u32 = ESTABLISHED | 4;
 const NEW: u32 = 8;
 pub(crate) const UNTRACKED: u32 = 64;
 const TCP: u8 = 6;
 const ICMPV6: u8 = 58;
-const SYN: u16 = 2;
+const SYN: u32 = 2;
 /// The first of the ports that are given to clients, as a rule (`net.ipv4.ip_local_port_range`).
-const EPHEMERAL: u16 = 0x8000;
+const EPHEMERAL: u32 = 0x8000;
 /// Packets a second that are handed to the agent, so that it can tell of them.
 const LOGGED: u32 = 100;
 /// Bytes of a packet that say who it is from and what it is: both headers with options.
 pub const LOG_BYTES: u32 = 128;
 /// The group that the agent listens at: "CW".
 pub const LOG_GROUP: u16 = 0x4357;
+
+/// The chain at whose end connections are marked.
+pub(crate) const JUDGE: &str = "judge";
+/// The set of the mark of connections that are judged.
+pub(crate) const JUDGED: &str = "judged";
+/// Marks are ours if these bits are as in [`MARK`]. The others count the states of the table: an idle connection is
+/// forgotten after five days (`nf_conntrack_tcp_timeout_established`), in which the number would come round with more
+/// than six hundred changes a second.
+const MARK_MASK: u32 = 0xf000_0000;
+const MARK: u32 = 0xc000_0000;
+
+/// The mark of a state of the table, by its number.
+pub(crate) fn mark(number: u32) -> u32 {
+    MARK | number & !MARK_MASK
+}
+
+/// The last rule of [`JUDGE`].
+pub(crate) fn mark_rule(mark: u32) -> Rule {
+    Rule::new("judged by this state of the table", [Stmt::CtMark { mark }])
+}
 
 /// Which way a packet goes. At the hooks of the table this and its header say between whom it is, also where the kernel
 /// hands over no connections with packets.
@@ -243,7 +271,7 @@ impl Read {
 }
 
 /// The table of a node without pods that policies apply to.
-pub(crate) fn table() -> NftTable {
+pub(crate) fn table(mark: u32) -> NftTable {
     let mut table = NftTable::new(NftFamily::Inet, names::NFT_POLICY, true);
     for family in Family::BOTH {
         let address = KeyType::Addr(family);
@@ -255,12 +283,15 @@ pub(crate) fn table() -> NftTable {
         table.sets.insert(isolated(family), Set::of(address, false));
         table.sets.insert(itself(family), Set::map(vec![address, address], vec![]));
     }
+    let mut judged = Set::of(KeyType::Mark, false);
+    judged.add(KeyPart::CtMark(mark), None);
+    table.sets.insert(JUDGED.to_owned(), judged);
     let mut add = |name: &str, chain: Chain| {
         table.chains.insert(name.to_owned(), chain);
     };
     add("forward", base(Hook::Forward, forward()));
     add("input", base(Hook::Input, input()));
-    add("judge", chain(dispatch(Read::Connection, &[Direction::Egress, Direction::Ingress])));
+    add(JUDGE, chain(judge(mark)));
     add("untracked", chain(dispatch(Read::Header, &[Direction::Egress, Direction::Ingress])));
     add("judge_input", chain(dispatch(Read::Connection, &[Direction::Egress])));
     add("untracked_input", chain(dispatch(Read::Header, &[Direction::Egress])));
@@ -282,13 +313,17 @@ pub(crate) fn table() -> NftTable {
 fn forward() -> Vec<Rule> {
     let tcp = Stmt::is(Field::L4Proto, KeyPart::Proto(TCP));
     let no_syn = Stmt::is(Field::TcpFlags, Rhs::Bits { mask: SYN, value: 0 });
+    // A connection that another one has brought about has its mark, and is yet to be judged: it is no established one.
+    let judged = Stmt::lookup([Field::CtMark], MatchOp::Eq, JUDGED);
+    let pass = Stmt::Verdict(Verdict::Accept);
     vec![
-        Rule::new("each packet, not the first alone", [state(KNOWN), goto("judge")]),
+        Rule::new("judged since the last change", [state(ESTABLISHED), judged, pass]),
+        Rule::new("each packet, not the first alone", [state(KNOWN), goto(JUDGE)]),
         Rule::new(
             "in the middle of an unknown connection",
             [state(NEW), tcp, no_syn, goto("midstream")],
         ),
-        rule([state(NEW), goto("judge")]),
+        rule([state(NEW), goto(JUDGE)]),
         rule([state(INVALID), goto("invalid")]),
         Rule::new("no connection: by its own header", [goto("untracked")]),
     ]
@@ -316,6 +351,16 @@ pub(crate) fn choice(chain: &str) -> Vec<Rule> {
     vec![rule([state(UNTRACKED), untracked]), rule([tracked])]
 }
 
+fn judge(mark: u32) -> Vec<Rule> {
+    let mut rules = dispatch(Read::Connection, &[Direction::Egress, Direction::Ingress]);
+    let marked = Stmt::is_not(Field::CtMark, KeyPart::CtMark(0));
+    let bits = Rhs::Bits { mask: MARK_MASK, value: MARK };
+    let foreign = [marked, Stmt::is_not(Field::CtMark, bits), Stmt::Verdict(Verdict::Return)];
+    rules.push(Rule::new("others have marked it", foreign));
+    rules.push(mark_rule(mark));
+    rules
+}
+
 fn dispatch(read: Read, directions: &[Direction]) -> Vec<Rule> {
     let mut rules = Vec::new();
     for direction in directions {
@@ -331,7 +376,7 @@ fn dispatch(read: Read, directions: &[Direction]) -> Vec<Rule> {
 /// Taken for that, a server's packet would turn the connection round, and other rules would be asked.
 fn midstream() -> Vec<Rule> {
     let is = |field, value| Stmt::is(field, Rhs::Bits { mask: EPHEMERAL, value });
-    let client = [is(Field::Sport, EPHEMERAL), is(Field::Dport, 0), goto("judge")];
+    let client = [is(Field::Sport, EPHEMERAL), is(Field::Dport, 0), goto(JUDGE)];
     let mut rules = vec![Rule::new("from a client, by its ports", client)];
     rules.extend(at_isolated("midstream_drop"));
     rules

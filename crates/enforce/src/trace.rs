@@ -72,6 +72,9 @@ impl Packet {
                 (self.protocol == 6).then_some(KeyPart::Port(if self.syn { 2 } else { 16 }))
             }
             Field::CtState => Some(KeyPart::CtState(self.state)),
+            // The first packet since the last change: all others of its connection pass as it does.
+            Field::CtMark if self.tracked() => Some(KeyPart::CtMark(0)),
+            Field::CtMark => None,
             Field::CtClient(_)
             | Field::CtServer(_)
             | Field::CtProtocol
@@ -224,7 +227,9 @@ impl<'a> Walk<'a> {
                         }
                     }
                     Stmt::Verdict(verdict) => (verdict, None),
-                    Stmt::Counter | Stmt::Limit { .. } | Stmt::Log { .. } => continue,
+                    Stmt::Counter | Stmt::Limit { .. } | Stmt::Log { .. } | Stmt::CtMark { .. } => {
+                        continue;
+                    }
                     other => return Err(Unknown(format!("{other:?} in the chain {name}"))),
                 };
                 if let Some(steps) = &mut self.steps {
@@ -268,7 +273,8 @@ impl<'a> Walk<'a> {
             (Rhs::Set(set), parts) => find(self.elements(set)?, parts).is_some(),
             (Rhs::Value(KeyPart::CtState(bits)), [KeyPart::CtState(state)]) => bits & state != 0,
             (Rhs::Value(value), [part]) => part == value,
-            (Rhs::Bits { mask, value }, [KeyPart::Port(port)]) => port & mask == *value,
+            (Rhs::Bits { mask, value }, [KeyPart::Port(port)]) => u32::from(*port) & mask == *value,
+            (Rhs::Bits { mask, value }, [KeyPart::CtMark(mark)]) => mark & mask == *value,
             other => return Err(Unknown(format!("{other:?}"))),
         })
     }

@@ -9,7 +9,7 @@ use causeway_kernel::netns;
 use causeway_kernel::nft::Nft;
 use causeway_model::nft::{
     Base, Chain, ChainType, Content, Element, ElementKey, Field, Hook, KeyPart, KeyType, MatchOp,
-    NftFamily, NftTable, Policy, Rule, Set, Stmt, Verdict, text,
+    NftFamily, NftTable, Policy, Rhs, Rule, Set, Stmt, Verdict, text,
 };
 use causeway_model::{Key, Object};
 use causeway_plan::{NftOp, TableId, table_ops};
@@ -331,4 +331,55 @@ fn translations() -> NftTable {
 #[test]
 fn translations_are_as_nft_would_write_them() {
     check(&translations());
+}
+
+/// What is judged and how it is remembered.
+fn judging(mark: u32) -> NftTable {
+    let mut table = NftTable::new(NftFamily::Inet, "causeway_policy", true);
+    let mut judged = Set::of(KeyType::Mark, false);
+    judged.add(KeyPart::CtMark(mark), None);
+    table.sets.insert("judged".into(), judged);
+    let pass = || Stmt::Verdict(Verdict::Accept);
+    let bits = Rhs::Bits { mask: 0xf000_0000, value: 0xc000_0000 };
+    let rules = vec![
+        Rule::new("1", [Stmt::lookup([Field::CtMark], MatchOp::Eq, "judged"), pass()]),
+        Rule::new("2", [Stmt::is_not(Field::CtMark, KeyPart::CtMark(0)), pass()]),
+        Rule::new("3", [Stmt::is_not(Field::CtMark, bits), pass()]),
+        Rule::new("4", [Stmt::CtMark { mark }]),
+    ];
+    table.chains.insert("judge".into(), Chain { base: None, rules });
+    table
+}
+
+#[test]
+fn marks_of_connections_are_as_nft_would_write_them() {
+    check(&judging(0xc123_4567));
+}
+
+#[test]
+fn the_last_rule_alone_is_another() {
+    isolated(|| {
+        let (old, new) = (judging(0xc000_0001), judging(0xc000_0002));
+        let id = TableId::of(&old);
+        let mut nft = Nft::open().unwrap();
+        nft.apply(&id, &table_ops(&old, None)).unwrap();
+        let handles = || {
+            let list = run(Command::new("nft").args(["-a", "list", "ruleset"]), "");
+            let rules = list.lines().filter(|line| line.contains("comment"));
+            rules.map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let before = handles();
+        let last = |table: &NftTable| {
+            let rule = table.chains["judge"].rules.last().unwrap().clone();
+            NftOp::SetLastRule { chain: "judge".into(), rule }
+        };
+        nft.apply(&id, &[last(&new)]).unwrap();
+        let have = nft.read_table(id.family, &id.name).unwrap().unwrap();
+        assert_eq!(have.chains["judge"], new.chains["judge"]);
+        assert_eq!(before[..3], handles()[..3]);
+        let nowhere = NftOp::SetLastRule { chain: "nowhere".into(), rule: Rule::new("", []) };
+        let error = nft.apply(&id, &[last(&old), nowhere]).unwrap_err().to_string();
+        assert!(error.contains("step 2 of 2") && error.contains("nowhere"), "{error}");
+        assert_eq!(nft.read_table(id.family, &id.name).unwrap().unwrap(), have);
+    });
 }

@@ -87,6 +87,13 @@ pub enum NftOp {
         /// Rule.
         rule: Rule,
     },
+    /// Puts a rule in the place of the last one of a chain, of which nothing else changes.
+    SetLastRule {
+        /// Chain, which has a rule.
+        chain: String,
+        /// Rule.
+        rule: Rule,
+    },
     /// Adds elements; those that are there stay.
     AddElements {
         /// Set or map.

@@ -278,6 +278,13 @@ impl SimKernel {
                 let chain = table.chains.get_mut(chain).ok_or(Refusal::Missing)?;
                 chain.rules.push(rule.clone());
             }
+            NftOp::SetLastRule { chain, rule } => {
+                for stmt in &rule.stmts {
+                    check_stmt(table, stmt)?;
+                }
+                let chain = table.chains.get_mut(chain).ok_or(Refusal::Missing)?;
+                *chain.rules.last_mut().ok_or(Refusal::Missing)? = rule.clone();
+            }
             NftOp::AddElements { set, elements, .. } => {
                 let leads = elements.values().filter_map(|e| e.verdict.as_ref().and_then(target));
                 for chain in leads {

@@ -54,7 +54,7 @@ fn first_instant(ns: &Path) {
     }
 }
 
-fn served(pod: &Pod, family: Family) -> SocketAddr {
+pub(crate) fn served(pod: &Pod, family: Family) -> SocketAddr {
     (pod.ip(family).unwrap(), 8080).into()
 }
 
@@ -148,13 +148,13 @@ fn no_gap_at_the_start_of_bridged_pods() {
 
 /// A connection that is asked again and again, each time something else: what comes late is no answer to the next
 /// question.
-struct Talk {
+pub(crate) struct Talk {
     stream: TcpStream,
     asked: u8,
 }
 
 impl Talk {
-    fn open(ns: &Path, to: SocketAddr) -> Self {
+    pub(crate) fn open(ns: &Path, to: SocketAddr) -> Self {
         let stream = inside(ns, || Ok(TcpStream::connect_timeout(&to, PATIENCE)?)).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(400))).unwrap();
         let mut talk = Self { stream, asked: 127 };
@@ -164,7 +164,7 @@ impl Talk {
     }
 
     /// Whether it is answered within a moment.
-    fn goes_on(&mut self) -> bool {
+    pub(crate) fn goes_on(&mut self) -> bool {
         // No byte of the greeting.
         self.asked = 128 | self.asked.wrapping_add(1);
         if self.stream.write_all(&[self.asked]).is_err() {

@@ -14,6 +14,7 @@ mod enforce_drops;
 mod enforce_faults;
 mod enforce_life;
 mod enforce_many;
+mod enforce_marks;
 mod enforce_services;
 mod failures;
 mod faults;

@@ -1,6 +1,6 @@
 //! A kernel that takes transactions of nftables, as far as tables of policies need it.
 
-use causeway_model::nft::{Chain, NftFamily, NftTable, Rhs, Stmt, Verdict};
+use causeway_model::nft::{Chain, KeyPart, NftFamily, NftTable, Rhs, Stmt, Verdict};
 use causeway_plan::NftOp;
 
 /// Does a transaction, or panics where the kernel would refuse it.
@@ -48,6 +48,10 @@ pub(crate) fn commit(kernel: &mut Option<NftTable>, ops: &[NftOp]) {
                 }
                 table.chains.get_mut(chain).expect(chain).rules.push(rule.clone());
             }
+            NftOp::SetLastRule { chain, rule } => {
+                *table.chains.get_mut(chain).expect(chain).rules.last_mut().expect(chain) =
+                    rule.clone();
+            }
             NftOp::AddElements { set, of, elements } => {
                 elements.values().filter_map(|e| e.verdict.as_ref()).for_each(|v| there(table, v));
                 let found = table.sets.get_mut(set).unwrap_or_else(|| panic!("there is no {set}"));
@@ -65,6 +69,23 @@ pub(crate) fn commit(kernel: &mut Option<NftTable>, ops: &[NftOp]) {
             }
         }
     }
+}
+
+/// The mark that connections get whose packets pass, and that lets them pass from then on.
+pub(crate) fn mark(table: &NftTable) -> u32 {
+    let last = table.chains["judge"].rules.last().unwrap();
+    let [Stmt::CtMark { mark }] = last.stmts[..] else { panic!("{last:?}") };
+    let known: Vec<_> = table.sets["judged"].elements.keys().collect();
+    assert!(matches!(&known[..], [key] if key[..] == [KeyPart::CtMark(mark)]), "{known:?} {mark}");
+    mark
+}
+
+/// The table but for that mark, which differs from one enforcer to the other.
+pub(crate) fn without_mark(table: &NftTable) -> NftTable {
+    let mut table = table.clone();
+    table.sets.get_mut("judged").unwrap().elements.clear();
+    table.chains.get_mut("judge").unwrap().rules.pop();
+    table
 }
 
 fn target(verdict: &Verdict) -> Option<&str> {

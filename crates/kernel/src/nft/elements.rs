@@ -26,6 +26,7 @@ pub(super) fn width(kind: KeyType) -> usize {
         KeyType::EtherAddr => 6,
         KeyType::InetProto => 1,
         KeyType::InetService => 2,
+        KeyType::Mark => 4,
     }
 }
 

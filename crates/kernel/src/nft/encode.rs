@@ -11,7 +11,7 @@ use causeway_types::Family;
 use super::elements::{self, width};
 use super::exprs;
 use super::wire::{Body, comment, msg};
-use crate::sock::{APPEND, CREATE, Request};
+use crate::sock::{APPEND, CREATE, REPLACE, Request};
 
 /// Elements of one message: an attribute's length has 16 bits.
 const ELEMENT_BYTES: usize = 48 * 1024;
@@ -24,8 +24,8 @@ pub(super) fn proto(family: NftFamily) -> u8 {
     }
 }
 
-/// The messages of one step.
-pub(super) fn step(table: &TableId, op: &NftOp) -> Vec<Request> {
+/// The messages of one step. `last`: the number of the chain's last rule, of those that need it.
+pub(super) fn step(table: &TableId, op: &NftOp, last: Option<u64>) -> Vec<Request> {
     let mut body = Body::new(proto(table.family));
     body.text(1, &table.name);
     match op {
@@ -57,6 +57,12 @@ pub(super) fn step(table: &TableId, op: &NftOp) -> Vec<Request> {
         NftOp::AddRule { chain, rule } => {
             put_rule(&mut body, table.family, chain, rule);
             one(msg::NEWRULE, CREATE | APPEND, body)
+        }
+        NftOp::SetLastRule { chain, rule } => {
+            put_rule(&mut body, table.family, chain, rule);
+            // NFTA_RULE_HANDLE: in whose place it comes.
+            body.put(3, &last.unwrap_or(0).to_be_bytes());
+            one(msg::NEWRULE, REPLACE, body)
         }
         NftOp::AddElements { set, of, elements } => {
             put_elements(table, msg::NEWSETELEM, CREATE, set, of, elements)
@@ -121,6 +127,7 @@ fn datatype(kind: KeyType) -> u32 {
         KeyType::EtherAddr => 9,
         KeyType::InetProto => 12,
         KeyType::InetService => 13,
+        KeyType::Mark => 19,
         KeyType::IfName => 41,
     }
 }
@@ -133,6 +140,7 @@ pub(super) fn key_types(mut number: u32) -> Option<Vec<KeyType>> {
         KeyType::EtherAddr,
         KeyType::InetProto,
         KeyType::InetService,
+        KeyType::Mark,
         KeyType::IfName,
     ];
     let mut all = Vec::new();
@@ -165,8 +173,8 @@ fn put_set(body: &mut Body, name: &str, set: &Set) {
         body.u32(6, number).u32(7, length);
     }
     body.u32(10, 1);
-    // NFTNL_UDATA_SET_KEYBYTEORDER: nft prints keys by it. Interface names are host order.
-    let order: u32 = if set.key == [KeyType::IfName] { 1 } else { 2 };
+    // NFTNL_UDATA_SET_KEYBYTEORDER: nft prints keys by it. Interface names and marks are host order.
+    let order: u32 = if matches!(set.key[..], [KeyType::IfName | KeyType::Mark]) { 1 } else { 2 };
     let mut udata = vec![0, 4];
     udata.extend_from_slice(&order.to_ne_bytes());
     if !set.data.is_empty() {

@@ -30,9 +30,10 @@ const NAT_DNAT: u32 = 1;
 /// `NF_NAT_RANGE_MAP_IPS`, `NF_NAT_RANGE_PROTO_SPECIFIED`: the kernel sets them by itself.
 const NAT_GIVEN: u32 = 3;
 /// `NFT_CT_*`, with `IP_CT_DIR_*` of those that are asked of a direction.
-const CT_KEYS: [(CtKey, u32, Option<u8>); 8] = [
+const CT_KEYS: [(CtKey, u32, Option<u8>); 9] = [
     (CtKey::State, 0, None),
     (CtKey::Direction, 1, None),
+    (CtKey::Mark, CT_MARK, None),
     (CtKey::Protocol, 10, None),
     (CtKey::ServerPort, 11, Some(1)),
     (CtKey::Client(Family::V4), 19, Some(0)),
@@ -40,6 +41,8 @@ const CT_KEYS: [(CtKey, u32, Option<u8>); 8] = [
     (CtKey::Client(Family::V6), 21, Some(0)),
     (CtKey::Server(Family::V6), 21, Some(1)),
 ];
+/// `NFT_CT_MARK`.
+const CT_MARK: u32 = 3;
 /// `NFT_LIMIT_PKTS`, and its unit: a second.
 const LIMIT_PACKETS: u32 = 0;
 const SECOND: u64 = 1;
@@ -76,7 +79,7 @@ fn name(expr: &Expr) -> &str {
         Expr::Notrack => "notrack",
         Expr::Masq { .. } => "masq",
         Expr::FibDaddrType { .. } => "fib",
-        Expr::Ct { .. } => "ct",
+        Expr::Ct { .. } | Expr::SetCtMark { .. } => "ct",
         Expr::Limit { .. } => "limit",
         Expr::Log { .. } => "log",
         Expr::Unknown(name) => name,
@@ -143,6 +146,9 @@ fn data(d: &mut Body, expr: &Expr) {
             if let Some(direction) = direction {
                 d.put(3, &[*direction]);
             }
+        }
+        Expr::SetCtMark { sreg } => {
+            d.u32(2, CT_MARK).u32(4, *sreg);
         }
         Expr::Limit { rate } => {
             d.put(1, &u64::from(*rate).to_be_bytes()).put(2, &SECOND.to_be_bytes());
@@ -272,6 +278,9 @@ fn read(name: &str, d: &[u8]) -> Option<Expr> {
         "masq" if number(2).is_none() => Expr::Masq { flags: number(1).unwrap_or(0) },
         "fib" if number(2)? == FIB_ADDRTYPE && number(3)? == FIB_DADDR => {
             Expr::FibDaddrType { dreg: number(1)? }
+        }
+        "ct" if number(1).is_none() && number(2)? == CT_MARK => {
+            Expr::SetCtMark { sreg: number(4)? }
         }
         "ct" => {
             let (of, direction) = (number(2)?, attribute(d, 3).and_then(|d| d.first().copied()));

@@ -103,7 +103,8 @@ impl Nft {
         last: Option<Request>,
     ) -> Result<(), Error> {
         let table = TableId { family: NftFamily::Netdev, name: table.to_owned() };
-        let mut steps: Vec<Vec<Request>> = ops.iter().map(|op| encode::step(&table, op)).collect();
+        let mut steps: Vec<Vec<Request>> =
+            ops.iter().map(|op| encode::step(&table, op, None)).collect();
         steps.extend(last.map(|request| vec![request]));
         let mut refused = Refusal::new(libc::EINTR);
         for _ in 0..TRIES {

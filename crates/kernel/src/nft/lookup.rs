@@ -139,7 +139,7 @@ impl Nft {
             if ops.is_empty() {
                 return Ok(found);
             }
-            let steps = ops.iter().map(|op| encode::step(table, op)).collect();
+            let steps = ops.iter().map(|op| encode::step(table, op, None)).collect();
             match self.commit_steps(steps, Some(generation)) {
                 Ok(()) => return Ok(found),
                 Err(Failure::Refused { refusal, .. }) if is_interrupted(&refusal) => {}

@@ -86,7 +86,17 @@ impl Nft {
     }
 
     fn transaction(&mut self, table: &TableId, ops: &[NftOp]) -> Result<(), Failure> {
-        self.commit_steps(ops.iter().map(|op| encode::step(table, op)).collect(), None)
+        let mut steps = Vec::with_capacity(ops.len());
+        for op in ops {
+            let last = match op {
+                NftOp::SetLastRule { chain, .. } => {
+                    read::last_rule(&mut self.sock, table, chain).map_err(Failure::Socket)?
+                }
+                _ => None,
+            };
+            steps.push(encode::step(table, op, last));
+        }
+        self.commit_steps(steps, None)
     }
 
     /// Sends the messages of several steps, to be carried out all or none; with a generation only
@@ -246,6 +256,10 @@ fn word(op: &NftOp) -> String {
         NftOp::DelChain { name } => format!("remove the chain {name}"),
         NftOp::AddRule { chain, rule } => {
             format!("add to the chain {chain}: {}", causeway_model::nft::text::rule(rule))
+        }
+        NftOp::SetLastRule { chain, rule } => {
+            let rule = causeway_model::nft::text::rule(rule);
+            format!("put in the place of the last rule of the chain {chain}: {rule}")
         }
         NftOp::AddElements { set, elements, .. } => {
             format!("add {} elements to the set {set}", elements.len())

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use causeway_model::nft::{
     Base, Chain, ChainType, Hook, NftFamily, NftTable, Policy, Rule, Set, raise,
 };
+use causeway_plan::TableId;
 use causeway_types::IfName;
 
 use super::elements;
@@ -158,6 +159,27 @@ fn rules(sock: &mut Socket, table: &mut NftTable, chain: Option<&str>) -> Result
         }
     }
     Ok(())
+}
+
+/// The number by which the kernel knows the last rule of a chain (`NFTA_RULE_HANDLE`); `None` where there is none.
+pub(super) fn last_rule(
+    sock: &mut Socket,
+    table: &TableId,
+    chain: &str,
+) -> Result<Option<u64>, Error> {
+    let ask = request(msg::GETRULE, table.family, |b| {
+        b.text(1, &table.name).text(2, chain);
+    });
+    let read = |reply: Reply<'_>| {
+        let body = ours(&reply, &table.name)?;
+        (text(attribute(body, 2)?) == chain).then_some(())?;
+        Some(u64::from_be_bytes(*attribute(body, 3)?.first_chunk()?))
+    };
+    match sock.dump("list the rules of an nftables chain", ask, read) {
+        Ok(all) => Ok(all.last().copied()),
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The packets that the rules of a chain have counted, all together; nothing where there is no such chain.

@@ -169,6 +169,11 @@ pub enum Stmt {
         /// The bits.
         bits: u32,
     },
+    /// Sets the connection's mark (`ct mark set MARK`), also of one whose first packet this is.
+    CtMark {
+        /// The mark.
+        mark: u32,
+    },
     /// Destination translation to the address and port that a map has for the fields; goes on when
     /// nothing is found.
     Dnat {

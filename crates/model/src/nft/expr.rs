@@ -43,6 +43,8 @@ pub enum MetaKey {
 pub enum CtKey {
     /// Bits, 4 bytes, host order.
     State,
+    /// The connection's mark, 4 bytes, host order.
+    Mark,
     /// The packet's direction, 1 byte.
     Direction,
     /// Source of the original direction.
@@ -118,6 +120,11 @@ pub enum Expr {
     },
     /// Sets the packet's mark from a register.
     SetMark {
+        /// Register.
+        sreg: Reg,
+    },
+    /// Sets the connection's mark from a register.
+    SetCtMark {
         /// Register.
         sreg: Reg,
     },

@@ -49,6 +49,8 @@ pub enum Field {
     CtState,
     /// `meta mark`: compared under the mask of [`KeyPart::Mark`].
     Mark,
+    /// `ct mark`: the connection's mark, see [`KeyPart::CtMark`] and [`Rhs::Bits`].
+    CtMark,
     /// `ct direction`: see [`KeyPart::CtDirection`].
     CtDirection,
     /// `ct original ip saddr`, `ct original ip6 saddr`: who opened the connection, before any translation.
@@ -85,12 +87,12 @@ pub enum Rhs {
     Value(KeyPart),
     /// Any interface name that begins so (`iifname "cw*"`).
     Prefix(String),
-    /// Some bits of a port or of TCP's flags.
+    /// Some bits of a port, of TCP's flags or of a connection's mark.
     Bits {
         /// The bits that count.
-        mask: u16,
+        mask: u32,
         /// What they have to be.
-        value: u16,
+        value: u32,
     },
     /// A named set of the same table.
     Set(String),
@@ -116,6 +118,8 @@ pub enum KeyType {
     InetProto,
     /// `inet_service`.
     InetService,
+    /// `mark`.
+    Mark,
 }
 
 /// One value: a part of a set's key, or what a field is compared with.
@@ -145,6 +149,8 @@ pub enum KeyPart {
     CtState(u32),
     /// Bits of the packet's mark that are all set.
     Mark(u32),
+    /// The whole mark of a connection.
+    CtMark(u32),
     /// A direction of a connection (`IP_CT_DIR_ORIGINAL` is 0, `IP_CT_DIR_REPLY` 1).
     CtDirection(u8),
     /// Ports from the first to the last, both among them; only in interval sets.
@@ -178,6 +184,7 @@ impl fmt::Display for KeyPart {
             KeyPart::AddrType(2) => f.write_str("local"),
             KeyPart::AddrType(t) => t.fmt(f),
             KeyPart::Mark(bits) => write!(f, "& {bits:#010x} == {bits:#010x}"),
+            KeyPart::CtMark(mark) => write!(f, "{mark:#010x}"),
             KeyPart::CtDirection(0) => f.write_str("original"),
             KeyPart::CtDirection(1) => f.write_str("reply"),
             KeyPart::CtDirection(n) => n.fmt(f),

@@ -115,6 +115,7 @@ pub fn lower(family: NftFamily, rule: &Rule) -> Vec<Expr> {
                 });
                 out.push(Expr::SetMark { sreg: REG });
             }
+            Stmt::CtMark { mark } => out.extend(set_ct_mark(*mark)),
             Stmt::Dnat { family: to, fields, map } => {
                 load(family, fields, &mut known, &mut out);
                 out.push(Expr::Map { sreg: REG, map: map.clone(), dreg: REG });
@@ -125,6 +126,17 @@ pub fn lower(family: NftFamily, rule: &Rule) -> Vec<Expr> {
         }
     }
     out
+}
+
+/// The constant comes by way of what it replaces: a rule that loads one as it is, as a rule with a verdict does, has
+/// the kernel follow all ways through the table (`nft_immediate_validate`).
+pub(super) fn set_ct_mark(mark: u32) -> [Expr; 3] {
+    let (mask, xor) = (vec![0; 4], mark.to_ne_bytes().to_vec());
+    [
+        Expr::Ct { key: CtKey::Mark, dreg: REG },
+        Expr::Bitwise { sreg: REG, dreg: REG, mask, xor },
+        Expr::SetCtMark { sreg: REG },
+    ]
 }
 
 fn imply(family: NftFamily, what: Implied, known: &mut Vec<Implied>, out: &mut Vec<Expr>) {
@@ -174,7 +186,7 @@ pub(super) fn width(field: Field) -> u32 {
         | Field::CtDirection
         | Field::CtProtocol
         | Field::TcpFlags => 1,
-        Field::FibDaddrType | Field::CtState | Field::Mark => 4,
+        Field::FibDaddrType | Field::CtState | Field::Mark | Field::CtMark => 4,
     }
 }
 
@@ -200,6 +212,7 @@ pub(super) fn source(field: Field, dreg: Reg) -> Expr {
         Field::NdTarget => payload(PayloadBase::Transport, 8),
         Field::FibDaddrType => Expr::FibDaddrType { dreg },
         Field::CtState => Expr::Ct { key: CtKey::State, dreg },
+        Field::CtMark => Expr::Ct { key: CtKey::Mark, dreg },
         Field::CtDirection => Expr::Ct { key: CtKey::Direction, dreg },
         Field::CtClient(f) => Expr::Ct { key: CtKey::Client(f), dreg },
         Field::CtServer(f) => Expr::Ct { key: CtKey::Server(f), dreg },
@@ -210,10 +223,13 @@ pub(super) fn source(field: Field, dreg: Reg) -> Expr {
     }
 }
 
-/// Bits of a field of one byte or two, as the packet has them.
-pub(super) fn bits(field: Field, bits: u16) -> Vec<u8> {
+/// Bits of a field of at most four bytes, as the kernel has them.
+pub(super) fn bits(field: Field, bits: u32) -> Vec<u8> {
+    if field == Field::CtMark {
+        return bits.to_ne_bytes().to_vec();
+    }
     let bytes = bits.to_be_bytes();
-    bytes[bytes.len() - width(field).min(2) as usize..].to_vec()
+    bytes[bytes.len() - width(field).min(4) as usize..].to_vec()
 }
 
 fn compare(fields: &[Field], op: MatchOp, rhs: &Rhs, out: &mut Vec<Expr>) {
@@ -289,6 +305,8 @@ pub fn bytes(value: &KeyPart) -> Vec<u8> {
         KeyPart::Family(f) => vec![nfproto(*f)],
         KeyPart::Port(n) | KeyPart::EtherType(n) | KeyPart::Ports(n, _) => n.to_be_bytes().to_vec(),
         KeyPart::AddrType(n) => u32::from(*n).to_ne_bytes().to_vec(),
-        KeyPart::CtState(bits) | KeyPart::Mark(bits) => bits.to_ne_bytes().to_vec(),
+        KeyPart::CtState(bits) | KeyPart::Mark(bits) | KeyPart::CtMark(bits) => {
+            bits.to_ne_bytes().to_vec()
+        }
     }
 }

@@ -7,10 +7,12 @@ use causeway_types::{Cidr, Family, IfName, Mac};
 use ipnet::IpNet;
 
 use super::expr::{Expr, MetaKey, Reg};
-use super::lower::{ICMPV6, Implied, RANDOM_FULLY, dnat, implied, register, source, test, width};
+use super::lower::{
+    ICMPV6, Implied, RANDOM_FULLY, dnat, implied, register, set_ct_mark, source, test, width,
+};
 use super::{Field, KeyPart, MatchOp, NftFamily, Rhs, Rule, Stmt};
 
-const FIELDS: [Field; 26] = [
+const FIELDS: [Field; 27] = [
     Field::IifName,
     Field::OifName,
     Field::Protocol,
@@ -29,6 +31,7 @@ const FIELDS: [Field; 26] = [
     Field::FibDaddrType,
     Field::CtState,
     Field::Mark,
+    Field::CtMark,
     Field::CtDirection,
     Field::CtClient(Family::V4),
     Field::CtClient(Family::V6),
@@ -121,8 +124,13 @@ impl Reader<'_> {
         }
     }
 
-    /// Bits of the mark that are set.
+    /// A mark that is set.
     fn marking(&self) -> Option<(Stmt, usize)> {
+        if let [_, Expr::Bitwise { xor, .. }, Expr::SetCtMark { .. }, ..] = self.rest {
+            let mark = u32::from_ne_bytes(xor[..].try_into().ok()?);
+            let all = self.rest.starts_with(&set_ct_mark(mark));
+            return all.then_some((Stmt::CtMark { mark }, 3));
+        }
         let [
             Expr::Meta { key: MetaKey::Mark, dreg: 1 },
             Expr::Bitwise { sreg: 1, dreg: 1, mask, xor },
@@ -224,6 +232,7 @@ fn rhs(field: Field, data: &[u8]) -> Option<Rhs> {
         | Field::ArpSaddrIp => KeyPart::addr(ip(data)?),
         Field::L4Proto | Field::CtProtocol => KeyPart::Proto(*data.first()?),
         Field::CtDirection => KeyPart::CtDirection(*data.first()?),
+        Field::CtMark => KeyPart::CtMark(u32::from_ne_bytes(data.try_into().ok()?)),
         Field::Sport | Field::Dport | Field::CtServerPort => {
             KeyPart::Port(u16::from_be_bytes(data.try_into().ok()?))
         }
@@ -260,8 +269,13 @@ fn masked(field: Field, ne: bool, mask: &[u8], data: &[u8]) -> Option<Stmt> {
             let rhs = Rhs::Value(KeyPart::Mark(bits));
             (mask == data).then(|| Stmt::Match { fields: vec![field], op: op(ne), rhs })
         }
+        Field::CtMark => {
+            let number = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.try_into().ok()?));
+            let rhs = Rhs::Bits { mask: number(mask)?, value: number(data)? };
+            Some(Stmt::Match { fields: vec![field], op: op(ne), rhs })
+        }
         Field::Sport | Field::Dport | Field::TcpFlags => {
-            let number = |bytes: &[u8]| bytes.iter().fold(0, |n, b| n << 8 | u16::from(*b));
+            let number = |bytes: &[u8]| bytes.iter().fold(0, |n, b| n << 8 | u32::from(*b));
             let rhs = Rhs::Bits { mask: number(mask), value: number(data) };
             Some(Stmt::Match { fields: vec![field], op: op(ne), rhs })
         }
@@ -288,5 +302,6 @@ pub fn key_part(kind: super::KeyType, data: &[u8]) -> Option<KeyPart> {
         },
         KeyType::InetProto => KeyPart::Proto(*data.first()?),
         KeyType::InetService => KeyPart::Port(u16::from_be_bytes(data.get(..2)?.try_into().ok()?)),
+        KeyType::Mark => KeyPart::CtMark(u32::from_ne_bytes(data.get(..4)?.try_into().ok()?)),
     })
 }

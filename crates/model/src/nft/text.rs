@@ -52,6 +52,7 @@ fn key_type(kind: KeyType) -> &'static str {
         KeyType::IfName => "ifname",
         KeyType::InetProto => "inet_proto",
         KeyType::InetService => "inet_service",
+        KeyType::Mark => "mark",
     }
 }
 
@@ -120,7 +121,13 @@ fn stmt(stmt: &Stmt) -> String {
                 MatchOp::Eq => "",
                 MatchOp::Ne => "!= ",
             };
-            format!("{} {op}{}", names(fields), value(fields, rhs))
+            match rhs {
+                Rhs::Bits { mask, value } => {
+                    let op = if op.is_empty() { "==" } else { "!=" };
+                    format!("{} & {mask:#x} {op} {value:#x}", names(fields))
+                }
+                _ => format!("{} {op}{}", names(fields), value(fields, rhs)),
+            }
         }
         Stmt::Vmap { fields, map } => format!("{} vmap @{map}", names(fields)),
         Stmt::Counter => "counter".to_owned(),
@@ -132,6 +139,8 @@ fn stmt(stmt: &Stmt) -> String {
         Stmt::Masquerade { fully_random: true } => "masquerade fully-random".to_owned(),
         Stmt::Masquerade { fully_random: false } => "masquerade".to_owned(),
         Stmt::Mark { bits } => format!("meta mark set meta mark | {bits:#010x}"),
+        // As nft prints what lowering makes of it: the mark, whatever was there.
+        Stmt::CtMark { mark } => format!("ct mark set ct mark & {mark:#010x} | {mark:#010x}"),
         Stmt::Dnat { family, fields, map } => {
             let to = if *family == Family::V4 { "ip" } else { "ip6" };
             format!("dnat {to} to {} map @{map}", names(fields))
@@ -168,6 +177,7 @@ fn field(field: Field) -> &'static str {
         Field::FibDaddrType => "fib daddr type",
         Field::CtState => "ct state",
         Field::Mark => "meta mark",
+        Field::CtMark => "ct mark",
         Field::CtDirection => "ct direction",
         Field::CtClient(Family::V4) => "ct original ip saddr",
         Field::CtClient(Family::V6) => "ct original ip6 saddr",
@@ -183,7 +193,7 @@ fn value(fields: &[Field], rhs: &Rhs) -> String {
     match rhs {
         Rhs::Set(set) => format!("@{set}"),
         Rhs::Prefix(text) => format!("\"{text}*\""),
-        Rhs::Bits { mask, value } => format!("& {mask:#x} == {value:#x}"),
+        Rhs::Bits { .. } => String::new(),
         Rhs::Value(value) if fields == [Field::NdTarget] => {
             let hex: String =
                 super::lower::bytes(value).iter().map(|b| format!("{b:02x}")).collect();
