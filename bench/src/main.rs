@@ -35,6 +35,8 @@ pub(crate) struct Args {
     pub(crate) count: Option<usize>,
     /// Where results are written.
     pub(crate) results: PathBuf,
+    /// One part of the benchmark alone, where it has parts.
+    pub(crate) part: Option<String>,
 }
 
 const NAMES: &str = "cni, net, agent, sandbox, ready, policy";
@@ -66,6 +68,7 @@ fn run() -> Result<()> {
         reference: "/usr/lib/cni".into(),
         count: None,
         results: "bench/results".into(),
+        part: None,
     };
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} needs a value"));
@@ -74,10 +77,16 @@ fn run() -> Result<()> {
             "--reference" => args.reference = value()?.into(),
             "--count" => args.count = Some(value()?.parse().context("--count takes a number")?),
             "--results" => args.results = value()?.into(),
+            "--part" => args.part = Some(value()?),
             other => {
-                bail!("unknown option {other}; there are: --bin --reference --count --results")
+                bail!(
+                    "unknown option {other}; there are: --bin --reference --count --results --part"
+                )
             }
         }
+    }
+    if args.part.is_some() && name != "policy" {
+        bail!("only policy has parts");
     }
     args.bin = args.bin.canonicalize().with_context(|| format!("no {}", args.bin.display()))?;
     match name.as_str() {

@@ -11,12 +11,14 @@ mod crowd;
 mod flows;
 mod objects;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use causeway_lab::{Binaries, Spec};
 
 use crate::Args;
 use crate::report::publish;
 
+/// What there is to measure.
+const PARTS: [&str; 2] = ["traffic", "cluster"];
 /// Fewer rounds than this are for trying things out: of everything else there is less as well.
 const WHOLE: usize = 10;
 
@@ -109,12 +111,23 @@ impl Drop for Labs {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let rounds = args.count.unwrap_or(30);
     let size = if rounds < WHOLE { SMALL } else { FULL };
+    let part = args.part.as_deref();
+    if let Some(other) = part.filter(|part| !PARTS.contains(part)) {
+        bail!("no part {other:?}; there are: {}", PARTS.join(", "));
+    }
+    let wanted = |name| part.is_none_or(|part| part == name);
     causeway_lab::isolate()?;
     let mut labs = Labs::new(args);
-    let mut series = flows::run(&mut labs, &size, rounds)?;
+    let mut series = Vec::new();
+    if wanted(PARTS[0]) {
+        series = flows::run(&mut labs, &size, rounds)?;
+    }
     drop(labs);
     let mut labs = Labs::new(args);
-    let crowd = crowd::run(args, &mut labs, &size, &mut series);
+    let mut crowd = Ok(Vec::new());
+    if wanted(PARTS[1]) {
+        crowd = crowd::run(args, &mut labs, &size, &mut series);
+    }
     drop(labs);
     let mut notes = vec![
         format!(

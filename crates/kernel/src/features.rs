@@ -35,6 +35,10 @@ pub fn lacking() -> Result<Vec<(&'static str, String)>, Error> {
     let tracked = ns.enter().and_then(|_inside| sysctl::read("net/netfilter/nf_conntrack_max"))?;
     if Conntrack::open_in(&ns).is_err() || tracked.is_none() {
         all.push(("nf_conntrack", "connections are not tracked".to_owned()));
+    } else if all.iter().all(|(feature, _)| *feature != "nf_tables") {
+        let why = without_ct_marks(&mut handle)?;
+        let told = |why| format!("connections have no marks (CONFIG_NF_CONNTRACK_MARK): {why}");
+        all.extend(why.map(|why| ("nf_conntrack", told(why))));
     }
     Ok(all)
 }
@@ -65,6 +69,18 @@ fn without_nft(handle: &mut Handle) -> Result<Option<String>, Error> {
     let ops = vec![
         NftOp::AddTable,
         NftOp::AddChain { name: "try".to_owned(), base: Some(base) },
+        NftOp::AddRule { chain: "try".to_owned(), rule },
+    ];
+    attempt(handle.apply(&[Op::Nft { table, ops }]))
+}
+
+/// A rule that marks a connection: what the table of policies needs.
+fn without_ct_marks(handle: &mut Handle) -> Result<Option<String>, Error> {
+    let table = TableId { family: NftFamily::Inet, name: names::NFT_POLICY.to_owned() };
+    let rule = Rule::new("", vec![Stmt::CtMark { mark: 1 }]);
+    let ops = vec![
+        NftOp::AddTable,
+        NftOp::AddChain { name: "try".to_owned(), base: None },
         NftOp::AddRule { chain: "try".to_owned(), rule },
     ];
     attempt(handle.apply(&[Op::Nft { table, ops }]))

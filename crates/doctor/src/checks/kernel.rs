@@ -13,7 +13,10 @@ pub(super) fn lacks(facts: &Facts) -> Vec<Finding> {
         let (needed, why) = match feature {
             "veth" => (true, "every pod's interface is one end of such a pair"),
             "nf_tables" => (true, "guards, masquerade and host ports are rules of nftables"),
-            "nf_conntrack" => (true, "masquerade and host ports translate addresses"),
+            "nf_conntrack" => (
+                true,
+                "masquerade and host ports translate addresses, and policies mark connections",
+            ),
             "bridge" => {
                 let needed = facts.node.attach == Attach::Bridge;
                 (needed, "pods of type bridge are ports of one")
