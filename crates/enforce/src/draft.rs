@@ -40,6 +40,8 @@ pub(crate) struct Draft {
     state: u32,
     /// It is another one than that of the kernel's table.
     other_state: bool,
+    /// Connections that were judged are to be judged anew.
+    stale: bool,
 }
 
 impl Draft {
@@ -57,7 +59,13 @@ impl Draft {
             late: BTreeSet::new(),
             state,
             other_state: false,
+            stale: true,
         }
+    }
+
+    /// What passed before may pass no more when the changes are done.
+    pub(crate) fn judge_anew(&mut self) {
+        self.stale = true;
     }
 
     /// The table's next state: connections that were judged by an earlier one are judged anew.
@@ -206,7 +214,8 @@ impl Draft {
     pub(crate) fn has_changes(&self) -> bool {
         let names = [&self.new_sets, &self.new_chains, &self.gone_chains, &self.rewritten];
         let now = |(set, key): &(String, ElementKey)| self.table.sets.get(set)?.elements.get(key);
-        names.into_iter().any(|names| !names.is_empty())
+        self.stale
+            || names.into_iter().any(|names| !names.is_empty())
             || !self.gone_sets.is_empty()
             || self.elements.iter().any(|(at, before)| before.as_ref() != now(at))
     }
@@ -230,7 +239,7 @@ impl Draft {
         may_join: bool,
         mut each: impl FnMut(Transaction) -> Result<(), E>,
     ) -> Result<(), E> {
-        if self.has_changes() {
+        if self.stale {
             self.advance();
         }
         let changes = self.changes();
@@ -306,7 +315,7 @@ impl Draft {
             second.extend(rules(name, chain));
         }
         let mut third = late;
-        if !third.is_empty() {
+        if self.stale && !third.is_empty() {
             // What is true of an address may be another thing once it is in one set alone.
             self.elements.clear();
             self.advance();
@@ -329,7 +338,7 @@ impl Draft {
         self.rewritten.clear();
         self.elements.clear();
         self.late.clear();
-        self.other_state = false;
+        (self.other_state, self.stale) = (false, false);
         let (new_sets, new_chains) = (&mut self.new_sets, &mut self.new_chains);
         let (new_sets, new_chains) = (std::mem::take(new_sets), std::mem::take(new_chains));
         Changes { new_sets, new_chains, second, third }
@@ -388,12 +397,14 @@ impl Draft {
         self.late.clear();
         let Some(found) = found else {
             self.all_new();
+            self.stale = true;
             return self.hand_out(vec![NftOp::AddTable], false, each);
         };
         if !self.fits(&found) {
             // By one transaction, so that nothing passes in between; sets of ranges are filled a moment later.
             let mut ops = vec![NftOp::DelTable, NftOp::AddTable];
             self.all_new();
+            self.stale = true;
             let all = |some: Transaction| {
                 ops.extend(some.ops);
                 Ok::<(), Infallible>(())
@@ -425,6 +436,7 @@ impl Draft {
         }
         // It may be large, and so may be what is done.
         drop(found);
+        self.stale = self.has_changes();
         self.hand_out(Vec::new(), false, each)
     }
 

@@ -245,13 +245,34 @@ impl Enforcer {
     /// Takes in what changed. What follows from it for the kernel is what [`Enforcer::take`] gives.
     pub fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
         let mut touched = Touched::default();
+        let mut all_more = true;
         for change in changes {
+            all_more &= self.allows_more(&change);
             self.take_in(change, &mut touched);
+        }
+        if all_more && self.world.cluster_policies().next().is_none() {
+            return self.bring_about(touched);
         }
         self.follow(touched);
     }
 
-    fn follow(&mut self, mut touched: Touched) {
+    /// Whether a change takes nothing from anybody that NetworkPolicies allow: pods that nobody knew, at addresses that
+    /// nobody had. These come all the time in a large cluster.
+    fn allows_more(&self, change: &Change) -> bool {
+        let Change::Pod(name, Some(pod)) = change else { return false };
+        let of_nobody = |ip: &IpAddr| matches!(self.world.at(*ip).who, Who::Outside);
+        self.world.pod(name).is_none() && pod.addresses.iter().all(of_nobody)
+    }
+
+    /// Does what follows from changes of any kind.
+    fn follow(&mut self, touched: Touched) {
+        self.bring_about(touched);
+        if self.draft.has_changes() {
+            self.draft.judge_anew();
+        }
+    }
+
+    fn bring_about(&mut self, mut touched: Touched) {
         touched.addresses.append(&mut self.later);
         self.recompile(&touched.policies);
         self.relist(&touched);
@@ -265,6 +286,9 @@ impl Enforcer {
     /// for [`Enforcer::settle`]. Until then nothing passes that is not to: NetworkPolicies allow to pods what they
     /// allow to whoever has an address, and more. Where there is a ClusterNetworkPolicy, which may deny pods
     /// something, nothing is left.
+    ///
+    /// Nor is a connection judged anew for such pods: one that goes on to an address that nobody has was judged before
+    /// its last owner went, which has all judged anew.
     pub fn change_first(&mut self, mut changes: Vec<Change>) {
         let come = |change: &Change| matches!(change, Change::Endpoint(_, Some(_)));
         let others = changes.iter().rposition(|change| !come(change)).map_or(0, |at| at + 1);
@@ -273,7 +297,7 @@ impl Enforcer {
             self.change(changes);
         }
         let mut touched = Touched::default();
-        let mut all_new = self.world.cluster_policies().next().is_none();
+        let mut all_new = true;
         for change in come {
             if let Change::Endpoint(name, Some(addresses)) = &change {
                 let own = |ip: &IpAddr| match self.world.at(*ip).who {
@@ -287,6 +311,9 @@ impl Enforcer {
         }
         if !all_new {
             return self.follow(touched);
+        }
+        if self.world.cluster_policies().next().is_some() {
+            return self.bring_about(touched);
         }
         self.later.append(&mut touched.addresses);
         self.apply(&touched.endpoints);
@@ -302,7 +329,8 @@ impl Enforcer {
     /// Does what [`Enforcer::change_first`] has left.
     pub fn settle(&mut self) {
         if !self.is_settled() {
-            self.follow(Touched::default());
+            // Nobody may less than before.
+            self.bring_about(Touched::default());
         }
     }
 
@@ -471,7 +499,10 @@ impl Enforcer {
             }
             None => {
                 self.withdraw(name);
-                self.endpoints.remove(name);
+                if self.endpoints.remove(name).is_some() {
+                    // Whoever gets its addresses begins without connections.
+                    self.draft.judge_anew();
+                }
             }
         }
         let mut former = Vec::new();

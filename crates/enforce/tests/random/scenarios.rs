@@ -342,7 +342,7 @@ fn isolation_comes_first() {
         }
         take(&mut enforcer, &mut kernel).unwrap();
         enforcer.change_first(vec![Change::Endpoint(PodName::new("x", "late"), Some(vec![late]))]);
-        take(&mut enforcer, &mut kernel).unwrap();
+        take_with(&mut enforcer, &mut kernel, false).unwrap();
         assert!(!opens(&kernel, web, late, 80));
         assert_eq!(opens(&kernel, late, web, 80), with_admin);
         // Whatever comes next settles it, too.
@@ -353,5 +353,30 @@ fn isolation_comes_first() {
         }
         take(&mut enforcer, &mut kernel).unwrap();
         assert!(!opens(&kernel, web, late, 80) && opens(&kernel, late, web, 80));
+    }
+}
+
+/// A pod that comes costs no connection another look; with one that goes all are judged anew, also where no policy is
+/// about it: the next one to have its address is to begin without connections.
+#[test]
+fn who_goes_takes_what_was_remembered() {
+    let mut enforcer = Enforcer::new(ME);
+    let mut kernel = None;
+    repair(&mut enforcer, &mut kernel);
+    let endpoint = |there: bool| {
+        let address = there.then(|| vec![IpAddr::from([10, 0, 0, 1])]);
+        vec![Change::Endpoint(PodName::new("x", "a"), address)]
+    };
+    enforcer.change([change(&pod(ME, "a", "a", "10.0.0.1"), true)]);
+    take(&mut enforcer, &mut kernel).unwrap();
+    for _ in 0..2 {
+        let first = mark(kernel.as_ref().unwrap());
+        enforcer.change_first(endpoint(true));
+        assert!(!enforcer.has_changes());
+        enforcer.settle();
+        assert!(!enforcer.has_changes());
+        enforcer.change_first(endpoint(false));
+        take(&mut enforcer, &mut kernel).unwrap();
+        assert_ne!(mark(kernel.as_ref().unwrap()), first);
     }
 }
