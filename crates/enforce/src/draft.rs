@@ -42,6 +42,8 @@ pub(crate) struct Draft {
     other_state: bool,
     /// Connections that were judged are to be judged anew.
     stale: bool,
+    /// No table was found or made yet.
+    first: bool,
 }
 
 impl Draft {
@@ -60,12 +62,36 @@ impl Draft {
             state,
             other_state: false,
             stale: true,
+            first: true,
         }
     }
 
     /// What passed before may pass no more when the changes are done.
     pub(crate) fn judge_anew(&mut self) {
         self.stale = true;
+    }
+
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// States go on from that of a table that was found, if it is one of ours.
+    fn go_on_from(&mut self, found: &NftTable) {
+        let known = found.sets.get(frame::JUDGED).and_then(|set| set.elements.keys().next());
+        let Some([KeyPart::CtMark(mark)]) = known.map(|key| &**key) else { return };
+        if *mark != frame::mark(*mark) {
+            return;
+        }
+        self.state = *mark;
+        let mut own = frame::table(*mark);
+        for name in [frame::JUDGE, frame::JUDGED] {
+            if let Some(chain) = own.chains.remove(name) {
+                self.table.chains.insert(name.to_owned(), chain);
+            }
+            if let Some(set) = own.sets.remove(name) {
+                self.table.sets.insert(name.to_owned(), set);
+            }
+        }
     }
 
     /// The table's next state: connections that were judged by an earlier one are judged anew.
@@ -395,6 +421,9 @@ impl Draft {
     ) -> Result<(), E> {
         self.elements.clear();
         self.late.clear();
+        if let (true, Some(found)) = (std::mem::take(&mut self.first), &found) {
+            self.go_on_from(found);
+        }
         let Some(found) = found else {
             self.all_new();
             self.stale = true;

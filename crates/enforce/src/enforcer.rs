@@ -1,6 +1,7 @@
 //! The state of a node's enforcement.
 
 mod cause;
+mod come;
 mod pods;
 mod programs;
 
@@ -11,7 +12,7 @@ use std::net::IpAddr;
 use causeway_model::nft::{Element, KeyPart, NftTable};
 use causeway_policy::compile::Program;
 use causeway_policy::{
-    Direction, Labels, NamedPort, Node, Pod, PodName, Pods, Policy, PolicyName, PortSet, Text, Who,
+    Direction, Labels, NamedPort, Node, Pod, PodName, Pods, Policy, PolicyName, PortSet, Text,
     World,
 };
 use causeway_types::Family;
@@ -150,6 +151,10 @@ pub struct Enforcer {
     left: BTreeMap<String, Option<PortSet>>,
     /// Addresses of which programs and groups have not been told yet.
     later: BTreeSet<IpAddr>,
+    /// Addresses that attached pods had since all connections were judged anew.
+    given_up: BTreeSet<IpAddr>,
+    /// Pods with policies have come since then.
+    owes: bool,
     draft: Draft,
 }
 
@@ -187,6 +192,8 @@ impl Enforcer {
             ports: BTreeMap::new(),
             left: BTreeMap::new(),
             later: BTreeSet::new(),
+            given_up: BTreeSet::new(),
+            owes: false,
             draft: Draft::new(first_state()),
         }
     }
@@ -256,14 +263,6 @@ impl Enforcer {
         self.follow(touched);
     }
 
-    /// Whether a change takes nothing from anybody that NetworkPolicies allow: pods that nobody knew, at addresses that
-    /// nobody had. These come all the time in a large cluster.
-    fn allows_more(&self, change: &Change) -> bool {
-        let Change::Pod(name, Some(pod)) = change else { return false };
-        let of_nobody = |ip: &IpAddr| matches!(self.world.at(*ip).who, Who::Outside);
-        self.world.pod(name).is_none() && pod.addresses.iter().all(of_nobody)
-    }
-
     /// Does what follows from changes of any kind.
     fn follow(&mut self, touched: Touched) {
         self.bring_about(touched);
@@ -281,59 +280,6 @@ impl Enforcer {
         self.sweep();
     }
 
-    /// As [`Enforcer::change`], but where pods were attached last of all, at addresses that nobody else had, this is
-    /// about what they are under alone: that others may now send to them, and they to others of this node, is left
-    /// for [`Enforcer::settle`]. Until then nothing passes that is not to: NetworkPolicies allow to pods what they
-    /// allow to whoever has an address, and more. Where there is a ClusterNetworkPolicy, which may deny pods
-    /// something, nothing is left.
-    ///
-    /// Nor is a connection judged anew for such pods: one that goes on to an address that nobody has was judged before
-    /// its last owner went, which has all judged anew.
-    pub fn change_first(&mut self, mut changes: Vec<Change>) {
-        let come = |change: &Change| matches!(change, Change::Endpoint(_, Some(_)));
-        let others = changes.iter().rposition(|change| !come(change)).map_or(0, |at| at + 1);
-        let come = changes.split_off(others);
-        if !changes.is_empty() {
-            self.change(changes);
-        }
-        let mut touched = Touched::default();
-        let mut all_new = true;
-        for change in come {
-            if let Change::Endpoint(name, Some(addresses)) = &change {
-                let own = |ip: &IpAddr| match self.world.at(*ip).who {
-                    Who::Outside => true,
-                    Who::Pod(pod) => pod == *name,
-                    Who::Node(_) => false,
-                };
-                all_new &= !self.endpoints.contains_key(name) && addresses.iter().all(own);
-            }
-            self.take_in(change, &mut touched);
-        }
-        if !all_new {
-            return self.follow(touched);
-        }
-        if self.world.cluster_policies().next().is_some() {
-            return self.bring_about(touched);
-        }
-        self.later.append(&mut touched.addresses);
-        self.apply(&touched.endpoints);
-        self.sweep();
-    }
-
-    /// Whether [`Enforcer::change_first`] has left nothing.
-    #[must_use]
-    pub fn is_settled(&self) -> bool {
-        self.later.is_empty()
-    }
-
-    /// Does what [`Enforcer::change_first`] has left.
-    pub fn settle(&mut self) {
-        if !self.is_settled() {
-            // Nobody may less than before.
-            self.bring_about(Touched::default());
-        }
-    }
-
     /// Whether there is anything for [`Enforcer::take`].
     #[must_use]
     pub fn has_changes(&self) -> bool {
@@ -346,8 +292,16 @@ impl Enforcer {
     /// Those of `each`, after which it is not called again. Not done, or not known to be, the table has to be read
     /// and [`Enforcer::repair`] asked.
     pub fn take<E>(&mut self, each: impl FnMut(Transaction) -> Result<(), E>) -> Result<(), E> {
-        self.left.clear();
+        self.hand_out();
         self.draft.take(each)
+    }
+
+    fn hand_out(&mut self) {
+        self.left.clear();
+        if self.draft.is_stale() {
+            self.given_up.clear();
+            self.owes = false;
+        }
     }
 
     /// Hands out what has to be done to the kernel's table as it was found; `None`: there is none.
@@ -359,7 +313,7 @@ impl Enforcer {
         found: Option<NftTable>,
         each: impl FnMut(Transaction) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.left.clear();
+        self.hand_out();
         self.draft.repair(found, each)
     }
 
@@ -499,12 +453,10 @@ impl Enforcer {
             }
             None => {
                 self.withdraw(name);
-                if self.endpoints.remove(name).is_some() {
-                    // Whoever gets its addresses begins without connections.
-                    self.draft.judge_anew();
-                }
+                self.endpoints.remove(name);
             }
         }
+        self.given_up.extend(old.iter().filter(|ip| !new.contains(ip)));
         let mut former = Vec::new();
         // Another one may have had it before, and its end is heard of later, or never.
         for ip in old.iter().filter(|ip| !new.contains(ip)) {

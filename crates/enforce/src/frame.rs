@@ -8,7 +8,7 @@
 //!
 //! What a connection may do is the same for all its packets until something changes. So a packet that passes leaves on
 //! its connection, as its mark, the number of the state of the table by which it was judged; each transaction that
-//! changes what the table says gives it another number; and packets of connections with the number of now pass by one
+//! may take something away gives it another number; and packets of connections with the number of now pass by one
 //! look-up. The number that a packet leaves is a constant of the chain that it goes through, which the kernel takes up
 //! before any set is asked: where a transaction comes in the packet's time it leaves the older one, and the next packet
 //! is judged anew. Connections that others have given a mark keep it, and each of their packets is judged.

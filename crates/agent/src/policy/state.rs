@@ -33,6 +33,9 @@ const LOOK_AFTER: Duration = Duration::from_millis(50);
 /// How long after a pod has come others are told of it: its plugin, which waits for nothing more, is at work, and
 /// other pods may come that they can be told of with it.
 const SETTLE_AFTER: Duration = Duration::from_millis(3);
+/// How long after a pod with policies has come connections are judged anew: its plugin is done by then, and its
+/// containers have not been started.
+const FORGET_AFTER: Duration = Duration::from_millis(100);
 /// Steps of a transaction that is tried in parts, and elements of one of them.
 const PART: usize = 64;
 const PART_ELEMENTS: usize = 512;
@@ -121,6 +124,8 @@ pub(super) struct State {
     other_policies: bool,
     /// When pods that have come are let in by others.
     settle_at: Option<Instant>,
+    /// When connections are judged anew for them.
+    forget_at: Option<Instant>,
 }
 
 fn table_id() -> TableId {
@@ -160,6 +165,7 @@ impl State {
             namespaces: None,
             other_policies: true,
             settle_at: None,
+            forget_at: None,
         }
     }
 
@@ -402,7 +408,8 @@ impl State {
             _ => confirm.until,
         });
         let able = self.begun && known;
-        answers.chain(self.look_at.filter(|_| able)).chain(self.settle_at).min()
+        let due = self.settle_at.into_iter().chain(self.forget_at);
+        answers.chain(self.look_at.filter(|_| able)).chain(due).min()
     }
 
     // --- what it does ------------------------------------------------------------------------------
@@ -410,7 +417,7 @@ impl State {
     fn take_in(&mut self) {
         let changes = self.take_changes();
         if !changes.is_empty() {
-            self.enforcer.change(changes);
+            self.enforcer.change_first(changes);
         }
     }
 
@@ -421,10 +428,7 @@ impl State {
     }
 
     pub(super) fn work(&mut self, now: Instant) {
-        let changes = self.take_changes();
-        if !changes.is_empty() {
-            self.enforcer.change_first(changes);
-        }
+        self.take_in();
         if !self.asked.is_empty() {
             // What is told of is all of it.
             self.enforcer.settle();
@@ -450,6 +454,14 @@ impl State {
             if self.begun && self.missing().is_none() {
                 self.enforce(now);
             }
+        }
+        let able = self.begun && self.missing().is_none();
+        if !able || !self.enforcer.owes() {
+            self.forget_at = None;
+        } else if now >= *self.forget_at.get_or_insert(now + FORGET_AFTER) {
+            self.forget_at = None;
+            self.enforcer.forget_all();
+            self.enforce(now);
         }
     }
 

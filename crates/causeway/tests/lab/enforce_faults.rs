@@ -15,18 +15,16 @@ use serde_json::{Value, json};
 
 use crate::enforce::{apply, enforced, namespace, pod, settled, tcp, truth};
 use crate::enforce_life::change;
+use crate::enforce_marks::but_for_mark;
 use crate::packets::{Ear, send_udp};
 use crate::streams::under_traffic;
 use crate::world::{PATIENCE, World, dual, eventually, with};
 
 const LIST: &str = "nft -s list table inet causeway_policy";
 
-/// The table, in whatever order it was made.
 fn table(world: &World, node: &str) -> String {
     let (_, text) = world.try_sh(&world.node_ns(node), LIST);
-    let mut lines: Vec<&str> = text.lines().collect();
-    lines.sort_unstable();
-    lines.join("\n")
+    but_for_mark(&text)
 }
 
 // --- what the kernel refuses ----------------------------------------------------------------------

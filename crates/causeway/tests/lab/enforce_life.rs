@@ -13,6 +13,7 @@ use causeway_types::state::Attach;
 use serde_json::json;
 
 use crate::enforce::{apply, pod, policies_path, remove, settled, tcp};
+use crate::enforce_marks::but_for_mark;
 use crate::world::{PATIENCE, REPAIR, World, dual, eventually, with};
 
 /// A SYN each millisecond for a while. How long after the first one a connection came about, if any did.
@@ -308,12 +309,7 @@ fn the_table_is_kept() {
         apply(world, "default", "p", &spec);
         settled(world, 1);
         let list = "nft -s list table inet causeway_policy";
-        // In whatever order it was made.
-        let sorted = |text: String| {
-            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-            lines.sort();
-            lines.join("\n")
-        };
+        let sorted = |text: String| but_for_mark(&text);
         let before = sorted(world.on("node-1", list));
         let holds = |what: &str| {
             for ip in &server.ips {

@@ -155,7 +155,9 @@ fn failure_14_a_change_among_2000_policies() {
 
         let mut monitor = Monitor::start(world, "node-1");
         let mut cost = |what: &str, most: usize, least: usize| {
-            let news = monitor.heard();
+            let mut news = monitor.heard();
+            // What has connections judged anew: of so many steps whatever changes.
+            news.retain(|step| !step.contains(" judged ") && !step.contains(" judge "));
             println!("{what}: {} steps", news.len());
             assert!((least..=most).contains(&news.len()), "{what}: {}", news.join("\n"));
         };

@@ -46,6 +46,14 @@ fn counted(world: &World, counter: &str) -> u64 {
     words[at + 1].parse().unwrap()
 }
 
+/// A listing of the table in whatever order it was made, but for its mark.
+pub(crate) fn but_for_mark(listing: &str) -> String {
+    let of_mark = |line: &&str| line.contains("ct mark set") || line.contains("elements = { 0xc");
+    let mut lines: Vec<&str> = listing.lines().filter(|line| !of_mark(line)).collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
 /// The mark of now.
 fn mark(world: &World) -> String {
     let set = world.on("node-1", "nft list set inet causeway_policy judged");

@@ -239,11 +239,20 @@ fn change_first(
     }
     enforcer.settle();
     let after = all(enforcer);
-    // Of what passed before all still does, or is judged anew; who has just come has no connections.
-    let world = enforcer.world();
-    let ends: BTreeSet<IpAddr> = world.pods().flat_map(|pod| pod.addresses.clone()).collect();
+    // Of what passed before all still does, or is judged anew.
+    let pods = enforcer.world().pods();
+    let ends: BTreeSet<IpAddr> = pods.flat_map(|pod| pod.addresses.clone()).collect();
     let old = |ip: &IpAddr| !come.values().flatten().any(|new| new == ip);
-    for (one, other, fresh) in [(&before, &between, false), (&between, &after, true)] {
+    let mut steps = vec![(&before, &between, false), (&between, &after, true)];
+    // What was remembered of their addresses before is forgotten in a moment.
+    let end = enforcer.owes().then(|| {
+        enforcer.forget_all();
+        all(enforcer)
+    });
+    prop_assert!(!enforcer.owes());
+    let end = end.unwrap_or_else(|| after.clone());
+    steps.push((&before, &end, true));
+    for (one, other, fresh) in steps {
         if mark(one) != mark(other) {
             continue;
         }

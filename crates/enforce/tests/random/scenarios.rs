@@ -356,27 +356,50 @@ fn isolation_comes_first() {
     }
 }
 
-/// A pod that comes costs no connection another look; with one that goes all are judged anew, also where no policy is
-/// about it: the next one to have its address is to begin without connections.
+/// A pod that comes with policies has all connections judged anew in a moment, and at once where another one had its
+/// address before; one without policies does not.
 #[test]
-fn who_goes_takes_what_was_remembered() {
+fn what_is_remembered_when_pods_come_and_go() {
+    let deny = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "x", "name": "deny"},
+        "spec": {"podSelector": {"matchLabels": {"app": "shut"}}}});
     let mut enforcer = Enforcer::new(ME);
     let mut kernel = None;
     repair(&mut enforcer, &mut kernel);
-    let endpoint = |there: bool| {
-        let address = there.then(|| vec![IpAddr::from([10, 0, 0, 1])]);
-        vec![Change::Endpoint(PodName::new("x", "a"), address)]
+    enforcer.change([change(&deny, true)]);
+    let unborn = |name: &str, app: &str| {
+        let mut pod = pod(ME, name, app, "10.0.0.1");
+        pod["status"] = json!({});
+        change(&pod, true)
     };
-    enforcer.change([change(&pod(ME, "a", "a", "10.0.0.1"), true)]);
-    take(&mut enforcer, &mut kernel).unwrap();
-    for _ in 0..2 {
-        let first = mark(kernel.as_ref().unwrap());
-        enforcer.change_first(endpoint(true));
-        assert!(!enforcer.has_changes());
+    enforcer.change(["open", "shut", "late"].map(|name| match name {
+        "open" => unborn(name, "open"),
+        other => unborn(other, "shut"),
+    }));
+    let endpoint = |name: &str, last: Option<u8>| {
+        let addresses = last.map(|last| vec![IpAddr::from([10, 0, 0, last])]);
+        vec![Change::Endpoint(PodName::new("x", name), addresses)]
+    };
+    let mut step = |changes: Vec<Change>| {
+        let before = mark(kernel.as_ref().unwrap());
+        enforcer.change_first(changes);
+        take_with(&mut enforcer, &mut kernel, false).unwrap();
         enforcer.settle();
-        assert!(!enforcer.has_changes());
-        enforcer.change_first(endpoint(false));
-        take(&mut enforcer, &mut kernel).unwrap();
-        assert_ne!(mark(kernel.as_ref().unwrap()), first);
-    }
+        take_with(&mut enforcer, &mut kernel, false).unwrap();
+        let (anew, owes) = (mark(kernel.as_ref().unwrap()) != before, enforcer.owes());
+        if owes {
+            let before = mark(kernel.as_ref().unwrap());
+            enforcer.forget_all();
+            take_with(&mut enforcer, &mut kernel, false).unwrap();
+            assert!(mark(kernel.as_ref().unwrap()) != before && !enforcer.owes());
+        }
+        (anew, owes)
+    };
+    assert_eq!(step(endpoint("open", Some(1))), (false, false));
+    assert_eq!(step(endpoint("shut", Some(2))), (false, true));
+    // Nothing is about its going.
+    assert_eq!(step(endpoint("open", None)), (false, false));
+    assert_eq!(step(endpoint("late", Some(1))), (true, false));
+    // Another address of the same pod.
+    assert!(step(endpoint("late", Some(3))).0);
 }
