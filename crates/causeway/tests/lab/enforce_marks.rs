@@ -11,11 +11,14 @@ use serde_json::{Value, json};
 
 use crate::enforce::{apply, pod, settled};
 use crate::enforce_life::{Talk, change, served};
-use crate::world::{World, dual, with};
+use crate::world::{PATIENCE, World, dual, with};
 
 /// Where a server of files is asked, and from where it sends one.
 const ASKED: u16 = 2121;
 const SENDS: u16 = 2200;
+
+/// In this time nothing comes that is stopped.
+const SHORT: Duration = Duration::from_millis(500);
 
 /// Counts packets around the policies' chain of the server's node; has the kernel read what servers of files say;
 /// and gives connections to one port a mark of its own.
@@ -73,9 +76,8 @@ fn listen(world: &World, pod: &Pod, port: u16) -> TcpListener {
     inside(&world.netns(pod), || Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?)).unwrap()
 }
 
-/// Whether a pod reaches a port of another one.
-fn reaches(world: &World, from: &Pod, to: SocketAddr) -> bool {
-    let patience = Duration::from_millis(500);
+/// Whether a pod reaches a port of another one within some time.
+fn reaches(world: &World, from: &Pod, to: SocketAddr, patience: Duration) -> bool {
     let connect = || Ok(TcpStream::connect_timeout(&to, patience).is_ok());
     inside(&world.netns(from), connect).unwrap()
 }
@@ -126,23 +128,22 @@ fn a_mark_of_others(world: &World, client: &Pod, server: &Pod) {
     })
     .unwrap();
     let (mut far, _) = listener.accept().unwrap();
-    near.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let mut there = |byte: u8| {
+    let mut there = |byte: u8, patience: Duration| {
         near.write_all(&[byte]).unwrap();
         let mut read = [0; 64];
-        far.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        far.set_read_timeout(Some(patience)).unwrap();
         far.read(&mut read).is_ok_and(|n| read[..n].contains(&byte))
     };
     let before = counted(world, "theirs");
-    assert!((1..=10).all(&mut there));
+    assert!((1..=10).all(|byte| there(byte, PATIENCE)));
     assert!(counted(world, "theirs") >= before + 10);
     change(world, "p", &from_clients(&[8079]));
     settled(world, 1);
-    assert!(!there(11));
+    assert!(!there(11, SHORT));
     change(world, "p", &from_clients(&[8081]));
     settled(world, 1);
     // What was held up comes too.
-    assert!((12..100).any(there));
+    assert!((12..100).any(|byte| there(byte, SHORT)));
 }
 
 /// A connection that another one brings about has its mark, and is judged by itself.
@@ -172,7 +173,8 @@ fn brought_about(world: &World, client: &Pod, server: &Pod) {
         settled(world, 1);
         let _both = ask();
         let before = counted(world, "brought");
-        assert_eq!(reaches(world, client, data), allowed, "{ports:?}");
+        let patience = if allowed { PATIENCE } else { SHORT };
+        assert_eq!(reaches(world, client, data, patience), allowed, "{ports:?}");
         assert!(counted(world, "brought") > before, "the kernel sees not whose it is");
     }
 }
