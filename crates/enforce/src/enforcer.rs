@@ -37,6 +37,9 @@ impl Default for Sizes {
     }
 }
 
+/// More addresses that pods gave up are not kept: pods with IPv6 never get one again.
+const MOST_GIVEN_UP: usize = 1024;
+
 /// Something changed.
 #[derive(Clone, Debug)]
 pub enum Change {
@@ -457,6 +460,9 @@ impl Enforcer {
             }
         }
         self.given_up.extend(old.iter().filter(|ip| !new.contains(ip)));
+        if self.given_up.len() > MOST_GIVEN_UP {
+            self.draft.judge_anew();
+        }
         let mut former = Vec::new();
         // Another one may have had it before, and its end is heard of later, or never.
         for ip in old.iter().filter(|ip| !new.contains(ip)) {

@@ -123,12 +123,11 @@ impl Adds {
     /// # Errors
     /// Code 5.
     pub(crate) fn sweep_one(&self, dir: &Path, name: &str) -> Result<(), CniError> {
-        let Some(of) = files::of_beside(name).filter(|of| of.ends_with(".json")) else {
-            return Ok(());
-        };
+        let Some(of) = files::of_beside(name) else { return Ok(()) };
+        let Some(whose) = of.strip_suffix(".json") else { return Ok(()) };
         // Container IDs may have the characters in them that part them from the interface.
         let quiet: Option<Vec<Quiet>> =
-            attachments(of.trim_end_matches(".json")).map(|owner| self.keep_out(&owner)).collect();
+            attachments(whose).map(|owner| self.keep_out(&owner)).collect();
         if quiet.is_none() || dir.join(of).symlink_metadata().is_ok() {
             return Ok(());
         }
@@ -204,6 +203,15 @@ mod tests {
             adds.sweep(&dir).unwrap();
             assert!(!half.exists(), "no ADD of {id} and {ifname} is under way");
         }
+        // An interface may be called like a file.
+        let odd = dir.join(".a-b.json.json.new");
+        std::fs::write(&odd, "{").unwrap();
+        let under_way = adds.begin(&Owner::new("a", "b.json")).unwrap();
+        adds.sweep(&dir).unwrap();
+        assert!(odd.exists());
+        drop(under_way);
+        adds.sweep(&dir).unwrap();
+        assert!(!odd.exists());
         // Who writes anew what is there may be no ADD.
         let file = dir.join("a-b_c-eth0.json");
         for path in [&half, &file] {

@@ -402,4 +402,16 @@ fn what_is_remembered_when_pods_come_and_go() {
     assert_eq!(step(endpoint("late", Some(1))), (true, false));
     // Another address of the same pod.
     assert!(step(endpoint("late", Some(3))).0);
+    // Pods that come and go for ever are not all kept in mind.
+    let mut anew = 0;
+    for n in 0..3000u16 {
+        let address = IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, n]);
+        let name = || PodName::new("x", "open");
+        enforcer.change_first(vec![Change::Endpoint(name(), Some(vec![address]))]);
+        enforcer.change_first(vec![Change::Endpoint(name(), None)]);
+        enforcer.settle();
+        anew += u32::from(enforcer.has_changes());
+        take_with(&mut enforcer, &mut kernel, false).unwrap();
+    }
+    assert_eq!(anew, 2);
 }
