@@ -418,8 +418,12 @@ proptest! {
         let mut second = Enforcer::with_sizes(ME, Sizes { many, few });
         second.change(between(&Objects::new(), &now));
         if !lost {
+            let before = mark(kernel.as_ref().unwrap());
             repair(&mut second, &mut kernel);
             check(&second, kernel.as_ref().unwrap())?;
+            // It goes on from the state that it found.
+            let next = 0xc000_0000 | before.wrapping_add(1) & 0x0fff_ffff;
+            prop_assert_eq!(mark(kernel.as_ref().unwrap()), next);
             prop_assert_eq!(repair(&mut second, &mut kernel), 0);
         }
         // One without any takes all out.
