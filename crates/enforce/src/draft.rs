@@ -157,15 +157,36 @@ impl Draft {
                 && has_all(gone)
         };
         let fitting = self.gone_sets.iter().filter(fits);
-        let name = fitting.min_by_key(|(_, gone)| more(gone))?.0.clone();
-        let gone = self.gone_sets.remove(&name)?;
+        let (name, gone) = fitting.min_by_key(|(_, gone)| more(gone))?;
         let keys = gone.elements.keys().filter(|key| !set.elements.contains_key(*key));
-        let surplus: Vec<ElementKey> = keys.cloned().collect();
-        self.table.sets.insert(name.clone(), gone);
-        for key in surplus {
-            self.take_out_late(&name, key);
-        }
+        let (name, surplus): (String, Vec<ElementKey>) = (name.clone(), keys.cloned().collect());
+        self.take_back(&name, surplus);
         Some(name)
+    }
+
+    /// Takes a set over that is gone since changes were last taken, as it is in the kernel. `surplus` is taken out late.
+    pub(crate) fn take_back(&mut self, name: &str, surplus: impl IntoIterator<Item = ElementKey>) {
+        let Some(set) = self.gone_sets.remove(name) else { return };
+        self.table.sets.insert(name.to_owned(), set);
+        for key in surplus {
+            self.take_out_late(name, key);
+        }
+    }
+
+    /// Whether the kernel's table has a set that is not to be there any more.
+    pub(crate) fn is_gone(&self, set: &str) -> bool {
+        self.gone_sets.contains_key(set)
+    }
+
+    /// Whether the kernel's set of this name holds what the table's does.
+    pub(crate) fn is_as_before(&self, set: &str) -> bool {
+        !self.new_sets.contains(set) && self.changed_in(set).next().is_none()
+    }
+
+    /// Elements of a set that were changed since changes were last taken.
+    fn changed_in(&self, set: &str) -> impl Iterator<Item = &(String, ElementKey)> {
+        let first = (set.to_owned(), ElementKey::from([]));
+        self.elements.range(first..).map(|(at, _)| at).take_while(move |(of, _)| of == set)
     }
 
     /// Whether neither the table nor the kernel's has a set of this name.
@@ -189,11 +210,7 @@ impl Draft {
             return;
         }
         // What is in the kernel is what was before the changes.
-        let first = (name.to_owned(), ElementKey::from([]));
-        let changed: Vec<_> =
-            self.elements.range(first..).take_while(|((s, _), _)| s == name).collect();
-        let changed: Vec<(String, ElementKey)> =
-            changed.into_iter().map(|(key, _)| key.clone()).collect();
+        let changed: Vec<(String, ElementKey)> = self.changed_in(name).cloned().collect();
         for at in changed {
             let before = self.elements.remove(&at).flatten();
             match before {

@@ -81,6 +81,15 @@ struct Kept {
     users: BTreeSet<PodName>,
 }
 
+/// A set that a program has left: as it is in the kernel.
+#[derive(Debug, Default)]
+struct Left {
+    /// The ports of the addresses that it lists.
+    ports: Option<PortSet>,
+    /// Those addresses, ascending; `None`: they are not at hand.
+    addresses: Option<Vec<IpAddr>>,
+}
+
 /// What is done about a pod in one direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Done {
@@ -149,9 +158,8 @@ pub struct Enforcer {
     groups: BTreeMap<Pods, usize>,
     /// How often programs lead to a set of ports.
     ports: BTreeMap<(Direction, PortSet), usize>,
-    /// The sets that programs have left since changes were last taken, and for which ports those of listed addresses
-    /// were then.
-    left: BTreeMap<String, Option<PortSet>>,
+    /// The sets that programs have left since changes were last taken.
+    left: BTreeMap<String, Left>,
     /// Addresses of which programs and groups have not been told yet.
     later: BTreeSet<IpAddr>,
     /// Addresses that attached pods had since all connections were judged anew.
@@ -236,20 +244,11 @@ impl Enforcer {
     /// Namespaces whose pods policies may apply to; `*`: all, also those that are not known yet.
     #[must_use]
     pub fn namespaces(&self) -> Vec<String> {
-        let mut all: Vec<String> = Vec::new();
-        // Policies come by namespace, and there may be very many of each.
-        for policy in self.world.policies() {
-            match &policy.name {
-                PolicyName::Network { namespace, .. } => {
-                    if all.last().is_none_or(|last| *last != **namespace) {
-                        all.push(namespace.to_string());
-                    }
-                }
-                PolicyName::Cluster(_) if policy.subject.is_some() => return vec!["*".to_owned()],
-                PolicyName::Cluster(_) => {}
-            }
+        let applies = |policy: &Policy| policy.subject.is_some();
+        match self.world.cluster_policies().any(applies) {
+            true => vec!["*".to_owned()],
+            false => self.world.policed().map(ToString::to_string).collect(),
         }
-        all
     }
 
     /// Takes in what changed. What follows from it for the kernel is what [`Enforcer::take`] gives.

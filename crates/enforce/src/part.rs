@@ -1,9 +1,8 @@
 //! Programs and sets of ports as sets and chains of the table.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use causeway_model::nft::{
     Chain, Content, Element, Field, KeyPart, KeyType, MatchOp, Rule, Set, Stmt, Verdict,
@@ -45,18 +44,8 @@ pub(crate) struct Usual {
 impl Usual {
     pub(crate) fn of(program: &Program, few: usize) -> Self {
         let of = |family: Family| {
-            // There may be very many addresses, with few sets of ports.
-            let mut each: HashMap<*const PortSet, (&PortSet, usize)> = HashMap::new();
-            let peers = program.peers.iter().filter(|(ip, _)| Family::of(**ip) == family);
-            for (_, ports) in peers {
-                each.entry(Arc::as_ptr(ports)).or_insert((ports, 0)).1 += 1;
-            }
-            let mut counts: HashMap<&PortSet, usize> = HashMap::new();
-            for (ports, count) in each.into_values() {
-                *counts.entry(ports).or_default() += count;
-            }
-            let mut all: Vec<(&PortSet, usize)> =
-                counts.into_iter().filter(|(_, count)| *count > few).collect();
+            let counts = program.peers.counts_in(family).into_iter();
+            let mut all: Vec<(&PortSet, usize)> = counts.filter(|(_, n)| *n > few).collect();
             all.sort_by(|(a, m), (b, n)| n.cmp(m).then(a.cmp(b)));
             all.into_iter().take(MOST_USUAL).map(|(ports, _)| ports.clone()).collect()
         };

@@ -22,6 +22,7 @@ use causeway_types::Family;
 use ipnet::IpNet;
 
 use crate::judge::Subject;
+use crate::listed::Listed;
 use crate::ports::PortSet;
 use crate::rule::{Block, Direction, Peer, Peers, Pods, PortMatch, Ports, Rule};
 use crate::world::{Alike, NamedPort, Seen, SeenAs, World};
@@ -35,7 +36,7 @@ const FEW: usize = 4;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
     /// The sets of single addresses.
-    pub peers: BTreeMap<IpAddr, Arc<PortSet>>,
+    pub peers: Listed,
     /// Groups of pods that are not listed.
     pub groups: Vec<Pods>,
     /// The sets of members of groups that are not listed: by which groups a pod is in (bit 0: the first).
@@ -94,7 +95,7 @@ impl Program {
             && rules.iter().flat_map(|rules| rules.iter()).any(named);
         let nodes = peers.iter().any(|peer| matches!(peer, Peer::Nodes(_)));
 
-        let mut listed: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        let mut listed: Vec<(IpAddr, usize)> = Vec::new();
         let shared = world.shared_addresses();
         // Of each combination of groups what most of its members have; the others are listed.
         let mut usual: BTreeMap<u8, BTreeMap<usize, usize>> = BTreeMap::new();
@@ -136,6 +137,7 @@ impl Program {
         }
         let groups: Vec<Pods> = groups.into_iter().map(|(_, pods)| pods.clone()).collect();
         // Whoever comes first by name has it where several do.
+        let mut instead: BTreeMap<IpAddr, Option<usize>> = BTreeMap::new();
         let of_nodes = world.nodes().filter(|_| nodes).flat_map(|(_, node)| &node.addresses);
         for ip in shared.iter().chain(of_nodes) {
             let party = world.at(*ip);
@@ -143,10 +145,12 @@ impl Program {
             let id = sets.id(subject.of_seen(direction, &seen));
             let range = starts.partition_point(|start| start <= ip) - 1;
             let otherwise = usual.get(&groups_of(world, &groups, seen.who));
-            match otherwise.unwrap_or(&of_range[range]) == &id {
-                true => listed.remove(ip),
-                false => listed.insert(*ip, id),
-            };
+            let unlisted = *otherwise.unwrap_or(&of_range[range]);
+            instead.insert(*ip, (unlisted != id).then_some(id));
+        }
+        if !instead.is_empty() {
+            listed.retain(|(ip, _)| !instead.contains_key(ip));
+            listed.extend(instead.into_iter().filter_map(|(ip, id)| Some((ip, id?))));
         }
         let mut ranges: BTreeMap<IpAddr, PortSet> = BTreeMap::new();
         let sets = sets.all;
@@ -165,7 +169,7 @@ impl Program {
         let named = Named { pods: pods.collect(), ports: to_named, nodes };
         Some(Self {
             named,
-            peers: listed.into_iter().map(|(ip, id)| (ip, sets[id].clone())).collect(),
+            peers: Listed::of(listed, &sets),
             groups,
             members: usual.into_iter().map(|(groups, id)| (groups, (*sets[id]).clone())).collect(),
             ranges,
@@ -176,7 +180,7 @@ impl Program {
     #[must_use]
     pub fn concerns(&self, world: &World, holders: &Holders<'_>) -> bool {
         let holders = &holders.all;
-        holders.iter().any(|seen| self.peers.contains_key(&seen.address) || self.names(world, seen))
+        holders.iter().any(|seen| self.peers.contains(seen.address) || self.names(world, seen))
     }
 
     fn names(&self, world: &World, seen: &Seen<'_>) -> bool {
@@ -226,7 +230,7 @@ impl Program {
             };
             let entry = entry.filter(|(set, groups)| self.unlisted(ip, *groups) != &**set);
             let entry = entry.map(|(set, _)| set);
-            if self.peers.get(&ip) != entry.as_ref() {
+            if self.peers.get(ip) != entry.as_ref() {
                 all.push((ip, entry));
             }
         }
@@ -241,7 +245,7 @@ impl Program {
     /// By what connections with an address are allowed, which is a member of these groups.
     #[must_use]
     pub fn allowed(&self, address: IpAddr, groups: u8) -> &PortSet {
-        match self.peers.get(&address) {
+        match self.peers.get(address) {
             Some(set) => set,
             None => self.unlisted(address, groups),
         }

@@ -63,6 +63,14 @@ impl Selector {
         self.requirements.is_empty()
     }
 
+    /// Labels that whatever is selected has: by key, one of the values.
+    pub(crate) fn labels_wanted(&self) -> impl Iterator<Item = (&Text, &BTreeSet<Text>)> {
+        self.requirements.iter().filter_map(|requirement| match &requirement.test {
+            Test::In(values) => Some((&requirement.key, values)),
+            Test::NotIn(_) | Test::Exists | Test::Absent => None,
+        })
+    }
+
     /// Whether an object with such labels is selected.
     #[must_use]
     pub fn selects(&self, labels: &Labels) -> bool {

@@ -13,6 +13,7 @@ pub mod explain;
 pub mod judge;
 mod labels;
 pub mod lint;
+mod listed;
 mod ports;
 pub mod read;
 mod rule;
@@ -21,6 +22,7 @@ mod world;
 pub use classes::{Class, Members, classes};
 pub use ends::{End, Ends};
 pub use labels::{Labels, Selector, Text};
+pub use listed::Listed;
 pub use ports::{PortSet, Protocol, Transport};
 pub use rule::{
     Action, Block, Direction, Namespaces, Peer, Peers, Pods, Policy, PolicyName, PortMatch, Ports,

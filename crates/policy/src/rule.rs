@@ -22,6 +22,17 @@ pub enum PolicyName {
     Cluster(Text),
 }
 
+impl PolicyName {
+    /// The namespace of a NetworkPolicy; `None`: it is of none.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&Text> {
+        match self {
+            Self::Network { namespace, .. } => Some(namespace),
+            Self::Cluster(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for PolicyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,5 +1,7 @@
 //! What policies are asked about: pods, namespaces, nodes and the policies themselves.
 
+mod spaces;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -10,6 +12,7 @@ use causeway_types::Family;
 use crate::labels::{Labels, Text};
 use crate::ports::Protocol;
 use crate::rule::{Namespaces, Pods, Policy, PolicyName};
+use spaces::Spaces;
 
 /// A pod's name in its namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,10 +116,12 @@ impl fmt::Display for Party {
 /// Everything that policies are asked about.
 #[derive(Clone, Debug, Default)]
 pub struct World {
-    namespaces: BTreeMap<Text, Labels>,
+    namespaces: Spaces,
     pods: BTreeMap<PodName, Pod>,
     nodes: BTreeMap<Text, Node>,
     policies: BTreeMap<PolicyName, Policy>,
+    /// How many policies a namespace has.
+    policed: BTreeMap<Text, usize>,
     /// Whose an address is.
     owners: HashMap<IpAddr, Owners>,
     /// Pods that policies cannot tell apart but by their addresses: there may be very many pods, and few kinds
@@ -220,7 +225,7 @@ pub(crate) enum SeenAs<'w> {
 impl World {
     /// Adds a namespace, or replaces its labels.
     pub fn set_namespace(&mut self, name: impl Into<Text>, labels: Labels) {
-        self.namespaces.insert(name.into(), labels);
+        self.namespaces.set(name.into(), labels);
     }
 
     /// Removes a namespace. Its pods and policies stay until they are removed themselves.
@@ -306,9 +311,8 @@ impl World {
                 self.kinds.iter().collect()
             }
             Namespaces::Selected(selector) => {
-                let known = |name| self.namespaces.get(name);
-                let selected = |name| known(name).is_some_and(|labels| selector.selects(labels));
-                self.kinds.iter().filter(|(name, _)| selected(*name)).collect()
+                let names = self.namespaces.selected(selector).into_iter();
+                names.filter_map(|name| self.kinds.get_key_value(name)).collect()
             }
         };
         let pods = &pods.pods;
@@ -365,12 +369,28 @@ impl World {
 
     /// Adds a policy, or replaces it.
     pub fn set_policy(&mut self, policy: Policy) {
-        self.policies.insert(policy.name.clone(), policy);
+        let name = policy.name.clone();
+        let namespace = policy.name.namespace().cloned();
+        if let (None, Some(namespace)) = (self.policies.insert(name, policy), namespace) {
+            *self.policed.entry(namespace).or_default() += 1;
+        }
     }
 
     /// Removes a policy.
     pub fn remove_policy(&mut self, name: &PolicyName) {
-        self.policies.remove(name);
+        let Some(policy) = self.policies.remove(name) else { return };
+        let Some(namespace) = policy.name.namespace() else { return };
+        if let Some(count) = self.policed.get_mut(namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.policed.remove(namespace);
+            }
+        }
+    }
+
+    /// The namespaces that have policies of their own, by name.
+    pub fn policed(&self) -> impl Iterator<Item = &Text> {
+        self.policed.keys()
     }
 
     /// Says which of those that have an address in their objects really has it, as who made its interface knows;

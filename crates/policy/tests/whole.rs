@@ -231,7 +231,7 @@ fn a_program_is_as_large_as_what_it_has_to_tell_apart() {
     assert_eq!((listed.peers.len(), listed.groups.len()), (206, 0));
     let grouped = program("web-1", 100).unwrap();
     let db: Vec<IpAddr> = vec!["10.0.0.3".parse().unwrap(), "fd00::3".parse().unwrap()];
-    assert_eq!(grouped.peers.keys().copied().collect::<Vec<_>>(), db);
+    assert_eq!(grouped.peers.iter().map(|(ip, _)| ip).collect::<Vec<_>>(), db);
     assert_eq!(grouped.groups.len(), 1);
     assert_eq!(grouped.members[&1].to_string(), "tcp/80");
     // Nothing, the block, nothing, and nothing of the other family.

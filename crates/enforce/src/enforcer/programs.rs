@@ -1,6 +1,6 @@
 //! Programs, groups and sets of ports: what pods are under, kept once for all that are under the same.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use causeway_policy::compile::{Holders, Program};
 use causeway_policy::{Direction, PodName, Pods, PolicyName, PortSet, Who};
 use causeway_types::Family;
 
-use super::{Done, Enforcer, Kept, Key, To, Touched};
+use super::{Done, Enforcer, Kept, Key, Left, To, Touched};
 use crate::draft::Draft;
 use crate::part::{self, Holds, Lists, Part, Usual};
 
@@ -34,9 +34,9 @@ impl Enforcer {
             let kept = &self.programs[&key];
             let (usual, lists) = (&kept.usual, &kept.lists);
             let name = part::program_name(key.direction, &key, &program, usual, lists);
-            match name == kept.name && kept.is_near(&program) {
-                true => self.relist_all(&key, program),
-                false => {
+            match kept.near(&program).filter(|_| name == kept.name) {
+                Some(differ) => self.relist_all(&key, program, differ),
+                None => {
                     let users = self.forget(&key).map(|kept| kept.users);
                     self.replace(&key, program, users.unwrap_or_default());
                 }
@@ -100,13 +100,10 @@ impl Enforcer {
         }
     }
 
-    /// Takes another program for one that differs in what it lists, and for whom, alone.
-    fn relist_all(&mut self, key: &Key, other: Program) {
-        let now = &self.programs[key].program.peers;
-        let all: BTreeSet<IpAddr> = now.keys().chain(other.peers.keys()).copied().collect();
-        let differ = all.into_iter().filter(|ip| now.get(ip) != other.peers.get(ip));
-        for ip in differ.collect::<Vec<_>>() {
-            self.list(key, ip, other.peers.get(&ip).cloned());
+    /// Takes another program for one that differs in what it lists of these addresses, and for whom, alone.
+    fn relist_all(&mut self, key: &Key, other: Program, differ: Vec<IpAddr>) {
+        for ip in differ {
+            self.list(key, ip, other.peers.get(ip).cloned());
         }
         self.programs.get_mut(key).expect("it is kept").program = other;
         self.ask_what_is_usual(key);
@@ -127,13 +124,10 @@ impl Enforcer {
 
     fn list(&mut self, key: &Key, ip: IpAddr, entry: Option<Arc<PortSet>>) {
         if let Some(ports) = &entry {
-            self.use_ports(key.direction, ports);
+            self.use_ports(key.direction, ports, 1);
         }
         let kept = self.programs.get_mut(key).expect("it is kept");
-        let before = match &entry {
-            Some(ports) => kept.program.peers.insert(ip, ports.clone()),
-            None => kept.program.peers.remove(&ip),
-        };
+        let before = kept.program.peers.set(ip, entry.clone());
         let place = |ports: &Arc<PortSet>| kept.place(key.direction, ip, ports);
         let (was, now) = (before.as_ref().map(place), entry.as_ref().map(place));
         let other = |place: &Option<(Option<String>, Element)>| {
@@ -154,7 +148,7 @@ impl Enforcer {
             (None, None) => {}
         }
         if let Some(ports) = before {
-            self.leave_ports(key.direction, &ports);
+            self.leave_ports(key.direction, &ports, 1);
         }
     }
 
@@ -163,20 +157,23 @@ impl Enforcer {
         for pods in &program.groups {
             self.use_group(pods);
         }
-        for ports in part::fixed_ports(&program, &usual).into_iter().chain(peers(&program)) {
-            self.use_ports(key.direction, ports);
+        for (ports, count) in ports_of(&program, &usual) {
+            self.use_ports(key.direction, ports, count);
         }
         let lists = Family::BOTH.map(|family| {
-            let (listed, others) = listed(key.direction, &program, &usual, family);
-            let ranges = part::ranges(key.direction, &program, family);
-            let mut put = |set, holds, ports| {
-                self.put_list(key, &program.ranges, (family, holds, set), ports)
-            };
-            let listed = listed.into_iter().zip(usual.in_family(family));
+            let each = usual.in_family(family).iter();
+            let usual_sets =
+                each.map(|ports| self.put_usual(key, &program, family, ports)).collect();
+            let others = others(key.direction, &program, &usual, family);
+            let mut put =
+                |set, holds| self.put_list(key, &program.ranges, (family, holds, set), None);
             Lists {
-                usual: listed.map(|(set, ports)| put(set, Holds::Listed, Some(ports))).collect(),
-                others: (!others.elements.is_empty()).then(|| put(others, Holds::Listed, None)),
-                ranges: ranges.into_iter().map(|set| put(set, Holds::Ranges, None)).collect(),
+                usual: usual_sets,
+                others: (!others.elements.is_empty()).then(|| put(others, Holds::Listed)),
+                ranges: part::ranges(key.direction, &program, family)
+                    .into_iter()
+                    .map(|set| put(set, Holds::Ranges))
+                    .collect(),
             }
         });
         let maps = lists.iter().filter_map(|lists| lists.others.as_ref());
@@ -190,8 +187,35 @@ impl Enforcer {
         self.programs.insert(key.clone(), kept);
     }
 
-    /// Puts a set of a program into the table: one that another program has left, if it is the same, or holds a little
-    /// more. Of that more it is true for a moment what was true before: `ports` are those of the set. Answers its name.
+    /// Puts the set of the listed addresses with some ports into the table: one that another program has left, if it is
+    /// the same, or holds a little more. Of that more it is true for a moment what was true before. Answers its name.
+    fn put_usual(
+        &mut self,
+        key: &Key,
+        program: &Program,
+        family: Family,
+        ports: &PortSet,
+    ) -> String {
+        let addresses = program.peers.with(family, ports);
+        let some = addresses.len() / 4 + 8;
+        let fits = |(name, left): (&String, &Left)| {
+            let had = left.addresses.as_ref()?;
+            let more = had.len().checked_sub(addresses.len())?;
+            let may = more == 0 || more <= some && left.ports.as_ref() == Some(ports);
+            (may && self.draft.is_gone(name)).then(|| surplus(had, &addresses))?
+        };
+        let all = self.left.iter().filter_map(|left| Some((fits(left)?, left.0.clone())));
+        if let Some((surplus, name)) = all.min_by_key(|(surplus, _)| surplus.len()) {
+            self.draft.take_back(&name, surplus.into_iter().map(|ip| KeyPart::addr(ip).into()));
+            return name;
+        }
+        let elements = addresses.iter().map(|ip| (KeyPart::addr(*ip).into(), Element::default()));
+        let set = Set { elements: elements.collect(), ..Set::of(KeyType::Addr(family), false) };
+        self.put_list(key, &program.ranges, (family, Holds::Listed, set), Some(ports))
+    }
+
+    /// Puts a set of a program into the table, as [`Self::put_usual`] does: `ports` are those of the set, and in a map
+    /// they are said with each address. Answers its name.
     fn put_list(
         &mut self,
         key: &Key,
@@ -199,9 +223,11 @@ impl Enforcer {
         (family, holds, set): (Family, Holds, Set),
         ports: Option<&PortSet>,
     ) -> String {
-        // In a map ports are said with each address. Groups are not to be taken.
+        // Groups are not to be taken, and those whose addresses are at hand do not fit.
         let may = |name: &str, more: bool| {
-            self.left.get(name).is_some_and(|of| !more || of.as_ref() == ports)
+            self.left.get(name).is_some_and(|left| {
+                left.addresses.is_none() && (!more || left.ports.as_ref() == ports)
+            })
         };
         if let Some(name) = self.draft.adopt(&set, may) {
             return name;
@@ -216,20 +242,25 @@ impl Enforcer {
     pub(super) fn forget(&mut self, key: &Key) -> Option<Kept> {
         let kept = self.programs.remove(key)?;
         for (family, lists) in Family::BOTH.into_iter().zip(&kept.lists) {
-            let ports = kept.usual.in_family(family).iter().cloned().map(Some);
+            let usual = lists.usual.iter().zip(kept.usual.in_family(family));
+            let usual = usual.map(|(name, ports)| (name, Some(ports)));
             let rest = lists.others.iter().chain(&lists.ranges).map(|name| (name, None));
-            // What it was for first is what the kernel has it for.
-            for (name, ports) in lists.usual.iter().zip(ports).chain(rest) {
-                self.left.entry(name.clone()).or_insert(ports);
+            for (name, ports) in usual.chain(rest) {
+                let at_hand = || ports.filter(|_| self.draft.is_as_before(name));
+                let left = || Left {
+                    ports: ports.cloned(),
+                    addresses: at_hand().map(|ports| kept.program.peers.with(family, ports)),
+                };
+                // What it was for first is what the kernel has it for.
+                self.left.entry(name.clone()).or_insert_with(left);
             }
         }
         let sets = kept.lists.iter().flat_map(Lists::names);
         sets.for_each(|set| self.draft.remove_set(set));
         let chains = Part::chains_of_program(&kept.name);
         chains.iter().for_each(|chain| self.draft.remove_chain(chain));
-        let fixed = part::fixed_ports(&kept.program, &kept.usual).into_iter();
-        for ports in fixed.chain(peers(&kept.program)) {
-            self.leave_ports(key.direction, ports);
+        for (ports, count) in ports_of(&kept.program, &kept.usual) {
+            self.leave_ports(key.direction, ports, count);
         }
         for pods in &kept.program.groups {
             if let Some(count) = self.groups.get_mut(pods) {
@@ -264,20 +295,20 @@ impl Enforcer {
         pod.is_some_and(|pod| self.world.selects(pods, pod))
     }
 
-    fn use_ports(&mut self, direction: Direction, ports: &PortSet) {
+    fn use_ports(&mut self, direction: Direction, ports: &PortSet, more: usize) {
         if ports.is_all() || ports.is_none() {
             return;
         }
         let count = self.ports.entry((direction, ports.clone())).or_default();
-        *count += 1;
-        if *count == 1 {
+        *count += more;
+        if *count == more {
             add(&mut self.draft, part::ports(direction, ports));
         }
     }
 
-    fn leave_ports(&mut self, direction: Direction, ports: &PortSet) {
+    fn leave_ports(&mut self, direction: Direction, ports: &PortSet, less: usize) {
         if let Some(count) = self.ports.get_mut(&(direction, ports.clone())) {
-            *count -= 1;
+            *count -= less;
         }
     }
 
@@ -306,19 +337,18 @@ impl Enforcer {
 }
 
 impl Kept {
-    /// Whether another program lists most of its addresses as this one, and has a place for the others here.
-    fn is_near(&self, other: &Program) -> bool {
-        let now = &self.program.peers;
-        let mut differ = now.keys().filter(|ip| !other.peers.contains_key(ip)).count();
-        for (ip, ports) in other.peers.iter().filter(|(ip, ports)| now.get(ip) != Some(ports)) {
-            differ += 1;
+    /// The addresses that another program lists otherwise than this one, if those are the lesser part and it has a place
+    /// for each of them.
+    fn near(&self, other: &Program) -> Option<Vec<IpAddr>> {
+        let differ = self.program.peers.differences(&other.peers);
+        let has_place = |ip: &IpAddr| {
             let family = Family::of(*ip);
-            let lists = &self.lists[number(family)];
-            if lists.others.is_none() && !self.usual.in_family(family).contains(ports) {
-                return false;
-            }
-        }
-        differ <= now.len() / 2
+            let usual = || self.usual.in_family(family);
+            self.lists[number(family)].others.is_some()
+                || other.peers.get(*ip).is_none_or(|ports| usual().contains(ports))
+        };
+        let near = differ.len() <= self.program.peers.len() / 2 && differ.iter().all(has_place);
+        near.then_some(differ)
     }
 
     /// Where an address with a set of ports is listed, if there is such a set, and as what.
@@ -338,37 +368,21 @@ impl Kept {
     }
 }
 
-/// The listed addresses of a family: a set for each usual set of ports, and a map of all others.
-fn listed(
-    direction: Direction,
-    program: &Program,
-    usual: &Usual,
-    family: Family,
-) -> (Vec<Set>, Set) {
-    let usual = usual.in_family(family);
-    let mut sets = vec![Vec::new(); usual.len()];
-    let mut others = Vec::new();
-    // There may be very many addresses, with few sets of ports.
-    let mut known: HashMap<*const PortSet, (Option<usize>, Element)> = HashMap::new();
-    for (ip, ports) in program.peers.iter().filter(|(ip, _)| Family::of(**ip) == family) {
-        let (number, element) = known.entry(Arc::as_ptr(ports)).or_insert_with(|| {
-            match usual.iter().position(|usual| *usual == **ports) {
-                Some(number) => (Some(number), Element::default()),
-                None => (None, part::element(part::verdict(direction, ports))),
-            }
-        });
-        let elements = number.map_or(&mut others, |number| &mut sets[number]);
-        elements.push((KeyPart::addr(*ip).into(), element.clone()));
-    }
-    // Made of all at once, trees have no room that is empty.
-    let filled = |set: Set, elements: Vec<(ElementKey, Element)>| Set {
-        elements: elements.into_iter().collect(),
-        ..set
-    };
-    let plain = |elements| filled(Set::of(KeyType::Addr(family), false), elements);
-    let sets = sets.into_iter().map(plain).collect();
-    let others = filled(Set::vmap(KeyType::Addr(family)), others);
-    (sets, others)
+/// A map of the listed addresses of a family that have none of the usual sets of ports.
+fn others(direction: Direction, program: &Program, usual: &Usual, family: Family) -> Set {
+    let others = program.peers.without(family, usual.in_family(family)).into_iter();
+    let elements = others.map(|(ip, ports)| {
+        (KeyPart::addr(ip).into(), part::element(part::verdict(direction, ports)))
+    });
+    Set { elements: elements.collect(), ..Set::vmap(KeyType::Addr(family)) }
+}
+
+/// What one of two has more, both ascending; `None` where it lacks something of the other one.
+fn surplus(had: &[IpAddr], wanted: &[IpAddr]) -> Option<Vec<IpAddr>> {
+    let mut wanted = wanted.iter().peekable();
+    let more = had.iter().filter(|ip| wanted.next_if(|wanted| wanted == ip).is_none()).copied();
+    let more = more.collect();
+    wanted.peek().is_none().then_some(more)
 }
 
 /// The place of a family in [`Kept::lists`]: as in [`Family::BOTH`].
@@ -379,8 +393,13 @@ fn number(family: Family) -> usize {
     }
 }
 
-fn peers(program: &Program) -> impl Iterator<Item = &PortSet> {
-    program.peers.values().map(|ports| &**ports)
+/// The sets of ports that a program leads to, and how often.
+fn ports_of<'a>(
+    program: &'a Program,
+    usual: &'a Usual,
+) -> impl Iterator<Item = (&'a PortSet, usize)> {
+    let fixed = part::fixed_ports(program, usual).into_iter().map(|ports| (ports, 1));
+    fixed.chain(program.peers.counts())
 }
 
 /// Takes out what is counted to nothing.
