@@ -5,12 +5,14 @@
 //! and everything else is passed over without being kept.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 /// A Node, cut down.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -76,68 +78,173 @@ pub(crate) struct PodStatus {
     pub(crate) pod_ips: Value,
 }
 
-/// An object of any kind that policies go by, cut down. One type for all: each one more costs the agent memory.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// An object of any kind that policies go by, cut down. One type for all: each one more costs the agent memory. There may
+/// be very many objects, most of which is passed over without being kept: what managers own of them, containers, volumes.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ruled {
+    /// Name, namespace, `uid` and `resourceVersion` alone.
     pub(crate) metadata: ObjectMeta,
-    #[serde(default)]
-    pub(crate) spec: RuledSpec,
-    #[serde(default)]
-    pub(crate) status: RuledStatus,
+    /// By what the kubelet knows a pod that it has from a file, and whose object it made itself: in the API that has
+    /// another `metadata.uid`.
+    pub(crate) own_uid: Option<String>,
+    /// Its `metadata`, `spec` and `status`, each as far as policies go by it.
+    pub(crate) said: Map<String, Value>,
 }
 
-/// Of its spec: of pods, nodes and policies.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct RuledSpec {
-    #[serde(skip_serializing_if = "Value::is_null")]
-    host_network: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    node_name: Value,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    containers: Vec<Ported>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    init_containers: Vec<Ported>,
-    #[serde(rename = "podCIDRs", skip_serializing_if = "Value::is_null")]
-    pod_cidrs: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    pod_selector: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    policy_types: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    ingress: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    egress: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    tier: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    priority: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    subject: Value,
+/// The keys that are kept of an object, and below each of them again; none: all of it.
+struct Kept(&'static [(&'static str, Kept)]);
+
+const ALL: Kept = Kept(&[]);
+const PORTED: Kept = Kept(&[("ports", ALL), ("restartPolicy", ALL)]);
+const MIRROR: &str = "kubernetes.io/config.mirror";
+const MIRROR_HASH: &str = "kubernetes.io/config.hash";
+const RULED: Kept = Kept(&[
+    (
+        "metadata",
+        Kept(&[
+            ("name", ALL),
+            ("namespace", ALL),
+            ("uid", ALL),
+            ("resourceVersion", ALL),
+            ("labels", ALL),
+            ("annotations", Kept(&[(MIRROR, ALL), (MIRROR_HASH, ALL)])),
+        ]),
+    ),
+    (
+        "spec",
+        Kept(&[
+            // Of pods.
+            ("hostNetwork", ALL),
+            ("nodeName", ALL),
+            ("containers", PORTED),
+            ("initContainers", PORTED),
+            // Of nodes.
+            ("podCIDRs", ALL),
+            // Of policies.
+            ("podSelector", ALL),
+            ("policyTypes", ALL),
+            ("ingress", ALL),
+            ("egress", ALL),
+            ("tier", ALL),
+            ("priority", ALL),
+            ("subject", ALL),
+        ]),
+    ),
+    // Of pods and nodes.
+    ("status", Kept(&[("phase", ALL), ("podIP", ALL), ("podIPs", ALL), ("addresses", ALL)])),
+]);
+
+impl<'de> DeserializeSeed<'de> for &Kept {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        match self.0.is_empty() {
+            true => Value::deserialize(from),
+            false => from.deserialize_any(self),
+        }
+    }
 }
 
-/// Of a pod's containers.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Ported {
-    #[serde(skip_serializing_if = "Value::is_null")]
-    ports: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    restart_policy: Value,
+/// Of a list each entry is cut down; what is neither list nor object is kept, for its reader to say what is wrong.
+impl<'de> Visitor<'de> for &Kept {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("anything")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Value, A::Error> {
+        let mut all = Map::new();
+        while let Some(key) = from.next_key_seed(Key(self))? {
+            match key {
+                Some((name, below)) => {
+                    all.insert((*name).to_owned(), from.next_value_seed(below)?);
+                }
+                None => {
+                    from.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(Value::Object(all))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(one) = from.next_element_seed(self)? {
+            all.push(one);
+        }
+        Ok(Value::Array(all))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
 }
 
-/// Of its status: of pods and nodes.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct RuledStatus {
-    #[serde(skip_serializing_if = "Value::is_null")]
-    phase: Value,
-    #[serde(rename = "podIP", skip_serializing_if = "Value::is_null")]
-    pod_ip: Value,
-    #[serde(rename = "podIPs", skip_serializing_if = "Value::is_null")]
-    pod_ips: Value,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    addresses: Value,
+/// A key, if it is one of those that are kept: the others are not even copied.
+struct Key<'k>(&'k Kept);
+
+impl<'de, 'k> DeserializeSeed<'de> for Key<'k> {
+    type Value = Option<&'k (&'static str, Kept)>;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self::Value, D::Error> {
+        from.deserialize_identifier(self)
+    }
+}
+
+impl<'k> Visitor<'_> for Key<'k> {
+    type Value = Option<&'k (&'static str, Kept)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.0.iter().find(|(name, _)| *name == key))
+    }
+}
+
+impl<'de> Deserialize<'de> for Ruled {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let Value::Object(mut said) = RULED.deserialize(from)? else {
+            return Err(D::Error::custom("this is no object"));
+        };
+        let Some(Value::Object(meta)) = said.get_mut("metadata") else {
+            return Err(D::Error::custom("the object has no metadata"));
+        };
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let annotations = meta.remove("annotations").unwrap_or_default();
+        let mirrors = annotations.get(MIRROR).is_some();
+        let own_uid = annotations.get(MIRROR_HASH).filter(|_| mirrors).and_then(text);
+        let metadata = ObjectMeta {
+            name: meta.get("name").and_then(text),
+            namespace: meta.get("namespace").and_then(text),
+            uid: meta.remove("uid").as_ref().and_then(text),
+            resource_version: meta.remove("resourceVersion").as_ref().and_then(text),
+            ..ObjectMeta::default()
+        };
+        Ok(Self { metadata, own_uid, said })
+    }
 }
 
 /// Which of these kinds.
@@ -230,3 +337,68 @@ macro_rules! resource_as {
 
 resource_as!(NodeObject, core::Node);
 resource_as!(PodObject, core::Pod);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_policies_go_by_is_kept_and_nothing_else() {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "web", "namespace": "shop", "uid": "u-1", "resourceVersion": "17",
+                "labels": {"app": "web"}, "managedFields": [{"manager": "kubelet"}], "generation": 3,
+                "annotations": {"kubernetes.io/config.hash": "h-1", "notes": "long"},
+            },
+            "spec": {
+                "nodeName": "node-1", "hostNetwork": false, "volumes": [{"name": "data"}],
+                "containers": [
+                    {"name": "web", "image": "web:1", "ports": [{"name": "http", "containerPort": 8080}]},
+                    {"name": "log"},
+                ],
+                "initContainers": "none of the kind",
+                "podSelector": {"matchLabels": {"role": "db"}},
+            },
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}],
+                "conditions": [{"type": "Ready"}]},
+        });
+        let read = |object: &Value| serde_json::from_str::<Ruled>(&object.to_string());
+        let ruled = read(&object).unwrap();
+        assert_eq!(
+            Value::Object(ruled.said),
+            json!({
+                "metadata": {"name": "web", "namespace": "shop", "labels": {"app": "web"}},
+                "spec": {
+                    "nodeName": "node-1", "hostNetwork": false,
+                    "containers": [{"ports": [{"name": "http", "containerPort": 8080}]}, {}],
+                    "initContainers": "none of the kind",
+                    "podSelector": {"matchLabels": {"role": "db"}},
+                },
+                "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}]},
+            })
+        );
+        let expected = ObjectMeta {
+            name: Some("web".into()),
+            namespace: Some("shop".into()),
+            uid: Some("u-1".into()),
+            resource_version: Some("17".into()),
+            ..ObjectMeta::default()
+        };
+        // The hash is one where there is a mirror.
+        assert_eq!((ruled.metadata, ruled.own_uid), (expected, None));
+        let mut mirror = object.clone();
+        mirror["metadata"]["annotations"]["kubernetes.io/config.mirror"] = json!("h-1");
+        assert_eq!(read(&mirror).unwrap().own_uid.as_deref(), Some("h-1"));
+        for odd in
+            [json!({"metadata": {"name": 3}}), json!({"metadata": {"name": "a", "labels": 3}})]
+        {
+            assert!(read(&odd).is_ok(), "{odd} is for its reader to refuse");
+        }
+        for none in [json!([]), json!({}), json!({"metadata": "a"})] {
+            assert!(read(&none).is_err(), "{none}");
+        }
+    }
+}

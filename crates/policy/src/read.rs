@@ -132,7 +132,9 @@ fn parse<T: DeserializeOwned>(
     name: &str,
     value: &Value,
 ) -> Result<T, Unreadable> {
-    serde_path_to_error::deserialize(value).map_err(|e| Unreadable {
+    // To keep in mind where it is costs more than to read it, and only what is wrong is somewhere.
+    let again = |_| serde_path_to_error::deserialize(value);
+    T::deserialize(value).or_else(again).map_err(|e| Unreadable {
         kind,
         name: match name {
             "" => value["metadata"]["name"].as_str().unwrap_or("without a name").to_owned(),

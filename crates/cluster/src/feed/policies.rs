@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use causeway_policy::PolicyName;
 use causeway_policy::read::{Object, Unreadable};
-use kube::{Api, Client, Resource, ResourceExt};
-use serde_json::json;
+use kube::{Api, Client, ResourceExt};
+use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -46,6 +46,20 @@ pub enum PolicyKind {
 impl PolicyKind {
     /// Those that are followed only where there are policies.
     pub const ENDS: [Self; 3] = [Self::Namespaces, Self::Pods, Self::Nodes];
+
+    /// The kind of an object.
+    #[must_use]
+    pub fn of(object: &Object) -> Self {
+        match object {
+            Object::Namespace(..) => Self::Namespaces,
+            Object::Pod(_) => Self::Pods,
+            Object::Node(..) => Self::Nodes,
+            Object::Policy(policy) => match policy.name {
+                PolicyName::Network { .. } => Self::Network,
+                PolicyName::Cluster(_) => Self::Cluster,
+            },
+        }
+    }
 }
 
 /// What happens to what policies go by.
@@ -272,15 +286,19 @@ impl Keeper {
             Event::Init => PolicyEvent::Listing(kind),
             Event::InitDone => PolicyEvent::Listed(kind),
             Event::Delete(object) => gone(kind, &object),
-            Event::Apply(object) | Event::InitApply(object) => match read(kind, &object) {
-                Ok(read @ Object::Policy(_)) => PolicyEvent::Put(read, object.resource_version()),
-                Ok(read) => PolicyEvent::Put(read, uid(&object)),
-                Err(error) => {
-                    // What it said before may be more than it says now.
-                    tracing::warn!("{error}; it is left out");
-                    gone(kind, &object)
+            Event::Apply(mut object) | Event::InitApply(mut object) => {
+                match read(kind, &mut object) {
+                    Ok(read @ Object::Policy(_)) => {
+                        PolicyEvent::Put(read, object.resource_version())
+                    }
+                    Ok(read) => PolicyEvent::Put(read, uid(object)),
+                    Err(error) => {
+                        // What it said before may be more than it says now.
+                        tracing::warn!("{error}; it is left out");
+                        gone(kind, &object)
+                    }
                 }
-            },
+            }
         };
         (self.sink)(event);
     }
@@ -322,8 +340,8 @@ impl Keeper {
 
 async fn ask(sink: &PolicySink, kind: PolicyKind, api: &Api<Ruled>, name: &str) {
     match api.get_opt(name).await {
-        Ok(Some(object)) => match read(kind, &object) {
-            Ok(read) => sink(PolicyEvent::Asked(read, uid(&object))),
+        Ok(Some(mut object)) => match read(kind, &mut object) {
+            Ok(read) => sink(PolicyEvent::Asked(read, uid(object))),
             Err(error) => tracing::warn!("{error}; it is left out"),
         },
         Ok(None) => {}
@@ -331,31 +349,22 @@ async fn ask(sink: &PolicySink, kind: PolicyKind, api: &Api<Ruled>, name: &str) 
     }
 }
 
-fn read(kind: PolicyKind, object: &Ruled) -> Result<Object, Unreadable> {
-    let (meta, ruled) = (&object.metadata, kind.ruled());
+/// Takes out of an object what it says.
+fn read(kind: PolicyKind, object: &mut Ruled) -> Result<Object, Unreadable> {
+    let ruled = kind.ruled();
     let api = match ruled.group {
         "" => ruled.version.to_owned(),
         group => format!("{group}/{}", ruled.version),
     };
-    let value = json!({
-        "apiVersion": api,
-        "kind": ruled.kind,
-        "metadata": {"name": meta.name, "namespace": meta.namespace, "labels": meta.labels},
-        "spec": object.spec,
-        "status": object.status,
-    });
-    Ok(Object::read(&value)?.expect("a kind that policies go by"))
+    let mut said = std::mem::take(&mut object.said);
+    said.insert("apiVersion".to_owned(), api.into());
+    said.insert("kind".to_owned(), ruled.kind.into());
+    Ok(Object::read(&Value::Object(said))?.expect("a kind that policies go by"))
 }
 
-/// By what the kubelet knows a pod: of one that it has from a file, and whose object it made itself, the API
-/// has another `metadata.uid`.
-fn uid(object: &Ruled) -> Option<String> {
-    let meta = object.meta();
-    let annotations = meta.annotations.as_ref();
-    let own = annotations
-        .filter(|all| all.contains_key("kubernetes.io/config.mirror"))
-        .and_then(|all| all.get("kubernetes.io/config.hash"));
-    own.or(meta.uid.as_ref()).cloned()
+/// By what the kubelet knows a pod.
+fn uid(object: Ruled) -> Option<String> {
+    object.own_uid.or(object.metadata.uid)
 }
 
 fn gone(kind: PolicyKind, object: &Ruled) -> PolicyEvent {
