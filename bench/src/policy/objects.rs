@@ -89,18 +89,16 @@ pub(crate) fn running(client: &Client, name: &str) -> Result<Pod> {
 pub(crate) fn enforced(socket: &Path, policies: usize, pause: Duration) -> Result<()> {
     let start = Instant::now();
     loop {
-        match agent::policies(socket) {
+        match agent::policy_summary(socket) {
             Ok(status)
-                if status.synced
-                    && status.problem.is_none()
-                    && status.policies.len() == policies =>
+                if status.synced && status.problem.is_none() && status.policies == policies =>
             {
                 return Ok(());
             }
             _ if start.elapsed() < PATIENCE => std::thread::sleep(pause),
             Ok(status) => bail!(
                 "{policies} policies are not enforced after {PATIENCE:?}: it has {}, {}",
-                status.policies.len(),
+                status.policies,
                 status.problem.as_deref().unwrap_or("nothing is wrong")
             ),
             Err(error) => return Err(error.context("the agent does not answer")),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde::de::DeserializeOwned;
 
-use crate::policy::{DropReport, PolicyStatus};
+use crate::policy::{DropReport, PolicyStatus, PolicySummary};
 use crate::status::{CollectReport, PlanReport, Status};
 
 /// Longer than any answer of a healthy agent takes.
@@ -28,6 +28,14 @@ pub fn status(socket: &Path) -> anyhow::Result<Status> {
 /// When no agent answers.
 pub fn policies(socket: &Path) -> anyhow::Result<PolicyStatus> {
     json(socket, "GET", "/v1/policies")
+}
+
+/// How much is enforced on the node: for whoever asks again and again.
+///
+/// # Errors
+/// When no agent answers.
+pub fn policy_summary(socket: &Path) -> anyhow::Result<PolicySummary> {
+    json(socket, "GET", "/v1/policies/summary")
 }
 
 /// What policies dropped on the node.

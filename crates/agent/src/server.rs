@@ -52,6 +52,7 @@ pub(crate) fn full(app: App) -> Router {
         .route("/v1/pods/{namespace}/{name}", get(wanted))
         .route("/v1/holders/{ip}", get(holders))
         .route("/v1/policies", get(policies))
+        .route("/v1/policies/summary", get(summary))
         .route("/v1/drops", get(drops))
         .route("/v1/reconcile", post(reconcile))
         .route("/v1/collect", post(collect))
@@ -140,6 +141,12 @@ async fn holders(State(app): State<App>, Path(ip): Path<std::net::IpAddr>) -> Re
 
 async fn policies(State(app): State<App>) -> Response {
     answer_of(&app, policy::Handle::status)
+        .await
+        .map_or_else(unavailable, |s| Json(s).into_response())
+}
+
+async fn summary(State(app): State<App>) -> Response {
+    answer_of(&app, policy::Handle::summary)
         .await
         .map_or_else(unavailable, |s| Json(s).into_response())
 }

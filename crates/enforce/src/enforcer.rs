@@ -379,8 +379,8 @@ impl Enforcer {
 
     fn set_pod(&mut self, name: &PodName, pod: Option<Pod>, touched: &mut Touched) {
         let attached = self.endpoints.contains_key(name);
-        let known = self.world.pod(name).is_some_and(|pod| self.is_here(pod));
-        if known && pod.is_some() && pod.as_ref() == self.local.get(name) {
+        let known = || self.world.pod(name).is_some_and(|pod| self.is_here(pod));
+        if pod.is_some() && pod.as_ref() == self.local.get(name) && known() {
             // It is told of again, as when a list is made anew.
             return;
         }

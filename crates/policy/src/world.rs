@@ -117,7 +117,8 @@ impl fmt::Display for Party {
 #[derive(Clone, Debug, Default)]
 pub struct World {
     namespaces: Spaces,
-    pods: BTreeMap<PodName, Pod>,
+    /// By namespace and name.
+    pods: BTreeMap<Text, BTreeMap<Text, Pod>>,
     nodes: BTreeMap<Text, Node>,
     policies: BTreeMap<PolicyName, Policy>,
     /// How many policies a namespace has.
@@ -251,22 +252,30 @@ impl World {
         if !pod.host_network {
             members.addresses.extend(&pod.addresses);
         }
-        self.pods.insert(pod.name.clone(), pod);
+        let space = self.pods.entry(pod.name.namespace.clone()).or_default();
+        space.insert(pod.name.name.clone(), pod);
     }
 
     /// Removes a pod.
     pub fn remove_pod(&mut self, name: &PodName) {
-        let Some(pod) = self.pods.remove(name) else { return };
+        let Some(space) = self.pods.get_mut(&name.namespace) else { return };
+        let Some(pod) = space.remove(&name.name) else { return };
+        if space.is_empty() {
+            self.pods.remove(&name.namespace);
+        }
         self.disowned(&pod.addresses, &Who::Pod(name.clone()));
         let kind = Kind::of(&pod);
         let Some(kinds) = self.kinds.get_mut(&name.namespace) else { return };
         let Some(members) = kinds.get_mut(&kind) else { return };
         members.pods -= 1;
+        let space = self.pods.get(&name.namespace);
         for ip in &pod.addresses {
             let same = |who: &Who| {
                 let Who::Pod(other) = who else { return false };
                 other.namespace == name.namespace
-                    && self.pods.get(other).is_some_and(|pod| kind.is_of(pod))
+                    && space
+                        .and_then(|space| space.get(&other.name))
+                        .is_some_and(|pod| kind.is_of(pod))
             };
             let held = match self.owners.get(ip) {
                 Some(Owners::One(who)) => same(who),
@@ -325,7 +334,7 @@ impl World {
     pub(crate) fn see(&self, party: &Party) -> Seen<'_> {
         let who = match &party.who {
             Who::Pod(name) => {
-                let pod = self.pods.get(name).filter(|pod| !pod.host_network);
+                let pod = self.pod(name).filter(|pod| !pod.host_network);
                 pod.map(|pod| SeenAs::Pod(Looks::of(pod)))
             }
             Who::Node(name) => self.nodes.get(name).map(|node| SeenAs::Node(&node.labels)),
@@ -345,11 +354,8 @@ impl World {
     }
 
     /// The pods of a namespace, by name.
-    pub fn pods_in<'a>(&'a self, namespace: &Text) -> impl Iterator<Item = &'a Pod> {
-        let first = PodName::new(namespace.clone(), "");
-        let namespace = namespace.clone();
-        let all = self.pods.range(first..).map(|(_, pod)| pod);
-        all.take_while(move |pod| pod.name.namespace == namespace)
+    pub fn pods_in(&self, namespace: &Text) -> impl Iterator<Item = &Pod> + use<'_> {
+        self.pods.get(namespace).into_iter().flat_map(BTreeMap::values)
     }
 
     /// Adds a node, or replaces it.
@@ -460,13 +466,13 @@ impl World {
 
     /// The pods, by name.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
-        self.pods.values()
+        self.pods.values().flat_map(BTreeMap::values)
     }
 
     /// The pod of a name.
     #[must_use]
     pub fn pod(&self, name: &PodName) -> Option<&Pod> {
-        self.pods.get(name)
+        self.pods.get(&name.namespace)?.get(&name.name)
     }
 
     /// The nodes, by name.

@@ -8,6 +8,7 @@
 mod bell;
 mod drops;
 mod state;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use causeway_cluster::{PolicyEvent, PolicySink, Question};
+use causeway_cluster::{PolicyEvent, PolicyKind, PolicySink, Question};
 use causeway_kernel::log::Logged;
 use causeway_kernel::nft::Nft;
 use causeway_policy::PodName;
@@ -30,10 +31,14 @@ use crate::metrics::Metrics;
 use bell::{Bell, Rope, bell};
 pub use drops::{DropEnd, DropRecord, DropReport, listen};
 use state::State;
-pub use state::{PolicyStatus, RealisedPod};
+pub(crate) use status::Ask;
+pub use status::{PolicyStatus, PolicySummary, RealisedPod};
 
 /// How many events are taken in before the kernel is told of them.
 const AT_ONCE: usize = 4096;
+
+/// For so many objects of a list the thread is woken once.
+const OF_LIST: usize = 64;
 
 /// The watch tells of a pod before the runtime does, or a moment later; then the API is asked for it.
 pub(crate) const ASK_AFTER: Duration = Duration::from_millis(200);
@@ -51,7 +56,7 @@ enum Command {
     Touched(BTreeSet<u32>),
     /// Look at the table anew.
     Audit,
-    Status(Reply<PolicyStatus>),
+    Ask(Ask),
     /// Packets that the kernel dropped.
     Dropped(Vec<Logged>),
     Drops(Reply<DropReport>),
@@ -121,10 +126,12 @@ impl Handle {
     /// Whom to tell of what policies go by.
     #[must_use]
     pub fn sink(&self) -> PolicySink {
-        let (sender, rope) = (Mutex::new(self.sender.clone()), self.rope.clone());
+        let news = Mutex::new(News { sender: self.sender.clone(), lists: BTreeMap::new() });
+        let rope = self.rope.clone();
         Arc::new(move |event| {
-            let _ = lock(&sender).send(Command::Event(event));
-            rope.ring();
+            if lock(&news).put(event) {
+                rope.ring();
+            }
         })
     }
 
@@ -180,7 +187,12 @@ impl Handle {
 
     /// What is enforced now.
     pub(crate) fn status(&self, reply: Reply<PolicyStatus>) {
-        self.send(Command::Status(reply));
+        self.send(Command::Ask(Ask::Status(reply)));
+    }
+
+    /// How much is enforced now.
+    pub(crate) fn summary(&self, reply: Reply<PolicySummary>) {
+        self.send(Command::Ask(Ask::Summary(reply)));
     }
 
     /// The kernel dropped these packets.
@@ -233,6 +245,39 @@ pub(crate) fn endpoint(record: &AttachmentRecord) -> Option<(PodName, Vec<IpAddr
     Some((PodName::new(pod.namespace.as_str(), pod.name.as_str()), addresses))
 }
 
+/// The events on their way to the thread. It need not be woken for each object of a list.
+struct News {
+    sender: Sender<Command>,
+    /// The lists that are in progress, and how many objects each had.
+    lists: BTreeMap<PolicyKind, usize>,
+}
+
+impl News {
+    /// Puts an event in. Answers whether the thread is to be woken.
+    fn put(&mut self, event: PolicyEvent) -> bool {
+        let wakes = match &event {
+            PolicyEvent::Listing(kind) => {
+                self.lists.insert(*kind, 0);
+                true
+            }
+            PolicyEvent::Listed(kind) => {
+                self.lists.remove(kind);
+                true
+            }
+            PolicyEvent::Put(object, _) => match self.lists.get_mut(&PolicyKind::of(object)) {
+                Some(count) => {
+                    *count += 1;
+                    count.is_multiple_of(OF_LIST)
+                }
+                None => true,
+            },
+            PolicyEvent::Asked(..) | PolicyEvent::Gone(..) => true,
+        };
+        let _ = self.sender.send(Command::Event(event));
+        wakes
+    }
+}
+
 struct Thread {
     receiver: Receiver<Command>,
     bell: Bell,
@@ -269,7 +314,7 @@ impl Thread {
                     Command::Confirm(confirm) => self.state.confirm(confirm),
                     Command::Touched(by) => self.state.touched(&by),
                     Command::Audit => self.state.doubt(),
-                    Command::Status(reply) => self.state.ask(reply),
+                    Command::Ask(question) => self.state.ask(question),
                     Command::Dropped(packets) => self.state.dropped(&packets),
                     Command::Drops(reply) => drop(reply.send(Ok(self.state.drops()))),
                 }
@@ -305,5 +350,34 @@ impl Thread {
         if differs {
             (self.wake)();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use causeway_policy::read::Object;
+
+    use super::*;
+
+    #[test]
+    fn objects_of_a_list_wake_seldom() {
+        let (sender, receiver) = channel();
+        let mut news = News { sender, lists: BTreeMap::new() };
+        let node = |n: usize| Object::Node(format!("node-{n}").into(), Default::default());
+        let namespace = || Object::Namespace("shop".into(), Default::default());
+        let kind = PolicyKind::Nodes;
+        assert!(news.put(PolicyEvent::Put(node(0), None)));
+        assert!(news.put(PolicyEvent::Listing(kind)));
+        let wakes = (0..3 * OF_LIST).filter(|n| news.put(PolicyEvent::Put(node(*n), None)));
+        assert_eq!(wakes.count(), 3);
+        // What is no part of it does at once.
+        assert!(news.put(PolicyEvent::Put(namespace(), None)));
+        assert!(news.put(PolicyEvent::Asked(node(1), None)));
+        assert!(news.put(PolicyEvent::Gone(kind, String::new(), "node-1".into())));
+        assert!(!news.put(PolicyEvent::Put(node(2), None)));
+        assert!(news.put(PolicyEvent::Listed(kind)));
+        assert!(news.put(PolicyEvent::Put(node(3), None)));
+        // All of it is there.
+        assert_eq!(receiver.try_iter().count(), 3 * OF_LIST + 8);
     }
 }

@@ -2,7 +2,7 @@
 
 mod answers;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,11 +18,9 @@ use causeway_plan::{NftOp, TableId};
 use causeway_policy::read::Object;
 use causeway_policy::{PodName, PolicyName, Text};
 use causeway_types::{NodeName, names};
-use serde::{Deserialize, Serialize};
 
 use super::drops::Drops;
-use super::{Confirm, DropReport, Endpoints};
-use crate::inbox::Reply;
+use super::{Ask, Confirm, DropReport, Endpoints};
 use crate::metrics::Metrics;
 
 /// How long to wait after a refusal of the kernel, at first and at most.
@@ -40,47 +38,8 @@ const FORGET_AFTER: Duration = Duration::from_millis(100);
 const PART: usize = 64;
 const PART_ELEMENTS: usize = 512;
 
-/// What is enforced on a node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PolicyStatus {
-    /// Everything is known that policies go by.
-    pub synced: bool,
-    /// What is not known yet, or what the kernel refused.
-    pub problem: Option<String>,
-    /// Grows by one each time the kernel's table changes.
-    pub revision: u64,
-    /// When it last did, in seconds of Unix time; 0: not in this process's life.
-    pub changed: u64,
-    /// Differences to what the table should have been that were repaired.
-    pub repairs: u64,
-    /// The policies of the cluster, each with the `metadata.resourceVersion` that is enforced.
-    pub policies: BTreeMap<String, String>,
-    /// The pods that are attached here.
-    pub pods: Vec<RealisedPod>,
-}
-
-/// What a pod is under.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RealisedPod {
-    /// `NAMESPACE/NAME`.
-    pub pod: String,
-    /// Its addresses.
-    pub addresses: Vec<IpAddr>,
-    /// The policies for what comes to it; absent: everything may.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ingress: Option<Vec<String>>,
-    /// The policies for what it sends; absent: it may send everything.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub egress: Option<Vec<String>>,
-    /// The cluster does not know it, and policies may apply to it: nothing passes.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub shut: bool,
-}
-
 /// A list in progress, and what it had so far.
-type Listing = BTreeSet<(Text, Text)>;
+type Listing = HashSet<(Text, Text)>;
 
 pub(super) struct State {
     enforcer: Enforcer,
@@ -97,7 +56,7 @@ pub(super) struct State {
     told: bool,
     changes: Vec<Change>,
     waiting: Vec<Confirm>,
-    asked: Vec<Reply<PolicyStatus>>,
+    asked: Vec<Ask>,
     /// Everything was known once, and the kernel was told.
     begun: bool,
     /// The table is to be looked at, at this time.
@@ -204,22 +163,16 @@ impl State {
     }
 
     fn put(&mut self, object: Object, uid: Option<String>) {
-        let none = || Text::from("");
-        let (kind, namespace, name) = match &object {
-            Object::Namespace(name, _) => (PolicyKind::Namespaces, none(), name.clone()),
-            Object::Node(name, _) => (PolicyKind::Nodes, none(), name.clone()),
-            Object::Pod(pod) => {
-                (PolicyKind::Pods, pod.name.namespace.clone(), pod.name.name.clone())
-            }
-            Object::Policy(policy) => match &policy.name {
-                PolicyName::Network { namespace, name } => {
-                    (PolicyKind::Network, namespace.clone(), name.clone())
-                }
-                PolicyName::Cluster(name) => (PolicyKind::Cluster, none(), name.clone()),
-            },
-        };
-        if let Some(listing) = self.listings.get_mut(&kind) {
-            listing.insert((namespace, name));
+        if let Some(listing) = self.listings.get_mut(&PolicyKind::of(&object)) {
+            let none = || Text::from("");
+            listing.insert(match &object {
+                Object::Namespace(name, _) | Object::Node(name, _) => (none(), name.clone()),
+                Object::Pod(pod) => (pod.name.namespace.clone(), pod.name.name.clone()),
+                Object::Policy(policy) => match &policy.name {
+                    PolicyName::Network { namespace, name } => (namespace.clone(), name.clone()),
+                    PolicyName::Cluster(name) => (none(), name.clone()),
+                },
+            });
         }
         self.changes.push(match object {
             Object::Namespace(name, labels) => Change::Namespace(name, Some(labels)),

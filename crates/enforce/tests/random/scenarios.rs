@@ -310,6 +310,32 @@ fn a_list_is_no_group() {
     check(&enforcer, kernel.as_ref().unwrap()).unwrap();
 }
 
+/// A set that a program leaves is taken over as the kernel has it, and not with what it was about to get.
+#[test]
+fn a_set_is_taken_over_as_the_kernel_has_it() {
+    let pod = |n: u8, app: &str| pod(ME, &format!("p{n}"), app, &format!("10.0.0.{n}"));
+    let policy = |name: &str| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": name},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"ports": [{"port": 80}],
+                "from": [{"podSelector": {"matchLabels": {"app": "a"}}}]}]}})
+    };
+    let mut enforcer = Enforcer::new(ME);
+    let mut kernel = None;
+    let mut first = vec![change(&policy("one"), true), change(&pod(1, "web"), true)];
+    first.extend((10..30).map(|n| change(&pod(n, "a"), true)));
+    let web = IpAddr::from([10, 0, 0, 1]);
+    first.push(Change::Endpoint(PodName::new("x", "p1"), Some(vec![web])));
+    enforcer.change(first);
+    repair(&mut enforcer, &mut kernel);
+    // All before anything is done about it.
+    enforcer.change([change(&pod(30, "a"), true), change(&pod(10, "b"), true)]);
+    enforcer.change([change(&policy("two"), true)]);
+    take(&mut enforcer, &mut kernel).unwrap();
+    assert!(opens(&kernel, IpAddr::from([10, 0, 0, 30]), web, 80));
+    check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+}
+
 /// A pod that comes is isolated first, and let in by others behind that; at once where a ClusterNetworkPolicy might deny
 /// others something of it.
 #[test]

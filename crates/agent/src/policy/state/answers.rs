@@ -6,9 +6,9 @@ use causeway_cluster::Question;
 use causeway_policy::read::Object;
 use causeway_policy::{Direction, PodName, Policy, PolicyName};
 
-use super::{PolicyStatus, RealisedPod, State};
-use crate::inbox::Reply;
+use super::State;
 use crate::policy::Confirm;
+use crate::policy::status::{Ask, PolicyStatus, PolicySummary, RealisedPod};
 
 impl State {
     /// The answer to a question. The watch may have told more since, and what it told counts.
@@ -42,13 +42,28 @@ impl State {
     }
 
     /// Answers what is enforced, when what is known is.
-    pub(in super::super) fn ask(&mut self, reply: Reply<PolicyStatus>) {
-        self.asked.push(reply);
+    pub(in super::super) fn ask(&mut self, question: Ask) {
+        self.asked.push(question);
+    }
+
+    fn unready(&self) -> Option<String> {
+        self.missing().map(|what| format!("{what} are not known yet"))
+    }
+
+    fn summary(&self) -> PolicySummary {
+        let missing = self.unready();
+        PolicySummary {
+            synced: missing.is_none(),
+            problem: missing.or_else(|| self.problem()),
+            revision: self.revision,
+            policies: self.versions.len(),
+            pods: self.enforcer.endpoints().count(),
+        }
     }
 
     fn status(&self) -> PolicyStatus {
         let unix = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let missing = self.missing().map(|what| format!("{what} are not known yet"));
+        let missing = self.unready();
         let pods = self.enforcer.endpoints().filter_map(|name| {
             let realised = self.enforcer.realised(name)?;
             let of = |direction| {
@@ -76,8 +91,12 @@ impl State {
 
     /// Answers the plugins whose pods may start, or whose time is over.
     pub(super) fn answer(&mut self, now: Instant) {
-        for reply in std::mem::take(&mut self.asked) {
-            let _ = reply.send(Ok(self.status()));
+        // Whoever asked may have given up.
+        for question in std::mem::take(&mut self.asked) {
+            match question {
+                Ask::Status(reply) => drop(reply.send(Ok(self.status()))),
+                Ask::Summary(reply) => drop(reply.send(Ok(self.summary()))),
+            }
         }
         for confirm in std::mem::take(&mut self.waiting) {
             let answer = match self.obstacle(&confirm) {
@@ -96,7 +115,6 @@ impl State {
                     continue;
                 }
             };
-            // Whoever asked may have given up.
             let _ = confirm.reply.send(answer);
         }
     }
