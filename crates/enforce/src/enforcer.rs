@@ -79,6 +79,8 @@ struct Kept {
     /// One is listed that has no place in its sets.
     lacks: bool,
     users: BTreeSet<PodName>,
+    /// The families of their addresses, so far: it has chains for these alone.
+    families: Vec<Family>,
 }
 
 /// A set that a program has left: as it is in the kernel.
@@ -119,10 +121,10 @@ fn place(direction: Direction) -> usize {
 }
 
 /// Where packets are led.
-#[derive(Clone, Debug)]
-enum To {
-    /// To the program of this name.
-    Program(String),
+#[derive(Clone, Copy, Debug)]
+enum To<'k> {
+    /// To a program.
+    Program(&'k Key),
     /// To where nothing passes.
     Nothing,
 }

@@ -171,34 +171,31 @@ pub(crate) fn element(verdict: Verdict) -> Element {
     Content { verdict: Some(verdict), ..Content::default() }.into()
 }
 
-/// A program's chains.
+/// A program's chains for a family, which ask these sets.
 pub(crate) fn program(
     name: &str,
     direction: Direction,
     program: &Program,
-    usual: &Usual,
-    lists: &[Lists; 2],
+    (family, usual, lists): (Family, &Usual, &Lists),
 ) -> Part {
     let mut part = Part::default();
-    for (family, lists) in Family::BOTH.into_iter().zip(lists) {
-        let usual = usual.in_family(family);
-        let blocks = blocks(program, family);
-        let rules = |read: Read| {
-            let peer = read.peer(direction, family);
-            let to = |ports: &PortSet| Stmt::Verdict(verdict_of(read, direction, ports));
-            let one = |(set, ports): (&String, &PortSet)| {
-                rule([Stmt::lookup([peer], MatchOp::Eq, set), to(ports)])
-            };
-            let mut rules: Vec<Rule> = lists.usual.iter().zip(usual).map(one).collect();
-            let ask = |map: &String| rule([Stmt::Vmap { fields: vec![peer], map: map.clone() }]);
-            rules.extend(lists.others.as_ref().map(ask));
-            let last = blocks.stmts(direction, peer, read, &lists.ranges);
-            rules.extend(members(program, direction, family, read, &last));
-            rules.extend(last.into_iter().map(rule));
-            rules
+    let usual = usual.in_family(family);
+    let blocks = blocks(program, family);
+    let rules = |read: Read| {
+        let peer = read.peer(direction, family);
+        let to = |ports: &PortSet| Stmt::Verdict(verdict_of(read, direction, ports));
+        let one = |(set, ports): (&String, &PortSet)| {
+            rule([Stmt::lookup([peer], MatchOp::Eq, set), to(ports)])
         };
-        put_sides(&mut part, &program_chain(name, family), rules);
-    }
+        let mut rules: Vec<Rule> = lists.usual.iter().zip(usual).map(one).collect();
+        let ask = |map: &String| rule([Stmt::Vmap { fields: vec![peer], map: map.clone() }]);
+        rules.extend(lists.others.as_ref().map(ask));
+        let last = blocks.stmts(direction, peer, read, &lists.ranges);
+        rules.extend(members(program, direction, family, read, &last));
+        rules.extend(last.into_iter().map(rule));
+        rules
+    };
+    put_sides(&mut part, &program_chain(name, family), rules);
     part
 }
 

@@ -69,10 +69,10 @@ impl Enforcer {
                     }
                     let kept = self.programs.get_mut(key).expect("it is kept");
                     kept.users.insert(name.clone());
-                    Some(To::Program(kept.name.clone()))
+                    Some(To::Program(key))
                 }
             };
-            self.dispatch(name, direction, to.as_ref());
+            self.dispatch(name, direction, to);
             self.endpoints.get_mut(name).expect("it is attached").done[place(direction)] = wanted;
             self.isolate(name);
         }
@@ -118,11 +118,11 @@ impl Enforcer {
     }
 
     /// Leads a pod's packets somewhere, or past all.
-    pub(super) fn dispatch(&mut self, name: &PodName, direction: Direction, to: Option<&To>) {
+    pub(super) fn dispatch(&mut self, name: &PodName, direction: Direction, to: Option<To<'_>>) {
         for ip in self.own(name) {
             let family = Family::of(ip);
             let chain = to.map(|to| match to {
-                To::Program(name) => part::program_chain(name, family),
+                To::Program(key) => self.chain(key, family),
                 To::Nothing => frame::deny(direction),
             });
             for read in Read::BOTH {

@@ -47,9 +47,8 @@ impl Enforcer {
     /// Keeps a program in the place of one of its key that was forgotten, and whose it was.
     fn replace(&mut self, key: &Key, program: Program, users: BTreeSet<PodName>) {
         self.keep(key, program);
-        let to = To::Program(self.programs[key].name.clone());
         for user in &users {
-            self.dispatch(user, key.direction, Some(&to));
+            self.dispatch(user, key.direction, Some(To::Program(key)));
         }
         self.programs.get_mut(key).expect("it is kept").users = users;
     }
@@ -179,12 +178,24 @@ impl Enforcer {
         let maps = lists.iter().filter_map(|lists| lists.others.as_ref());
         let others: usize = maps.map(|map| self.table().sets[map].elements.len()).sum();
         let name = part::program_name(key.direction, key, &program, &usual, &lists);
-        add(&mut self.draft, part::program(&name, key.direction, &program, &usual, &lists));
         let most_others = (others * 2).max(self.sizes.few);
         let users = BTreeSet::new();
         let lacks = false;
-        let kept = Kept { name, program, usual, lists, others, most_others, lacks, users };
+        let families = Vec::new();
+        let kept =
+            Kept { name, program, usual, lists, others, most_others, lacks, users, families };
         self.programs.insert(key.clone(), kept);
+    }
+
+    /// The chain of a program for a family, which it has from now on.
+    pub(super) fn chain(&mut self, key: &Key, family: Family) -> String {
+        let kept = self.programs.get_mut(key).expect("it is kept");
+        if !kept.families.contains(&family) {
+            kept.families.push(family);
+            let of = (family, &kept.usual, &kept.lists[number(family)]);
+            add(&mut self.draft, part::program(&kept.name, key.direction, &kept.program, of));
+        }
+        part::program_chain(&kept.name, family)
     }
 
     /// Puts the set of the listed addresses with some ports into the table: one that another program has left, if it is

@@ -26,6 +26,9 @@ use crate::api::table::{partial, table};
 /// Watches without a timeout end after this time, as those of a real API server do (30 to 60 minutes).
 const LONGEST: Duration = Duration::from_secs(45 * 60);
 
+/// So much is sent at once of what is there, in bytes.
+const AT_ONCE: usize = 32 * 1024;
+
 struct Stream {
     watch: Watch,
     encoder: Encoder,
@@ -78,18 +81,28 @@ pub(super) fn answer(
 }
 
 impl Stream {
-    /// The next line, or `None` at the end of the watch.
+    /// The next lines, or `None` at the end of the watch: with one that was waited for come those that are there
+    /// already, as a real API server sends when nothing more is there.
     async fn next(&mut self) -> Option<Bytes> {
-        loop {
+        let mut lines = Vec::new();
+        while lines.is_empty() {
             if self.ended {
                 return None;
             }
             let event = self.wait().await?;
             self.faults.watches_stalled().await;
-            let wanted = !matches!(event, Event::Bookmark { .. }) || self.bookmarks.is_some();
-            if wanted {
-                return Some(self.encoder.line(&event));
-            }
+            self.put(&mut lines, &event);
+        }
+        while lines.len() < AT_ONCE && !self.ended {
+            let Some(event) = self.watch.ready() else { break };
+            self.put(&mut lines, &event);
+        }
+        Some(lines.into())
+    }
+
+    fn put(&self, lines: &mut Vec<u8>, event: &Event) {
+        if !matches!(event, Event::Bookmark { .. }) || self.bookmarks.is_some() {
+            self.encoder.put(lines, event);
         }
     }
 
@@ -124,7 +137,8 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn line(&self, event: &Event) -> Bytes {
+    /// Puts the line of an event behind others.
+    fn put(&self, lines: &mut Vec<u8>, event: &Event) {
         let (kind, object) = match event {
             Event::Added(object) => ("ADDED", self.object(object)),
             Event::Modified(object) => ("MODIFIED", self.object(object)),
@@ -135,7 +149,9 @@ impl Encoder {
             }
             Event::Error(error) => ("ERROR", Cow::Owned(error.status())),
         };
-        format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n").into()
+        lines.extend_from_slice(format!("{{\"type\":\"{kind}\",\"object\":").as_bytes());
+        serde_json::to_writer(&mut *lines, &*object).expect("a value can be written to memory");
+        lines.extend_from_slice(b"}\n");
     }
 
     /// An empty object of the type, with the version and maybe the mark of the end of the list.

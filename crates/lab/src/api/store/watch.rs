@@ -117,6 +117,11 @@ impl Watch {
             .then_some(Event::Bookmark { version: self.position, initial_end: false })
     }
 
+    /// The next event, if it is at hand.
+    pub fn ready(&mut self) -> Option<Event> {
+        self.queue.pop_front()
+    }
+
     /// The next event; waits for one. After an error, and when the store is gone, there is none.
     /// May be dropped and called again without losing an event.
     pub async fn next(&mut self) -> Option<Event> {
