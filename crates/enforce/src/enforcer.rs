@@ -160,6 +160,8 @@ pub struct Enforcer {
     groups: BTreeMap<Pods, usize>,
     /// How often programs lead to a set of ports.
     ports: BTreeMap<(Direction, PortSet), usize>,
+    /// How often they do by an element.
+    choices: BTreeMap<(Direction, PortSet), usize>,
     /// The sets that programs have left since changes were last taken.
     left: BTreeMap<String, Left>,
     /// Addresses of which programs and groups have not been told yet.
@@ -203,6 +205,7 @@ impl Enforcer {
             programs: BTreeMap::new(),
             groups: BTreeMap::new(),
             ports: BTreeMap::new(),
+            choices: BTreeMap::new(),
             left: BTreeMap::new(),
             later: BTreeSet::new(),
             given_up: BTreeSet::new(),

@@ -161,10 +161,23 @@ fn verdict_of(read: Read, direction: Direction, ports: &PortSet) -> Verdict {
     }
 }
 
-/// The sets of ports that a program leads to, but from its listed addresses.
-pub(crate) fn fixed_ports<'a>(program: &'a Program, usual: &'a Usual) -> BTreeSet<&'a PortSet> {
-    let usual = usual.v4.iter().chain(&usual.v6);
-    program.members.values().chain(program.ranges.values()).chain(usual).collect()
+/// The sets of ports that a program leads to, how often, and whether by elements.
+pub(crate) fn ports_of<'a>(
+    program: &'a Program,
+    usual: &'a Usual,
+) -> Vec<(&'a PortSet, usize, bool)> {
+    let mut all: Vec<_> = program.members.values().map(|ports| (ports, 1, false)).collect();
+    for family in Family::BOTH {
+        let usual = usual.in_family(family);
+        all.extend(usual.iter().map(|ports| (ports, 1, false)));
+        let listed = program.peers.counts_in(family).into_iter();
+        all.extend(listed.map(|(ports, count)| (ports, count, !usual.contains(ports))));
+        let of_family = program.ranges.iter().filter(|(ip, _)| Family::of(**ip) == family);
+        let ranges: BTreeSet<&PortSet> = of_family.map(|(_, ports)| ports).collect();
+        let by_elements = matches!(blocks(program, family), Blocks::Map);
+        all.extend(ranges.into_iter().map(|ports| (ports, 1, by_elements)));
+    }
+    all
 }
 
 pub(crate) fn element(verdict: Verdict) -> Element {
@@ -394,8 +407,14 @@ pub(crate) fn ports(direction: Direction, ports: &PortSet) -> Part {
     };
     let chain = ports_chain(direction, ports);
     put_sides(&mut part, &chain, rules);
-    part.chains.push((chain.clone(), frame::chain(frame::choice(&chain))));
     part
+}
+
+/// The chain of a set of ports that elements lead to.
+pub(crate) fn choice(direction: Direction, ports: &PortSet) -> Part {
+    let chain = ports_chain(direction, ports);
+    let rules = frame::chain(frame::choice(&chain));
+    Part { chains: vec![(chain, rules)], ..Part::default() }
 }
 
 impl Part {
@@ -411,10 +430,14 @@ impl Part {
         wide.into_iter().chain([name]).collect()
     }
 
-    /// The chains of a set of ports for a direction.
-    pub(crate) fn chains_of_ports(direction: Direction, ports: &PortSet) -> [String; 3] {
+    /// The chains of a set of ports for a direction, but that which elements lead to.
+    pub(crate) fn chains_of_ports(direction: Direction, ports: &PortSet) -> [String; 2] {
         let chain = ports_chain(direction, ports);
-        let [tracked, untracked] = Read::BOTH.map(|read| read.side(&chain));
-        [chain, tracked, untracked]
+        Read::BOTH.map(|read| read.side(&chain))
+    }
+
+    /// That which elements lead to.
+    pub(crate) fn choice_of_ports(direction: Direction, ports: &PortSet) -> String {
+        ports_chain(direction, ports)
     }
 }

@@ -122,17 +122,20 @@ impl Enforcer {
     }
 
     fn list(&mut self, key: &Key, ip: IpAddr, entry: Option<Arc<PortSet>>) {
-        if let Some(ports) = &entry {
-            self.use_ports(key.direction, ports, 1);
+        let kept = &self.programs[key];
+        let by_element = |ports: &PortSet| kept.place(key.direction, ip, ports).1.verdict.is_some();
+        if let Some((ports, by_element)) = entry.as_ref().map(|ports| (ports, by_element(ports))) {
+            self.use_ports(key.direction, ports, 1, by_element);
         }
         let kept = self.programs.get_mut(key).expect("it is kept");
         let before = kept.program.peers.set(ip, entry.clone());
         let place = |ports: &Arc<PortSet>| kept.place(key.direction, ip, ports);
         let (was, now) = (before.as_ref().map(place), entry.as_ref().map(place));
         let other = |place: &Option<(Option<String>, Element)>| {
-            usize::from(place.as_ref().is_some_and(|(_, element)| element.verdict.is_some()))
+            place.as_ref().is_some_and(|(_, element)| element.verdict.is_some())
         };
-        kept.others = kept.others + other(&now) - other(&was);
+        let by_element = other(&was);
+        kept.others = kept.others + usize::from(other(&now)) - usize::from(by_element);
         kept.lacks |= matches!(now, Some((None, _)));
         let at = ElementKey::from(KeyPart::addr(ip));
         // What has no place is on its way to a program that has one.
@@ -147,7 +150,7 @@ impl Enforcer {
             (None, None) => {}
         }
         if let Some(ports) = before {
-            self.leave_ports(key.direction, &ports, 1);
+            self.leave_ports(key.direction, &ports, 1, by_element);
         }
     }
 
@@ -156,8 +159,8 @@ impl Enforcer {
         for pods in &program.groups {
             self.use_group(pods);
         }
-        for (ports, count) in ports_of(&program, &usual) {
-            self.use_ports(key.direction, ports, count);
+        for (ports, count, by_elements) in part::ports_of(&program, &usual) {
+            self.use_ports(key.direction, ports, count, by_elements);
         }
         let lists = Family::BOTH.map(|family| {
             let each = usual.in_family(family).iter();
@@ -270,8 +273,8 @@ impl Enforcer {
         sets.for_each(|set| self.draft.remove_set(set));
         let chains = Part::chains_of_program(&kept.name);
         chains.iter().for_each(|chain| self.draft.remove_chain(chain));
-        for (ports, count) in ports_of(&kept.program, &kept.usual) {
-            self.leave_ports(key.direction, ports, count);
+        for (ports, count, by_elements) in part::ports_of(&kept.program, &kept.usual) {
+            self.leave_ports(key.direction, ports, count, by_elements);
         }
         for pods in &kept.program.groups {
             if let Some(count) = self.groups.get_mut(pods) {
@@ -306,20 +309,38 @@ impl Enforcer {
         pod.is_some_and(|pod| self.world.selects(pods, pod))
     }
 
-    fn use_ports(&mut self, direction: Direction, ports: &PortSet, more: usize) {
+    fn use_ports(&mut self, direction: Direction, ports: &PortSet, more: usize, by_element: bool) {
         if ports.is_all() || ports.is_none() {
             return;
         }
-        let count = self.ports.entry((direction, ports.clone())).or_default();
+        let key = (direction, ports.clone());
+        if by_element {
+            let count = self.choices.entry(key.clone()).or_default();
+            *count += more;
+            if *count == more {
+                add(&mut self.draft, part::choice(direction, ports));
+            }
+        }
+        let count = self.ports.entry(key).or_default();
         *count += more;
         if *count == more {
             add(&mut self.draft, part::ports(direction, ports));
         }
     }
 
-    fn leave_ports(&mut self, direction: Direction, ports: &PortSet, less: usize) {
-        if let Some(count) = self.ports.get_mut(&(direction, ports.clone())) {
-            *count -= less;
+    fn leave_ports(
+        &mut self,
+        direction: Direction,
+        ports: &PortSet,
+        less: usize,
+        by_element: bool,
+    ) {
+        let key = (direction, ports.clone());
+        let choices = Some(&mut self.choices).filter(|_| by_element);
+        for counts in [Some(&mut self.ports), choices].into_iter().flatten() {
+            if let Some(count) = counts.get_mut(&key) {
+                *count -= less;
+            }
         }
     }
 
@@ -333,6 +354,9 @@ impl Enforcer {
             for family in Family::BOTH {
                 self.draft.remove_set(&part::group(&pods, family));
             }
+        }
+        for (direction, ports) in unused(&mut self.choices) {
+            self.draft.remove_chain(&Part::choice_of_ports(direction, &ports));
         }
         for (direction, ports) in unused(&mut self.ports) {
             for chain in Part::chains_of_ports(direction, &ports) {
@@ -402,15 +426,6 @@ fn number(family: Family) -> usize {
         Family::V4 => 0,
         Family::V6 => 1,
     }
-}
-
-/// The sets of ports that a program leads to, and how often.
-fn ports_of<'a>(
-    program: &'a Program,
-    usual: &'a Usual,
-) -> impl Iterator<Item = (&'a PortSet, usize)> {
-    let fixed = part::fixed_ports(program, usual).into_iter().map(|ports| (ports, 1));
-    fixed.chain(program.peers.counts())
 }
 
 /// Takes out what is counted to nothing.
