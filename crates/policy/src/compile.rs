@@ -100,8 +100,13 @@ impl Program {
         // Of each combination of groups what most of its members have; the others are listed.
         let mut usual: BTreeMap<u8, BTreeMap<usize, usize>> = BTreeMap::new();
         let mut members: Vec<(Part<'_>, u8, usize)> = Vec::new();
-        let mut known: HashMap<(Vec<usize>, &[NamedPort], usize), usize> = HashMap::new();
-        for Chosen { alike, by } in chosen(world, &selected, to_named) {
+        let mut known: HashMap<(&[usize], &[NamedPort], usize), usize> = HashMap::new();
+        let chosen = chosen(world, &selected, to_named);
+        let count = |chosen: &Chosen<'_>| chosen.alike.addresses.len();
+        if groups.is_empty() {
+            listed.reserve(chosen.iter().map(count).sum());
+        }
+        for Chosen { alike, by } in &chosen {
             let within = groups.iter().enumerate().map(|(i, (peer, _))| match by.contains(peer) {
                 true => 1u8 << i,
                 false => 0,
@@ -110,7 +115,7 @@ impl Program {
             let ports = if to_named { alike.looks.ports } else { &[] };
             for part in parts(alike.addresses, &starts) {
                 // What rules say depends on which of their peers are meant, and on the range.
-                let id = *known.entry((by.clone(), ports, part.range)).or_insert_with(|| {
+                let id = *known.entry((by, ports, part.range)).or_insert_with(|| {
                     sets.id(by_rules(SeenAs::Pod(alike.looks), starts[part.range]))
                 });
                 if within != 0 {
@@ -351,16 +356,15 @@ impl<'w> Part<'w> {
     }
 }
 
-fn parts<'w>(all: &'w BTreeSet<IpAddr>, starts: &[IpAddr]) -> Vec<Part<'w>> {
-    let mut parts = Vec::new();
+fn parts<'w>(all: &'w BTreeSet<IpAddr>, starts: &[IpAddr]) -> impl Iterator<Item = Part<'w>> {
     let mut next = all.first().copied();
-    while let Some(from) = next {
+    std::iter::from_fn(move || {
+        let from = next?;
         let range = starts.partition_point(|start| *start <= from) - 1;
         let to = starts.get(range + 1).copied();
-        parts.push(Part { all, range, from, to });
         next = to.and_then(|to| all.range(to..).next()).copied();
-    }
-    parts
+        Some(Part { all, range, from, to })
+    })
 }
 
 /// The selectors of most addresses of pods, of those that select many, each with its number among the peers.
