@@ -84,8 +84,10 @@ struct Kept {
 }
 
 /// A set that a program has left: as it is in the kernel.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Left {
+    /// The program that asks it in the kernel.
+    of: Key,
     /// The ports of the addresses that it lists.
     ports: Option<PortSet>,
     /// Those addresses, ascending; `None`: they are not at hand.
@@ -164,6 +166,11 @@ pub struct Enforcer {
     choices: BTreeMap<(Direction, PortSet), usize>,
     /// The sets that programs have left since changes were last taken.
     left: BTreeMap<String, Left>,
+    /// Under which programs pods were when changes were last taken, of those that are under others since.
+    before: BTreeMap<(PodName, Direction), Option<Key>>,
+    /// Programs that have taken sets with more than they list since then, and from which. Of that more it is true for
+    /// a moment what was true before, so their pods were all under that one.
+    lent: BTreeMap<Key, Key>,
     /// Addresses of which programs and groups have not been told yet.
     later: BTreeSet<IpAddr>,
     /// Addresses that attached pods had since all connections were judged anew.
@@ -207,6 +214,8 @@ impl Enforcer {
             ports: BTreeMap::new(),
             choices: BTreeMap::new(),
             left: BTreeMap::new(),
+            before: BTreeMap::new(),
+            lent: BTreeMap::new(),
             later: BTreeSet::new(),
             given_up: BTreeSet::new(),
             owes: false,
@@ -305,6 +314,8 @@ impl Enforcer {
 
     fn hand_out(&mut self) {
         self.left.clear();
+        self.before.clear();
+        self.lent.clear();
         if self.draft.is_stale() {
             self.given_up.clear();
             self.owes = false;
@@ -457,6 +468,10 @@ impl Enforcer {
                 self.withdraw(name);
                 let done = [Done::Open, Done::Open];
                 self.endpoints.insert(name.clone(), Endpoint { addresses, done });
+                // At these addresses it was under nothing.
+                for direction in Direction::ALL {
+                    self.before.insert((name.clone(), direction), None);
+                }
             }
             None => {
                 self.withdraw(name);

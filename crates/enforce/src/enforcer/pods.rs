@@ -1,6 +1,6 @@
 //! What pods that are attached here are under, and the ways there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use causeway_model::nft::{Element, KeyPart, Verdict};
@@ -52,6 +52,12 @@ impl Enforcer {
         // Those that are left by all go first: others list the same.
         let left: BTreeSet<Key> =
             moves.iter().filter_map(|(name, direction, _)| self.leave(name, *direction)).collect();
+        let mut users: BTreeMap<Key, Vec<PodName>> = BTreeMap::new();
+        for (name, _, to) in &moves {
+            if let Some(key) = to.program() {
+                users.entry(key.clone()).or_default().push((*name).clone());
+            }
+        }
         let stay: BTreeSet<&Key> = moves.iter().filter_map(|(.., to)| to.program()).collect();
         for key in left.iter().filter(|key| !stay.contains(key)) {
             if self.programs.get(key).is_some_and(|kept| kept.users.is_empty()) {
@@ -65,8 +71,10 @@ impl Enforcer {
                 Done::Program(key) => {
                     if !self.programs.contains_key(key) {
                         let program = self.compile(name, direction);
-                        self.keep(key, program.expect("policies say something of it"));
+                        let users = users.get(key).map(Vec::as_slice).unwrap_or_default();
+                        self.keep(key, program.expect("policies say something of it"), users);
                     }
+                    self.join(key, name);
                     let kept = self.programs.get_mut(key).expect("it is kept");
                     kept.users.insert(name.clone());
                     Some(To::Program(key))
@@ -80,11 +88,22 @@ impl Enforcer {
 
     /// Counts a pod among the users of its program no more. Answers which that is.
     fn leave(&mut self, name: &PodName, direction: Direction) -> Option<Key> {
-        let key = self.endpoints.get(name)?.done[place(direction)].program()?;
-        if let Some(kept) = self.programs.get_mut(key) {
+        let key = self.endpoints.get(name)?.done[place(direction)].program().cloned();
+        let before = self.before.entry((name.clone(), direction));
+        before.or_insert_with(|| key.clone());
+        let key = key?;
+        if let Some(kept) = self.programs.get_mut(&key) {
             kept.users.remove(name);
         }
-        Some(key.clone())
+        Some(key)
+    }
+
+    /// Under which program a pod is in the kernel.
+    pub(super) fn was_under(&self, name: &PodName, direction: Direction) -> Option<&Key> {
+        if let Some(before) = self.before.get(&(name.clone(), direction)) {
+            return before.as_ref();
+        }
+        self.endpoints.get(name)?.done[place(direction)].program()
     }
 
     /// Takes a pod out of all maps.

@@ -46,7 +46,12 @@ impl Enforcer {
 
     /// Keeps a program in the place of one of its key that was forgotten, and whose it was.
     fn replace(&mut self, key: &Key, program: Program, users: BTreeSet<PodName>) {
-        self.keep(key, program);
+        self.keep(key, program, &users.iter().cloned().collect::<Vec<_>>());
+        self.lead(key, users);
+    }
+
+    /// Leads pods to a program that was put in anew.
+    fn lead(&mut self, key: &Key, users: BTreeSet<PodName>) {
         for user in &users {
             self.dispatch(user, key.direction, Some(To::Program(key)));
         }
@@ -154,7 +159,13 @@ impl Enforcer {
         }
     }
 
-    pub(super) fn keep(&mut self, key: &Key, program: Program) {
+    /// Puts a program in, to which packets of these pods alone are led at first.
+    pub(super) fn keep(&mut self, key: &Key, program: Program, users: &[PodName]) {
+        // A set with more than it lists is taken from the one under which all of them are.
+        let mut were = users.iter().map(|user| self.was_under(user, key.direction));
+        let first = were.next().flatten();
+        let from = first.filter(|first| were.all(|key| key == Some(*first))).cloned();
+        let from = from.as_ref();
         let usual = Usual::of(&program, self.sizes.few);
         for pods in &program.groups {
             self.use_group(pods);
@@ -165,10 +176,10 @@ impl Enforcer {
         let lists = Family::BOTH.map(|family| {
             let each = usual.in_family(family).iter();
             let usual_sets =
-                each.map(|ports| self.put_usual(key, &program, family, ports)).collect();
+                each.map(|ports| self.put_usual(key, &program, (family, ports), from)).collect();
             let others = others(key.direction, &program, &usual, family);
             let mut put =
-                |set, holds| self.put_list(key, &program.ranges, (family, holds, set), None);
+                |set, holds| self.put_list(key, &program.ranges, (family, holds, set), None, from);
             Lists {
                 usual: usual_sets,
                 others: (!others.elements.is_empty()).then(|| put(others, Holds::Listed)),
@@ -207,25 +218,28 @@ impl Enforcer {
         &mut self,
         key: &Key,
         program: &Program,
-        family: Family,
-        ports: &PortSet,
+        (family, ports): (Family, &PortSet),
+        from: Option<&Key>,
     ) -> String {
         let addresses = program.peers.with(family, ports);
         let some = addresses.len() / 4 + 8;
         let fits = |(name, left): (&String, &Left)| {
             let had = left.addresses.as_ref()?;
             let more = had.len().checked_sub(addresses.len())?;
-            let may = more == 0 || more <= some && left.ports.as_ref() == Some(ports);
+            let may = more == 0 || more <= some && left.may_lend(Some(ports), from);
             (may && self.draft.is_gone(name)).then(|| surplus(had, &addresses))?
         };
         let all = self.left.iter().filter_map(|left| Some((fits(left)?, left.0.clone())));
         if let Some((surplus, name)) = all.min_by_key(|(surplus, _)| surplus.len()) {
+            if let Some(from) = from.filter(|_| !surplus.is_empty()) {
+                self.lent.insert(key.clone(), from.clone());
+            }
             self.draft.take_back(&name, surplus.into_iter().map(|ip| KeyPart::addr(ip).into()));
             return name;
         }
         let elements = addresses.iter().map(|ip| (KeyPart::addr(*ip).into(), Element::default()));
         let set = Set { elements: elements.collect(), ..Set::of(KeyType::Addr(family), false) };
-        self.put_list(key, &program.ranges, (family, Holds::Listed, set), Some(ports))
+        self.put_list(key, &program.ranges, (family, Holds::Listed, set), Some(ports), from)
     }
 
     /// Puts a set of a program into the table, as [`Self::put_usual`] does: `ports` are those of the set, and in a map
@@ -236,20 +250,37 @@ impl Enforcer {
         ranges: &BTreeMap<IpAddr, PortSet>,
         (family, holds, set): (Family, Holds, Set),
         ports: Option<&PortSet>,
+        from: Option<&Key>,
     ) -> String {
         // Groups are not to be taken, and those whose addresses are at hand do not fit.
         let may = |name: &str, more: bool| {
             self.left.get(name).is_some_and(|left| {
-                left.addresses.is_none() && (!more || left.ports.as_ref() == ports)
+                left.addresses.is_none() && (!more || left.may_lend(ports, from))
             })
         };
         if let Some(name) = self.draft.adopt(&set, may) {
+            if let Some(from) = from {
+                self.lent.insert(key.clone(), from.clone());
+            }
             return name;
         }
         let is_free = |name: &str| self.draft.is_free(name);
         let name = part::list_name(key.direction, key, ranges, (family, holds, &set), is_free);
         self.draft.add_set(name.clone(), set);
         name
+    }
+
+    /// Sees to it that a program has nothing that is not for a pod which is about to be led there.
+    pub(super) fn join(&mut self, key: &Key, pod: &PodName) {
+        let lent = self.lent.get(key);
+        if lent.is_none_or(|from| self.was_under(pod, key.direction) == Some(from)) {
+            return;
+        }
+        self.lent.remove(key);
+        if let Some(Kept { program, users, .. }) = self.forget(key) {
+            self.keep(key, program, &[]);
+            self.lead(key, users);
+        }
     }
 
     /// Takes a program out, to which nothing may lead when the changes are taken. Answers it.
@@ -262,6 +293,7 @@ impl Enforcer {
             for (name, ports) in usual.chain(rest) {
                 let at_hand = || ports.filter(|_| self.draft.is_as_before(name));
                 let left = || Left {
+                    of: key.clone(),
                     ports: ports.cloned(),
                     addresses: at_hand().map(|ports| kept.program.peers.with(family, ports)),
                 };
@@ -368,6 +400,14 @@ impl Enforcer {
                 Part::sets_of_ports(&ports).iter().for_each(|set| self.draft.remove_set(set));
             }
         }
+    }
+}
+
+impl Left {
+    /// Whether a set with these ports, asked for pods that were all under this program, may be this one with a little
+    /// more: of that more it is true for a moment what was true for them before.
+    fn may_lend(&self, ports: Option<&PortSet>, to: Option<&Key>) -> bool {
+        to == Some(&self.of) && self.ports.as_ref() == ports
     }
 }
 

@@ -336,6 +336,75 @@ fn a_set_is_taken_over_as_the_kernel_has_it() {
     check(&enforcer, kernel.as_ref().unwrap()).unwrap();
 }
 
+/// What a set that is taken over has more is true for a moment: for pods alone for which it was true before.
+#[test]
+fn a_set_with_more_is_taken_for_its_own_pods() {
+    let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
+    let pod = |n: u8, app: &str| pod(ME, &format!("p{n}"), app, &format!("10.0.0.{n}"));
+    let policy = |name: &str, app: &str, from: &[&str]| {
+        let from: Vec<Value> =
+            from.iter().map(|app| json!({"podSelector": {"matchLabels": {"app": app}}})).collect();
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": name},
+            "spec": {"podSelector": {"matchLabels": {"app": app}},
+                "ingress": [{"from": from, "ports": [{"port": 80}]}]}})
+    };
+    // Few addresses are in a map, many in a set of their own.
+    for (few, many) in [(1, 2), (20, 24)] {
+        let mut first = vec![
+            change(&policy("a", "a", &["wanted", "more"]), true),
+            change(&policy("b", "b", &["none"]), true),
+        ];
+        let here = [(1, "a"), (2, "b"), (3, "late")];
+        first.extend(here.map(|(n, app)| change(&pod(n, app), true)));
+        first.extend((0..few).map(|n| change(&pod(10 + n, "wanted"), true)));
+        first.extend((few..many).map(|n| change(&pod(10 + n, "more"), true)));
+        let attached =
+            |n: u8| Change::Endpoint(PodName::new("x", format!("p{n}")), Some(vec![ip(n)]));
+        first.extend(here.map(|(n, _)| attached(n)));
+        let start = || {
+            let (mut enforcer, mut kernel) = (Enforcer::new(ME), None);
+            enforcer.change(first.clone());
+            repair(&mut enforcer, &mut kernel);
+            assert!(opens(&kernel, ip(10), ip(1), 80) && opens(&kernel, ip(10 + few), ip(1), 80));
+            (enforcer, kernel)
+        };
+        let never = |(mut enforcer, mut kernel): (Enforcer, Option<NftTable>), to: u8| {
+            let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
+                commit(&mut kernel, &ops);
+                assert!(!opens(&kernel, ip(10 + few), ip(to), 80), "{few}: let in for a moment");
+                Ok::<(), Infallible>(())
+            });
+            assert!(opens(&kernel, ip(10), ip(to), 80), "{few}");
+            check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+        };
+        // Another pod takes over what that one leaves.
+        let (mut enforcer, kernel) = start();
+        enforcer.change([
+            change(&policy("a", "a", &[]), false),
+            change(&policy("b", "b", &["wanted"]), true),
+        ]);
+        never((enforcer, kernel), 2);
+        // The same pod does, and another one comes to its new policies.
+        let (mut enforcer, mut kernel) = start();
+        enforcer.change([
+            change(&policy("a", "a", &[]), false),
+            change(&policy("c", "a", &["wanted"]), true),
+        ]);
+        enforcer.change([change(&pod(3, "a"), true)]);
+        enforcer.change([Change::Endpoint(PodName::new("x", "p3"), None)]);
+        enforcer.change([attached(3)]);
+        let mut open = Vec::new();
+        let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
+            commit(&mut kernel, &ops);
+            open.push(opens(&kernel, ip(10 + few), ip(3), 80));
+            Ok::<(), Infallible>(())
+        });
+        assert!(open.iter().all(|open| !open), "{few}: {open:?}");
+        check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+    }
+}
+
 /// A pod that comes is isolated first, and let in by others behind that; at once where a ClusterNetworkPolicy might deny
 /// others something of it.
 #[test]
