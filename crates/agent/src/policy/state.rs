@@ -34,6 +34,8 @@ const SETTLE_AFTER: Duration = Duration::from_millis(3);
 /// How long after a pod with policies has come connections are judged anew: its plugin is done by then, and its
 /// containers have not been started.
 const FORGET_AFTER: Duration = Duration::from_millis(100);
+/// While a list is in progress what there is of it is taken in at least so often.
+const LISTING_LOOK: Duration = Duration::from_millis(500);
 /// Steps of a transaction that is tried in parts, and elements of one of them.
 const PART: usize = 64;
 const PART_ELEMENTS: usize = 512;
@@ -362,6 +364,9 @@ impl State {
         });
         let able = self.begun && known;
         let due = self.settle_at.into_iter().chain(self.forget_at);
+        // Nobody rings for the last objects of a list that has broken off.
+        let listing = !self.listings.is_empty();
+        let due = due.chain(listing.then(|| Instant::now() + LISTING_LOOK));
         answers.chain(self.look_at.filter(|_| able)).chain(due).min()
     }
 

@@ -1,17 +1,76 @@
 //! Namespaces: a service account when they begin, everything gone when they end.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
-use super::key_of;
-use crate::api::meta::{name, text};
+use super::{changed, key_of, watch_all};
+use crate::api::meta::{self, name, text};
 use crate::api::store::{DeleteOptions, Key, ListOptions, Part, Store};
 
 pub(super) async fn run(store: &Store) {
-    let mut seen = 0;
     loop {
-        seen = store.changed_after(seen).await;
-        step(store);
+        let (Some(mut namespaces), Some(mut accounts)) =
+            (watch_all(store, "namespaces"), watch_all(store, "serviceaccounts"))
+        else {
+            return;
+        };
+        // Those that end. Others need nothing of what happens in them, and there may be very many.
+        let (mut ending, mut seen) = (BTreeSet::new(), 0);
+        loop {
+            let result = tokio::select! {
+                biased;
+                event = namespaces.next() => changed(event).map(|event| {
+                    if let Some((namespace, gone)) = event {
+                        on_namespace(store, &namespace, gone, &mut ending);
+                    }
+                }),
+                event = accounts.next() => changed(event).map(|event| {
+                    if let Some((account, true)) = event {
+                        on_lost_account(store, &account);
+                    }
+                }),
+                version = store.changed_after(seen), if !ending.is_empty() => {
+                    seen = version;
+                    for namespace in &ending {
+                        // One of its name may have been made since.
+                        let known = store.get("namespaces", "", namespace);
+                        if known.is_ok_and(|namespace| !lives(&namespace)) {
+                            end(store, namespace);
+                        }
+                    }
+                    Ok(())
+                }
+            };
+            if result.is_err() {
+                break;
+            }
+        }
     }
+}
+
+fn on_namespace(store: &Store, namespace: &Value, gone: bool, ending: &mut BTreeSet<String>) {
+    let (name, ends) = (name(namespace), !lives(namespace));
+    match (gone, ends) {
+        (true, _) => drop(ending.remove(name)),
+        (false, true) => {
+            ending.insert(name.to_owned());
+            end(store, name);
+        }
+        (false, false) => begin(store, name),
+    }
+}
+
+/// Each namespace that lives has its own.
+fn on_lost_account(store: &Store, account: &Value) {
+    let of = meta::namespace(account);
+    if store.get("namespaces", "", of).is_ok_and(|namespace| lives(&namespace)) {
+        begin(store, of);
+    }
+}
+
+fn lives(namespace: &Value) -> bool {
+    text(namespace, "/metadata/deletionTimestamp").is_empty()
 }
 
 fn list(store: &Store, resource: &str, namespace: &str) -> Vec<std::sync::Arc<Value>> {
@@ -19,16 +78,6 @@ fn list(store: &Store, resource: &str, namespace: &str) -> Vec<std::sync::Arc<Va
         .list(resource, namespace, &ListOptions::default())
         .map(|list| list.items)
         .unwrap_or_default()
-}
-
-/// Brings every namespace one step further.
-fn step(store: &Store) {
-    for namespace in list(store, "namespaces", "") {
-        match text(&namespace, "/metadata/deletionTimestamp") {
-            "" => begin(store, name(&namespace)),
-            _ => end(store, name(&namespace)),
-        }
-    }
 }
 
 fn begin(store: &Store, namespace: &str) {

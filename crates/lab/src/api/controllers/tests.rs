@@ -127,6 +127,10 @@ async fn a_namespace_takes_its_objects_with_it() {
     let (store, _run) = start();
     store.create("namespaces", "", json!({ "metadata": { "name": "team" } }), false).unwrap();
     eventually("account", &store, |s| s.get("serviceaccounts", "team", "default").is_ok()).await;
+    let account = Key::new("team", "default");
+    store.delete("serviceaccounts", &account, &DeleteOptions::default()).unwrap();
+    eventually("account again", &store, |s| s.get("serviceaccounts", "team", "default").is_ok())
+        .await;
     store.create("configmaps", "team", json!({ "metadata": { "name": "c" } }), false).unwrap();
     store.create("pods", "team", pod("p", json!({ "nodeName": "a" })), false).unwrap();
     let gone =
