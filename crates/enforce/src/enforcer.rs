@@ -168,8 +168,9 @@ pub struct Enforcer {
     left: BTreeMap<String, Left>,
     /// Under which programs pods were when changes were last taken, of those that are under others since.
     before: BTreeMap<(PodName, Direction), Option<Key>>,
-    /// Programs that have taken sets with more than they list since then, and from which. Of that more it is true for
-    /// a moment what was true before, so their pods were all under that one.
+    /// Programs that have taken sets with more than they list since then, and from which; from themselves, if a peer
+    /// of theirs is in two sets for a moment. Of that more it is true for that moment what was true before, so their
+    /// pods were all under that one.
     lent: BTreeMap<Key, Key>,
     /// Addresses of which programs and groups have not been told yet.
     later: BTreeSet<IpAddr>,

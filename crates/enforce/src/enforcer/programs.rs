@@ -114,11 +114,15 @@ impl Enforcer {
     }
 
     /// Makes a program anew that lacks a set, or if so many of its listed addresses have unusual sets of ports that it
-    /// was made for others.
+    /// was made for others, or if a peer is to be in two sets for a moment and not all its pods were under it.
     fn ask_what_is_usual(&mut self, key: &Key) {
-        let asks = |kept: &&mut Kept| kept.lacks || kept.others > kept.most_others;
+        let Some(kept) = self.programs.get(key) else { return };
+        let was_here = |user| self.was_under(user, key.direction) == Some(key);
+        let lent = self.lent.get(key) == Some(key) && !kept.users.iter().all(was_here);
+        let asks = |kept: &&mut Kept| lent || kept.lacks || kept.others > kept.most_others;
         let Some(kept) = self.programs.get_mut(key).filter(asks) else { return };
-        if !kept.lacks && Usual::of(&kept.program, self.sizes.few) == kept.usual {
+        let must = lent || kept.lacks;
+        if !must && Usual::of(&kept.program, self.sizes.few) == kept.usual {
             kept.most_others = kept.others * 2;
             return;
         }
@@ -149,6 +153,8 @@ impl Enforcer {
             (Some((was, _)), Some((set, element))) if was != set => {
                 self.draft.take_out_late(&was, at.clone());
                 self.draft.put(&set, at, Some(element));
+                // For a moment it may what it might before, too.
+                self.lent.insert(key.clone(), key.clone());
             }
             (_, Some((set, element))) => self.draft.put(&set, at, Some(element)),
             (Some((was, _)), None) => self.draft.put(&was, at, None),
@@ -276,7 +282,6 @@ impl Enforcer {
         if lent.is_none_or(|from| self.was_under(pod, key.direction) == Some(from)) {
             return;
         }
-        self.lent.remove(key);
         if let Some(Kept { program, users, .. }) = self.forget(key) {
             self.keep(key, program, &[]);
             self.lead(key, users);
@@ -286,6 +291,7 @@ impl Enforcer {
     /// Takes a program out, to which nothing may lead when the changes are taken. Answers it.
     pub(super) fn forget(&mut self, key: &Key) -> Option<Kept> {
         let kept = self.programs.remove(key)?;
+        self.lent.remove(key);
         for (family, lists) in Family::BOTH.into_iter().zip(&kept.lists) {
             let usual = lists.usual.iter().zip(kept.usual.in_family(family));
             let usual = usual.map(|(name, ports)| (name, Some(ports)));

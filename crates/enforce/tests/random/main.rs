@@ -3,6 +3,7 @@
 
 #[path = "../../../policy/tests/naive/clusters.rs"]
 mod clusters;
+mod crowd;
 mod kernel;
 mod scenarios;
 
@@ -352,6 +353,43 @@ fn take_with(
     Ok(())
 }
 
+/// Does what is to be done for many changes. At each pod and in each direction every transaction allows nothing that
+/// is not allowed before them all or behind them all, and everything that is allowed before and behind.
+fn take_all(enforcer: &mut Enforcer, kernel: &mut Option<NftTable>) -> Result<(), TestCaseError> {
+    let mut steps = vec![kernel.clone().unwrap()];
+    let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
+        commit(kernel, &ops);
+        steps.push(kernel.clone().unwrap());
+        Ok::<(), Infallible>(())
+    });
+    if steps.len() < 3 {
+        return Ok(());
+    }
+    let pods = enforcer.world().pods().flat_map(|pod| pod.addresses.clone());
+    let ends: BTreeSet<IpAddr> = pods.chain(["192.0.2.1".parse().unwrap()]).collect();
+    for other in ["out", "in"] {
+        let mut steps = steps.clone();
+        for (name, set) in steps.iter_mut().flat_map(|table| &mut table.sets) {
+            if ["4_t", "4_u", "6_t", "6_u"].iter().any(|end| *name == format!("{other}{end}")) {
+                set.elements.clear();
+            }
+        }
+        for from in &ends {
+            for to in ends.iter().filter(|to| Family::of(**to) == Family::of(*from)) {
+                for (transport, protocol, port) in transports() {
+                    let packet = packet(*from, *to, protocol, port);
+                    let passes: Vec<bool> =
+                        steps.iter().map(|t| passes(t, Hook::Forward, &packet)).collect();
+                    let ends = [passes[0], passes[passes.len() - 1]];
+                    let as_an_end = passes.iter().all(|step| ends.contains(step));
+                    prop_assert!(as_an_end, "{from} -> {to} {transport}, not {other}: {passes:?}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Puts right what there is. Answers how many transactions that took.
 fn repair(enforcer: &mut Enforcer, kernel: &mut Option<NftTable>) -> usize {
     let mut transactions = 0;
@@ -406,10 +444,7 @@ proptest! {
                 change_first(&mut enforcer, changes, &mut kernel)?;
             } else {
                 enforcer.change(changes);
-                let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
-                    commit(&mut kernel, &ops);
-                    Ok::<(), Infallible>(())
-                });
+                take_all(&mut enforcer, &mut kernel)?;
             }
             check(&enforcer, kernel.as_ref().unwrap())?;
             now = next;

@@ -405,6 +405,71 @@ fn a_set_with_more_is_taken_for_its_own_pods() {
     }
 }
 
+/// A peer that moves from one set of ports to another is in both for a moment. To a pod that comes to their program just
+/// then it is not, whichever of the two is heard of first.
+#[test]
+fn who_comes_while_a_peer_moves_sees_it_in_one_place() {
+    let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
+    let pod = |n: u8, app: &str| pod(ME, &format!("p{n}"), app, &format!("10.0.0.{n}"));
+    let rule = |app: &str, port: u16| {
+        json!({"from": [{"podSelector": {"matchLabels": {"app": app}}}],
+            "ports": [{"port": port}]})
+    };
+    let policy = |more: &[u16]| {
+        let more = more.iter().map(|port| rule("none", *port));
+        let ingress: Vec<Value> = [rule("a", 80), rule("b", 81)].into_iter().chain(more).collect();
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": "web"},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "ingress": ingress}})
+    };
+    let attached = |n: u8| Change::Endpoint(PodName::new("x", format!("p{n}")), Some(vec![ip(n)]));
+    let comes = || change(&pod(2, "web"), true);
+    let moves = || change(&pod(10, "b"), true);
+    let orders = [
+        vec![vec![comes(), moves()]],
+        vec![vec![comes()], vec![moves()]],
+        vec![vec![moves()], vec![comes()]],
+        // Pods that come and go between leave it as it is.
+        vec![vec![moves()], vec![comes()], vec![change(&pod(2, "late"), true)], vec![comes()]],
+        // The policy changes in the same moment, and names what is listed as before.
+        vec![vec![change(&policy(&[82]), true), comes(), moves()]],
+        vec![vec![moves()], vec![change(&policy(&[82]), true)], vec![comes()]],
+    ];
+    // Each set of ports has a set of addresses, or all are in a map, where a peer is in one place always.
+    for few in [0, 100] {
+        for order in orders.clone() {
+            let mut enforcer = Enforcer::with_sizes(ME, Sizes { many: 100, few });
+            let mut kernel = None;
+            let mut first = vec![change(&policy(&[]), true)];
+            first.extend([(1, "web"), (2, "late")].map(|(n, app)| change(&pod(n, app), true)));
+            first.extend((10..14).map(|n| change(&pod(n, "a"), true)));
+            first.extend((20..24).map(|n| change(&pod(n, "b"), true)));
+            first.extend([attached(1), attached(2)]);
+            enforcer.change(first);
+            repair(&mut enforcer, &mut kernel);
+            // It is under another policy until then: it may not be reached by anybody.
+            let none = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                "metadata": {"namespace": "x", "name": "late"},
+                "spec": {"podSelector": {"matchLabels": {"app": "late"}}}});
+            enforcer.change([change(&none, true)]);
+            take(&mut enforcer, &mut kernel).unwrap();
+            let said = format!("{few}: {order:?}");
+            for changes in order {
+                enforcer.change(changes);
+            }
+            let mut open = Vec::new();
+            let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
+                commit(&mut kernel, &ops);
+                open.push([80, 81].map(|port| opens(&kernel, ip(10), ip(2), port)));
+                Ok::<(), Infallible>(())
+            });
+            assert!(open.iter().all(|[former, _]| !former), "{open:?} {said}");
+            assert_eq!(open.last(), Some(&[false, true]), "{said}");
+            check(&enforcer, kernel.as_ref().unwrap()).unwrap();
+        }
+    }
+}
+
 /// A pod that comes is isolated first, and let in by others behind that; at once where a ClusterNetworkPolicy might deny
 /// others something of it.
 #[test]
