@@ -178,6 +178,8 @@ impl Engine {
                 let paths = paths.of_plugins();
                 let leftovers = Leftovers::new(paths.clone());
                 let voice = Voice::default();
+                // What plugins do wakes it, and it is in no hurry to see to what they are still at.
+                let _ = causeway_kernel::sched::behind_who_runs();
                 Loop {
                     core,
                     collector,

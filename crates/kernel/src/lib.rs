@@ -27,6 +27,7 @@ pub mod probe;
 pub mod route_get;
 mod rtnl;
 pub mod rule;
+pub mod sched;
 pub mod signals;
 pub mod sock;
 pub mod sysctl;

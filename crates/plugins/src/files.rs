@@ -29,6 +29,10 @@ pub(crate) use crate::faults::about_to_change;
 /// # Errors
 /// Code 5.
 pub(crate) fn make_dir(dir: &Path, mode: u32) -> Result<(), CniError> {
+    // As a rule it is: one call instead of two.
+    if dir.is_dir() {
+        return Ok(());
+    }
     about_to_change()
         .and_then(|()| DirBuilder::new().recursive(true).mode(mode).create(dir))
         .map_err(|e| io_error("cannot make directory", dir, &e))

@@ -17,6 +17,8 @@ fn main() -> ExitCode {
             None => {}
         }
     }
+    // A pod's start waits for it, and each turn of another's in between makes it wait. Without the right to it works too.
+    let _ = causeway_kernel::sched::before_others();
     let program = std::env::args_os().next().unwrap_or_default();
     let code = causeway_plugins::run(
         &program.to_string_lossy(),

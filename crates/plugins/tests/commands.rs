@@ -94,3 +94,24 @@ fn the_bridge_can_take_in_every_frame() {
     node.add("p1", &conf);
     assert!(sh("ip link show cni0").contains("PROMISC"));
 }
+
+/// While a plugin waits for its configuration already, it is one that runs before others.
+#[test]
+fn plugins_run_before_others() {
+    use std::process::{Command, Stdio};
+    let mut plugin = Command::new(env!("CARGO_BIN_EXE_causeway-cni"))
+        .env_clear()
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    common::until("the plugin has its priority", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", plugin.id())).unwrap();
+        // The 19th word of all (proc_pid_stat(5)); the name, in brackets, is the second.
+        let words = stat.rsplit_once(')').unwrap().1;
+        words.split_ascii_whitespace().nth(16) == Some("-20")
+    });
+    drop(plugin.stdin.take());
+    plugin.wait().unwrap();
+}
