@@ -30,6 +30,9 @@ pub(crate) struct Draft {
     new_chains: BTreeSet<String>,
     gone_sets: BTreeMap<String, Set>,
     gone_chains: BTreeSet<String>,
+    /// What the kernel's table has still, and nothing leads to any more, until [`Draft::tidy`].
+    idle_sets: BTreeMap<String, Set>,
+    idle_chains: BTreeSet<String>,
     /// Chains whose rules others changed.
     rewritten: BTreeSet<String>,
     /// What elements of older sets were before.
@@ -56,6 +59,8 @@ impl Draft {
             table,
             gone_sets: BTreeMap::new(),
             gone_chains: BTreeSet::new(),
+            idle_sets: BTreeMap::new(),
+            idle_chains: BTreeSet::new(),
             rewritten: BTreeSet::new(),
             elements: BTreeMap::new(),
             late: BTreeSet::new(),
@@ -117,7 +122,7 @@ impl Draft {
         if self.table.sets.contains_key(&name) {
             return;
         }
-        match self.gone_sets.remove(&name) {
+        match self.gone_sets.remove(&name).or_else(|| self.idle_sets.remove(&name)) {
             None => {
                 self.new_sets.insert(name.clone());
                 self.table.sets.insert(name, set);
@@ -191,13 +196,14 @@ impl Draft {
 
     /// Whether neither the table nor the kernel's has a set of this name.
     pub(crate) fn is_free(&self, set: &str) -> bool {
-        !self.table.sets.contains_key(set) && !self.gone_sets.contains_key(set)
+        let kernel = [&self.gone_sets, &self.idle_sets];
+        !self.table.sets.contains_key(set) && !kernel.iter().any(|sets| sets.contains_key(set))
     }
 
     /// Adds a chain; one of its name is taken to be the same.
     pub(crate) fn add_chain(&mut self, name: String, chain: Chain) {
         if !self.table.chains.contains_key(&name) {
-            if !self.gone_chains.remove(&name) {
+            if !self.gone_chains.remove(&name) && !self.idle_chains.remove(&name) {
                 self.new_chains.insert(name.clone());
             }
             self.table.chains.insert(name, chain);
@@ -265,13 +271,35 @@ impl Draft {
 
     /// Hands out what has to be done for the changes, transaction by transaction, until one fails; from now on they
     /// count as done. What is new is there before anything leads to it, unless it is little: the kernel fills sets of
-    /// ranges a moment after the transaction, and very many elements are put in bit by bit. What goes goes when
-    /// nothing leads to it any more: a packet that is on its way through it would find its sets empty.
+    /// ranges a moment after the transaction, and very many elements are put in bit by bit. What goes stays for
+    /// [`Draft::tidy`]: a packet that is on its way through it would find its sets empty.
     pub(crate) fn take<E>(
         &mut self,
         each: impl FnMut(Transaction) -> Result<(), E>,
     ) -> Result<(), E> {
         self.hand_out(Vec::new(), true, each)
+    }
+
+    /// Whether the kernel's table has nothing to which nothing leads.
+    pub(crate) fn is_tidy(&self) -> bool {
+        self.idle_sets.is_empty() && self.idle_chains.is_empty()
+    }
+
+    /// Hands out what takes away what nothing leads to; it counts as done.
+    pub(crate) fn tidy<E>(
+        &mut self,
+        each: impl FnOnce(Transaction) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (sets, chains) =
+            (std::mem::take(&mut self.idle_sets), std::mem::take(&mut self.idle_chains));
+        let flush = chains.iter().map(|chain| NftOp::FlushChain { name: chain.clone() });
+        let mut ops: Vec<NftOp> = flush.collect();
+        ops.extend(sets.into_keys().map(|name| NftOp::DelSet { name }));
+        ops.extend(chains.into_iter().map(|name| NftOp::DelChain { name }));
+        match ops.is_empty() {
+            true => Ok(()),
+            false => each(Transaction { ops, prepares: false }),
+        }
     }
 
     /// As [`Draft::take`]. `first`: what the first transaction begins with. `may_join`: what is new, and little, may
@@ -367,17 +395,8 @@ impl Draft {
             third.extend(into);
             third.extend(self.state_op());
         }
-        for chain in &self.gone_chains {
-            third.push(NftOp::FlushChain { name: chain.clone() });
-        }
-        for set in self.gone_sets.keys() {
-            third.push(NftOp::DelSet { name: set.clone() });
-        }
-        for chain in &self.gone_chains {
-            third.push(NftOp::DelChain { name: chain.clone() });
-        }
-        self.gone_sets.clear();
-        self.gone_chains.clear();
+        self.idle_sets.append(&mut self.gone_sets);
+        self.idle_chains.append(&mut self.gone_chains);
         self.rewritten.clear();
         self.elements.clear();
         self.late.clear();
@@ -438,6 +457,9 @@ impl Draft {
     ) -> Result<(), E> {
         self.elements.clear();
         self.late.clear();
+        // What is to go is in what was found.
+        self.idle_sets.clear();
+        self.idle_chains.clear();
         if let (true, Some(found)) = (std::mem::take(&mut self.first), &found) {
             self.go_on_from(found);
         }
@@ -483,7 +505,8 @@ impl Draft {
         // It may be large, and so may be what is done.
         drop(found);
         self.stale = self.has_changes();
-        self.hand_out(Vec::new(), false, each)
+        self.hand_out(Vec::new(), false, &mut each)?;
+        self.tidy(each)
     }
 
     fn all_new(&mut self) {

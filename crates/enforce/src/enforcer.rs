@@ -303,7 +303,8 @@ impl Enforcer {
         self.draft.has_changes()
     }
 
-    /// Hands out what has to be done to the kernel's table since the last call, transaction by transaction.
+    /// Hands out what has to be done to the kernel's table since the last call, transaction by transaction. Behind them
+    /// all is in force, and the table may have something to which nothing leads any more: see [`Enforcer::tidy`].
     ///
     /// # Errors
     /// Those of `each`, after which it is not called again. Not done, or not known to be, the table has to be read
@@ -311,6 +312,20 @@ impl Enforcer {
     pub fn take<E>(&mut self, each: impl FnMut(Transaction) -> Result<(), E>) -> Result<(), E> {
         self.hand_out();
         self.draft.take(each)
+    }
+
+    /// Whether [`Enforcer::take`] has left nothing in the kernel's table to which nothing leads.
+    #[must_use]
+    pub fn is_tidy(&self) -> bool {
+        self.draft.is_tidy()
+    }
+
+    /// Hands out what takes that away. It changes nothing for any packet.
+    ///
+    /// # Errors
+    /// As [`Enforcer::take`].
+    pub fn tidy<E>(&mut self, each: impl FnOnce(Transaction) -> Result<(), E>) -> Result<(), E> {
+        self.draft.tidy(each)
     }
 
     fn hand_out(&mut self) {

@@ -34,6 +34,9 @@ const SETTLE_AFTER: Duration = Duration::from_millis(3);
 /// How long after a pod with policies has come connections are judged anew: its plugin is done by then, and its
 /// containers have not been started.
 const FORGET_AFTER: Duration = Duration::from_millis(100);
+/// How long what nothing leads to any more stays in the table: nobody waits for it to go, and what several changes
+/// leave goes by one transaction.
+const TIDY_AFTER: Duration = Duration::from_millis(100);
 /// While a list is in progress what there is of it is taken in at least so often.
 const LISTING_LOOK: Duration = Duration::from_millis(500);
 /// Steps of a transaction that is tried in parts, and elements of one of them.
@@ -87,6 +90,8 @@ pub(super) struct State {
     settle_at: Option<Instant>,
     /// When connections are judged anew for them.
     forget_at: Option<Instant>,
+    /// When what nothing leads to any more is taken away.
+    tidy_at: Option<Instant>,
 }
 
 fn table_id() -> TableId {
@@ -127,6 +132,7 @@ impl State {
             other_policies: true,
             settle_at: None,
             forget_at: None,
+            tidy_at: None,
         }
     }
 
@@ -363,7 +369,7 @@ impl State {
             _ => confirm.until,
         });
         let able = self.begun && known;
-        let due = self.settle_at.into_iter().chain(self.forget_at);
+        let due = self.settle_at.into_iter().chain(self.forget_at).chain(self.tidy_at);
         // Nobody rings for the last objects of a list that has broken off.
         let listing = !self.listings.is_empty();
         let due = due.chain(listing.then(|| Instant::now() + LISTING_LOOK));
@@ -421,6 +427,21 @@ impl State {
             self.enforcer.forget_all();
             self.enforce(now);
         }
+        // One that refused something is looked at first.
+        if self.enforcer.is_tidy() || self.refused.is_some() {
+            self.tidy_at = None;
+        } else if now >= *self.tidy_at.get_or_insert(now + TIDY_AFTER) {
+            self.tidy_at = None;
+            if let Err(error) = self.tidy() {
+                self.refuse(format!("cannot {}: {}", error.attempted, error.message), now);
+            }
+        }
+    }
+
+    /// Takes away what nothing leads to.
+    fn tidy(&mut self) -> Result<(), OpError> {
+        let nft = &mut self.nft;
+        self.enforcer.tidy(|Transaction { ops, .. }| nft.apply(&table_id(), &ops))
     }
 
     fn enforce(&mut self, now: Instant) {
@@ -428,6 +449,7 @@ impl State {
         if !wanted {
             // Nothing is kept where there is nothing to enforce: connections need not be tracked for it.
             let Ok(()) = self.enforcer.take(|_| Ok::<(), Infallible>(()));
+            let Ok(()) = self.enforcer.tidy(|_| Ok::<(), Infallible>(()));
             if self.table || self.look_at.is_some_and(|at| at <= now) {
                 self.remove(now);
             }
@@ -449,6 +471,8 @@ impl State {
     /// Looks at the kernel's table and puts right what is wrong with it.
     fn look(&mut self, now: Instant) {
         let first = self.revision == 0;
+        // What it has left is nobody else's change. If it is not there any more, that is looked at now.
+        let _ = self.tidy();
         let found = match self.nft.read_table(NftFamily::Inet, names::NFT_POLICY) {
             Ok(found) => found,
             Err(error) => return self.refuse(format!("the table cannot be read: {error}"), now),

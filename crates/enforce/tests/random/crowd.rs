@@ -69,7 +69,7 @@ proptest! {
     fn no_moment_between_allows_more(
         apps in vec((0..APPS, any::<bool>()), 6..20),
         policies in vec(proptest::option::weighted(0.7, policy()), 3),
-        batches in vec(vec(edit(), 1..8), 1..6),
+        batches in vec((vec(edit(), 1..8), any::<bool>()), 1..6),
         few in 0..4usize,
         many in prop_oneof![Just(2usize), Just(100)],
         apart in any::<bool>(),
@@ -96,7 +96,7 @@ proptest! {
         }
         enforcer.change(all);
         repair(&mut enforcer, &mut kernel);
-        for batch in batches {
+        for (batch, tidily) in batches {
             let changes = batch.into_iter().map(|edit| match edit {
                 Edit::Label(at, app) => {
                     let number = at % apps.len();
@@ -114,7 +114,12 @@ proptest! {
                 enforcer.change(changes);
             }
             take_all(&mut enforcer, &mut kernel)?;
-            prop_assert_eq!(kernel.as_ref().unwrap(), enforcer.table());
+            if tidily {
+                tidy(&mut enforcer, &mut kernel);
+                prop_assert_eq!(kernel.as_ref().unwrap(), enforcer.table());
+            }
         }
+        tidy(&mut enforcer, &mut kernel);
+        prop_assert_eq!(kernel.as_ref().unwrap(), enforcer.table());
     }
 }

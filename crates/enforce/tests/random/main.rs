@@ -214,10 +214,7 @@ fn change_first(
     let come: BTreeMap<PodName, Vec<IpAddr>> = changes.iter().filter_map(come).collect();
     enforcer.change_first(changes);
     let mut all = |enforcer: &mut Enforcer| {
-        let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
-            commit(kernel, &ops);
-            Ok::<(), Infallible>(())
-        });
+        each(enforcer, kernel, |_| {});
         kernel.clone().unwrap()
     };
     let between = all(enforcer);
@@ -291,6 +288,35 @@ fn edit(objects: &mut Objects, donors: &[Value], at: usize, from: usize, remove:
     }
 }
 
+/// Does what is to be done, with a word after each transaction, but for what takes away what nothing leads to.
+fn each(
+    enforcer: &mut Enforcer,
+    kernel: &mut Option<NftTable>,
+    mut seen: impl FnMut(&Option<NftTable>),
+) {
+    let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
+        commit(kernel, &ops);
+        seen(kernel);
+        Ok::<(), Infallible>(())
+    });
+}
+
+/// Takes away what nothing leads to: no packet sees a difference. Answers whether there was anything.
+fn tidy(enforcer: &mut Enforcer, kernel: &mut Option<NftTable>) -> bool {
+    let mut some = false;
+    assert!(!enforcer.has_changes());
+    let Ok(()) = enforcer.tidy(|Transaction { ops, prepares }| {
+        use NftOp::{DelChain, DelSet, FlushChain};
+        let takes_away = |op| matches!(op, &FlushChain { .. } | &DelSet { .. } | &DelChain { .. });
+        assert!(!prepares && ops.iter().all(takes_away), "{ops:?}");
+        commit(kernel, &ops);
+        some = true;
+        Ok::<(), Infallible>(())
+    });
+    assert!(enforcer.is_tidy());
+    some
+}
+
 /// Does what is to be done for one change. What is allowed before a transaction and behind it passes also if it comes
 /// in the packet's time.
 ///
@@ -298,7 +324,9 @@ fn edit(objects: &mut Objects, donors: &[Value], at: usize, from: usize, remove:
 /// of groups, which are asked one after another: who changes groups may be found in both or none. And where denial moves
 /// from the end that is asked last to the one that is asked first a packet in between passes; the next one does not.
 fn take(enforcer: &mut Enforcer, kernel: &mut Option<NftTable>) -> Result<(), TestCaseError> {
-    take_with(enforcer, kernel, true)
+    take_with(enforcer, kernel, true)?;
+    tidy(enforcer, kernel);
+    Ok(())
 }
 
 /// As [`take`]. `anew`: connections that may pass no more are judged anew.
@@ -316,15 +344,10 @@ fn take_with(
         let before = kernel.clone().unwrap();
         commit(kernel, &ops);
         let after = kernel.as_ref().unwrap();
-        // Connections of before are judged anew, unless nothing leads yet to what is new, or to what goes any more.
-        let goes = |op: &NftOp| {
-            use NftOp::{DelChain, DelSet, FlushChain};
-            matches!(op, FlushChain { .. } | DelSet { .. } | DelChain { .. })
-        };
-        let of_nobody = prepares || ops.iter().all(goes);
+        // Connections of before are judged anew, unless nothing leads yet to what is new.
         let remembered = mark(&before) == mark(after);
-        prop_assert!(!of_nobody || remembered);
-        let must_forget = anew && remembered && !of_nobody;
+        prop_assert!(!prepares || remembered);
+        let must_forget = anew && remembered && !prepares;
         if after.sets.keys().any(|name| name.starts_with("pods_")) {
             continue;
         }
@@ -357,11 +380,7 @@ fn take_with(
 /// is not allowed before them all or behind them all, and everything that is allowed before and behind.
 fn take_all(enforcer: &mut Enforcer, kernel: &mut Option<NftTable>) -> Result<(), TestCaseError> {
     let mut steps = vec![kernel.clone().unwrap()];
-    let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
-        commit(kernel, &ops);
-        steps.push(kernel.clone().unwrap());
-        Ok::<(), Infallible>(())
-    });
+    each(enforcer, kernel, |kernel| steps.push(kernel.clone().unwrap()));
     if steps.len() < 3 {
         return Ok(());
     }
@@ -415,6 +434,7 @@ proptest! {
         few in 0..4usize,
         lost in any::<bool>(),
         hastily in any::<bool>(),
+        tidily in any::<bool>(),
     ) {
         let first: Objects = first.into_iter().map(|value| (key(&value), value)).collect();
         let mut states = vec![first.clone()];
@@ -437,7 +457,10 @@ proptest! {
                         change_first(&mut enforcer, vec![change], &mut kernel)?;
                     } else {
                         enforcer.change([change]);
-                        take(&mut enforcer, &mut kernel)?;
+                        take_with(&mut enforcer, &mut kernel, true)?;
+                    }
+                    if tidily {
+                        tidy(&mut enforcer, &mut kernel);
                     }
                 }
             } else if hastily {
@@ -446,6 +469,7 @@ proptest! {
                 enforcer.change(changes);
                 take_all(&mut enforcer, &mut kernel)?;
             }
+            tidy(&mut enforcer, &mut kernel);
             check(&enforcer, kernel.as_ref().unwrap())?;
             now = next;
         }

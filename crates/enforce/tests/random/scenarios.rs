@@ -196,7 +196,7 @@ fn what_stays_listed_stays_in_the_table() {
     let mut step = |object: &Value, there: bool| {
         enforcer.change([change(object, there)]);
         let (mut moved, mut transactions) = ([0, 0], 0);
-        let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
+        let mut count = |Transaction { ops, .. }| {
             for op in &ops {
                 match op {
                     NftOp::AddElements { elements, .. } => moved[0] += elements.len(),
@@ -210,7 +210,9 @@ fn what_stays_listed_stays_in_the_table() {
             transactions += 1;
             commit(&mut kernel, &ops);
             Ok::<(), Infallible>(())
-        });
+        };
+        let Ok(()) = enforcer.take(&mut count);
+        let Ok(()) = enforcer.tidy(&mut count);
         check(&enforcer, kernel.as_ref().unwrap()).unwrap();
         (moved, transactions)
     };
@@ -370,11 +372,10 @@ fn a_set_with_more_is_taken_for_its_own_pods() {
             (enforcer, kernel)
         };
         let never = |(mut enforcer, mut kernel): (Enforcer, Option<NftTable>), to: u8| {
-            let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
-                commit(&mut kernel, &ops);
-                assert!(!opens(&kernel, ip(10 + few), ip(to), 80), "{few}: let in for a moment");
-                Ok::<(), Infallible>(())
+            each(&mut enforcer, &mut kernel, |kernel| {
+                assert!(!opens(kernel, ip(10 + few), ip(to), 80), "{few}: let in for a moment");
             });
+            tidy(&mut enforcer, &mut kernel);
             assert!(opens(&kernel, ip(10), ip(to), 80), "{few}");
             check(&enforcer, kernel.as_ref().unwrap()).unwrap();
         };
@@ -395,11 +396,10 @@ fn a_set_with_more_is_taken_for_its_own_pods() {
         enforcer.change([Change::Endpoint(PodName::new("x", "p3"), None)]);
         enforcer.change([attached(3)]);
         let mut open = Vec::new();
-        let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
-            commit(&mut kernel, &ops);
-            open.push(opens(&kernel, ip(10 + few), ip(3), 80));
-            Ok::<(), Infallible>(())
+        each(&mut enforcer, &mut kernel, |kernel| {
+            open.push(opens(kernel, ip(10 + few), ip(3), 80));
         });
+        tidy(&mut enforcer, &mut kernel);
         assert!(open.iter().all(|open| !open), "{few}: {open:?}");
         check(&enforcer, kernel.as_ref().unwrap()).unwrap();
     }
@@ -458,11 +458,10 @@ fn who_comes_while_a_peer_moves_sees_it_in_one_place() {
                 enforcer.change(changes);
             }
             let mut open = Vec::new();
-            let Ok(()) = enforcer.take(|Transaction { ops, .. }| {
-                commit(&mut kernel, &ops);
-                open.push([80, 81].map(|port| opens(&kernel, ip(10), ip(2), port)));
-                Ok::<(), Infallible>(())
+            each(&mut enforcer, &mut kernel, |kernel| {
+                open.push([80, 81].map(|port| opens(kernel, ip(10), ip(2), port)));
             });
+            tidy(&mut enforcer, &mut kernel);
             assert!(open.iter().all(|[former, _]| !former), "{open:?} {said}");
             assert_eq!(open.last(), Some(&[false, true]), "{said}");
             check(&enforcer, kernel.as_ref().unwrap()).unwrap();
