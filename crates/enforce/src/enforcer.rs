@@ -158,6 +158,8 @@ pub struct Enforcer {
     local: BTreeMap<PodName, Pod>,
     endpoints: BTreeMap<PodName, Endpoint>,
     programs: BTreeMap<Key, Kept>,
+    /// Of them those that their last pod has left.
+    idle: BTreeSet<Key>,
     /// How many programs ask a group.
     groups: BTreeMap<Pods, usize>,
     /// How often programs lead to a set of ports.
@@ -211,6 +213,7 @@ impl Enforcer {
             local: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             programs: BTreeMap::new(),
+            idle: BTreeSet::new(),
             groups: BTreeMap::new(),
             ports: BTreeMap::new(),
             choices: BTreeMap::new(),

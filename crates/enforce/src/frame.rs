@@ -318,12 +318,12 @@ fn forward() -> Vec<Rule> {
     let pass = Stmt::Verdict(Verdict::Accept);
     vec![
         Rule::new("judged since the last change", [state(ESTABLISHED), judged, pass]),
-        Rule::new("each packet, not the first alone", [state(KNOWN), goto(JUDGE)]),
         Rule::new(
             "in the middle of an unknown connection",
-            [state(NEW), tcp, no_syn, goto("midstream")],
+            [state(NEW), tcp, no_syn, Stmt::Verdict(Verdict::Jump("midstream".to_owned()))],
         ),
-        rule([state(NEW), goto(JUDGE)]),
+        // By one rule alone: whatever it leads to the kernel follows from each rule that leads there.
+        Rule::new("each packet, not the first alone", [state(KNOWN | NEW), goto(JUDGE)]),
         rule([state(INVALID), goto("invalid")]),
         Rule::new("no connection: by its own header", [goto("untracked")]),
     ]
@@ -376,7 +376,8 @@ fn dispatch(read: Read, directions: &[Direction]) -> Vec<Rule> {
 /// Taken for that, a server's packet would turn the connection round, and other rules would be asked.
 fn midstream() -> Vec<Rule> {
     let is = |field, value| Stmt::is(field, Rhs::Bits { mask: EPHEMERAL, value });
-    let client = [is(Field::Sport, EPHEMERAL), is(Field::Dport, 0), goto(JUDGE)];
+    let back = Stmt::Verdict(Verdict::Return);
+    let client = [is(Field::Sport, EPHEMERAL), is(Field::Dport, 0), back];
     let mut rules = vec![Rule::new("from a client, by its ports", client)];
     rules.extend(at_isolated("midstream_drop"));
     rules

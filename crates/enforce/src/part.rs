@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use causeway_model::nft::{
-    Chain, Content, Element, Field, KeyPart, KeyType, MatchOp, Rule, Set, Stmt, Verdict,
+    Chain, Content, Element, ElementKey, Field, KeyPart, KeyType, MatchOp, Rule, Set, Stmt, Verdict,
 };
 use causeway_policy::compile::Program;
 use causeway_policy::{Direction, Pods, PortSet, Protocol};
@@ -18,6 +18,8 @@ use crate::frame::{self, Read, goto, rule};
 const WIDE: u16 = 64;
 /// A program has at most so many usual sets of ports: each costs packets a look-up.
 const MOST_USUAL: usize = 3;
+/// So many ports, each with its protocol, are compared one by one.
+const FEW_PORTS: usize = 2;
 
 /// A part of the table that nobody changes once it is there, but for the elements of its sets.
 #[derive(Clone, Debug, Default)]
@@ -377,17 +379,27 @@ pub(crate) fn ports(direction: Direction, ports: &PortSet) -> Part {
             wide.push((protocol.number(), name));
         }
     }
-    let hashed = (!single.elements.is_empty()).then(|| {
+    // Few are compared one by one: each set is one more that the kernel goes through for every name that it looks up.
+    let few: Vec<ElementKey> = match single.elements.len() {
+        0..=FEW_PORTS => single.elements.keys().cloned().collect(),
+        _ => Vec::new(),
+    };
+    let hashed = (single.elements.len() > FEW_PORTS).then(|| {
         part.sets.push((name.clone(), single));
         name
     });
     let rules = |read: Read| {
         let is = |protocol| Stmt::is(read.protocol(), KeyPart::Proto(protocol));
         let back = || Stmt::Verdict(Verdict::Return);
-        let mut rules = Vec::new();
+        let fields = vec![read.protocol(), read.port()];
+        let one = |key: &ElementKey| {
+            let each =
+                fields.iter().zip(key.iter()).map(|(field, part)| Stmt::is(*field, part.clone()));
+            rule(each.chain([back()]).collect::<Vec<_>>())
+        };
+        let mut rules: Vec<Rule> = few.iter().map(one).collect();
         if let Some(set) = &hashed {
-            let fields = vec![read.protocol(), read.port()];
-            rules.push(rule([Stmt::lookup(fields, MatchOp::Eq, set), back()]));
+            rules.push(rule([Stmt::lookup(fields.clone(), MatchOp::Eq, set), back()]));
         }
         rules.extend(whole.iter().map(|protocol| rule([is(*protocol), back()])));
         if ports.has_other() {

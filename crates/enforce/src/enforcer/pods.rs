@@ -94,6 +94,9 @@ impl Enforcer {
         let key = key?;
         if let Some(kept) = self.programs.get_mut(&key) {
             kept.users.remove(name);
+            if kept.users.is_empty() {
+                self.idle.insert(key.clone());
+            }
         }
         Some(key)
     }

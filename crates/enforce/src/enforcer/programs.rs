@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use causeway_model::nft::{Element, ElementKey, KeyPart, KeyType, Set};
 use causeway_policy::compile::{Holders, Program};
-use causeway_policy::{Direction, PodName, Pods, PolicyName, PortSet, Who};
+use causeway_policy::{Direction, PodName, Pods, PolicyName, PortSet, Text, Who};
 use causeway_types::Family;
 
 use super::{Done, Enforcer, Kept, Key, Left, To, Touched};
@@ -19,9 +19,7 @@ impl Enforcer {
         if policies.is_empty() {
             return;
         }
-        let asks = |key: &Key| key.policies.iter().any(|name| policies.contains(name));
-        let keys: Vec<Key> = self.programs.keys().filter(|key| asks(key)).cloned().collect();
-        for key in keys {
+        for key in self.programs_of(policies) {
             let wanted = Done::Program(key.clone());
             let still = |name: &&PodName| self.wanted(name, key.direction) == wanted;
             let user = self.programs[&key].users.iter().find(still).cloned();
@@ -42,6 +40,28 @@ impl Enforcer {
                 }
             }
         }
+    }
+
+    /// The programs of which these policies are a part.
+    fn programs_of(&self, policies: &BTreeSet<PolicyName>) -> Vec<Key> {
+        let asks = |key: &&Key| key.policies.iter().any(|name| policies.contains(name));
+        let spaces: Option<BTreeSet<&Text>> = policies.iter().map(PolicyName::namespace).collect();
+        let Some(spaces) = spaces.filter(|_| self.world.cluster_policies().next().is_none()) else {
+            return self.programs.keys().filter(asks).cloned().collect();
+        };
+        // All policies of a program are of one namespace, and programs of a namespace are beside each other.
+        let of = |(direction, space): (Direction, &Text)| {
+            let name = PolicyName::Network { namespace: space.clone(), name: "".into() };
+            let from = Key { direction, policies: vec![name], ports: Vec::new() };
+            let of_space = |key: &&Key| {
+                let first = key.policies.first().and_then(PolicyName::namespace);
+                key.direction == direction && first == Some(space)
+            };
+            let keys = self.programs.range(from..).map(|(key, _)| key);
+            keys.take_while(of_space).filter(asks).cloned().collect::<Vec<Key>>()
+        };
+        let all = Direction::ALL.into_iter().flat_map(|d| spaces.iter().map(move |s| (d, *s)));
+        all.flat_map(of).collect()
     }
 
     /// Keeps a program in the place of one of its key that was forgotten, and whose it was.
@@ -72,7 +92,8 @@ impl Enforcer {
         let mut changes = Vec::new();
         let mut idle = Vec::new();
         for (key, kept) in &self.programs {
-            if key.policies.iter().any(|name| touched.policies.contains(name))
+            let anew = |name: &PolicyName| touched.policies.contains(name);
+            if !touched.policies.is_empty() && key.policies.iter().any(anew)
                 || !kept.program.concerns(&self.world, &holders)
             {
                 continue;
@@ -384,9 +405,10 @@ impl Enforcer {
 
     /// Takes out what nobody needs any more.
     pub(super) fn sweep(&mut self) {
-        let idle = self.programs.iter().filter(|(_, kept)| kept.users.is_empty());
-        for key in idle.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
-            self.forget(&key);
+        for key in std::mem::take(&mut self.idle) {
+            if self.programs.get(&key).is_some_and(|kept| kept.users.is_empty()) {
+                self.forget(&key);
+            }
         }
         for pods in unused(&mut self.groups) {
             for family in Family::BOTH {
