@@ -141,8 +141,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "by hand: 110 jumps a direction before the policies' chains, what is established passes first; of \
          several policies or blocks the one in the middle allows"
             .to_owned(),
-        "a change: from before the writer's request to the kernel's word that the last transaction for it is in \
-         force, with the API's time"
+        "a change: from the moment at which the API has it to the kernel's word that the last transaction for it is in \
+         force; the API and its writer have one processor, the agent another"
             .to_owned(),
     ];
     // What was measured before is not lost with it.

@@ -15,10 +15,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use causeway_kernel::monitor::{Event, Events, Monitor};
 use causeway_kernel::netns::NetNs;
+use causeway_lab::api::since_start;
 use causeway_lab::{Client, Road, Spec};
 use causeway_types::names;
 use http::Method;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 
 use super::objects::{self, policies_path};
@@ -38,6 +42,12 @@ const POLICIES: usize = 20;
 const TEAMS: usize = 25;
 /// A change is over when the kernel tells of nothing more for this time.
 const QUIET: Duration = Duration::from_millis(100);
+/// What the API calls policies.
+const POLICY_TYPE: &str = "networkpolicies.networking.k8s.io";
+/// A change after whose last transaction there is none for so long is done, less than after which an agent tidies up
+/// (100 ms); after so much more than that it has.
+const DONE: Duration = Duration::from_millis(60);
+const TIDY: Duration = Duration::from_millis(140);
 /// After this time there are no more starts, or changes of a kind.
 const LONG_ENOUGH: Duration = Duration::from_secs(75);
 
@@ -76,7 +86,7 @@ pub(crate) fn run(
     series.push(memory(&client, "VmRSS", "resident memory", &what)?);
     series.push(memory(&client, "RssAnon", "– not of the program's file", &what)?);
     series.push(memory(&client, "VmHWM", "most memory ever", &what)?);
-    series.extend(changes(&client, &spec, size)?);
+    series.extend(changes_apart(&client, &spec, size)?);
     series.extend(adds::run(args, &spec, size.adds, "large cluster")?);
     let notes = vec![
         format!(
@@ -90,6 +100,45 @@ pub(crate) fn run(
             .to_owned(),
     ];
     Ok(notes)
+}
+
+/// As [`changes`]. The API and who writes to it are other machines' in a cluster: here they have a processor of their own,
+/// where there is more than one.
+fn changes_apart(client: &Client, spec: &Spec, size: &Size) -> Result<Vec<Series>> {
+    if std::thread::available_parallelism()?.get() == 1 {
+        return changes(client, spec, size);
+    }
+    let agent = pid(client, NODE)?;
+    let others = [parent(agent)?, std::process::id().cast_signed()];
+    processors(agent, &[0])?;
+    others.iter().try_for_each(|process| processors(*process, &[1]))?;
+    let changed = changes(client, spec, size);
+    let all: Vec<usize> = (0..CpuSet::MAX_CPU).collect();
+    processors(agent, &all)?;
+    others.iter().try_for_each(|process| processors(*process, &all))?;
+    changed
+}
+
+/// Who started a process.
+fn parent(pid: i32) -> Result<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    Ok(line.context("a process has no parent")?.trim().parse()?)
+}
+
+/// Has all threads of a process run on these processors, of those that there are.
+fn processors(pid: i32, which: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    which.iter().for_each(|cpu| set.set(*cpu));
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = task?.file_name().to_string_lossy().parse()?;
+        // One that has ended since needs none.
+        match sched_setaffinity(Pid::from_raw(thread), &set) {
+            Err(Errno::SRCH) => {}
+            other => other.with_context(|| format!("processors of thread {thread}"))?,
+        }
+    }
+    Ok(())
 }
 
 fn order(client: &Client, node: &str, what: &str) -> Result<()> {
@@ -239,12 +288,12 @@ fn busy_threads(pid: i32) -> Result<BTreeMap<bool, f64>> {
 fn changes(client: &Client, spec: &Spec, size: &Size) -> Result<Vec<Series>> {
     let commits = Commits::listen(&spec.dirs().netns(NODE))?;
     let mut all = vec![
-        Change::new("the ports of a policy of a pod here", size),
-        Change::new("a policy more of a pod here", size),
-        Change::new("that policy goes", size),
-        Change::new("the labels of a pod elsewhere", size),
-        Change::new("a pod more elsewhere", size),
-        Change::new("that pod goes", size),
+        Change::new("the ports of a policy of a pod here", POLICY_TYPE, size),
+        Change::new("a policy more of a pod here", POLICY_TYPE, size),
+        Change::new("that policy goes", POLICY_TYPE, size),
+        Change::new("the labels of a pod elsewhere", "pods", size),
+        Change::new("a pod more elsewhere", "pods", size),
+        Change::new("that pod goes", "pods", size),
     ];
     for n in 0..size.changes {
         let (space, own) = (space(n % size.local), n / size.local % LOCAL_APPS);
@@ -253,19 +302,20 @@ fn changes(client: &Client, spec: &Spec, size: &Size) -> Result<Vec<Series>> {
         for (direction, port) in [("ingress", 8081), ("egress", 8082)] {
             object["spec"][direction][0]["ports"][0]["port"] = json!(port + n);
         }
-        all[0].time(&commits, || client.put(&path, &object))?;
+        all[0].time(client, &commits, || client.put(&path, &object))?;
 
         let to_own = json!({"podSelector": {"matchLabels": app(own)}, "policyTypes": ["Ingress"],
             "ingress": [{"from": [objects::pods_with(&app(own + 4))], "ports": [{"port": 7070}]}]});
         let more = objects::policy(&space, "more", &to_own);
-        all[1].time(&commits, || client.post(&policies_path(&space), &more))?;
-        all[2].time(&commits, || client.delete(&format!("{}/more", policies_path(&space))))?;
+        all[1].time(client, &commits, || client.post(&policies_path(&space), &more))?;
+        all[2]
+            .time(client, &commits, || client.delete(&format!("{}/more", policies_path(&space))))?;
 
         // A peer of the application before becomes one of this.
         let path = format!("/api/v1/namespaces/{space}/pods/p-{}", own + 2);
         let mut object = client.get(&path)?;
         object["metadata"]["labels"] = app(own + 1);
-        all[3].time(&commits, || client.put(&path, &object))?;
+        all[3].time(client, &commits, || client.put(&path, &object))?;
         object = client.get(&path)?;
         object["metadata"]["labels"] = app(own + 2);
         commits.after(|| client.put(&path, &object))?;
@@ -273,45 +323,71 @@ fn changes(client: &Client, spec: &Spec, size: &Size) -> Result<Vec<Series>> {
         let ip = format!("10.200.0.{}", n + 1);
         let item = objects::far_pod(&space, "more", "far-0", &app(own + 1), &ip);
         let list = json!({"items": [item]});
-        all[4].time(&commits, || client.post("/causeway.lab/objects", &list))?;
+        all[4].time(client, &commits, || client.post("/causeway.lab/objects", &list))?;
         let path = format!("/api/v1/namespaces/{space}/pods/more?gracePeriodSeconds=0");
-        all[5].time(&commits, || client.delete(&path))?;
+        all[5].time(client, &commits, || client.delete(&path))?;
         if n >= 4 && all[0].began.elapsed() > LONG_ENOUGH * 2 {
             break;
         }
     }
-    Ok(all.into_iter().flat_map(|change| [change.whole, change.api]).collect())
+    let series = |change: Change| [change.enforced, change.whole, change.api];
+    Ok(all.into_iter().flat_map(series).collect())
 }
 
 /// The times of one kind of change.
 struct Change {
     began: Instant,
+    /// What the API calls what is changed.
+    of: &'static str,
+    enforced: Series,
     whole: Series,
     api: Series,
 }
 
 impl Change {
-    fn new(what: &str, size: &Size) -> Self {
+    fn new(what: &str, of: &'static str, size: &Size) -> Self {
         let pods = size.namespaces * size.pods;
+        let series = |name: String| Series::new(name, "ms", None);
         Self {
             began: Instant::now(),
-            whole: Series::new(format!("until enforced: {what}, {pods} pods"), "ms", None),
-            api: Series::new(format!("– until the API has answered: {what}"), "ms", None),
+            of,
+            enforced: series(format!("from the API's event until enforced: {what}, {pods} pods")),
+            whole: series(format!("– from before its writer's request: {what}")),
+            api: series(format!("– until the API has answered: {what}")),
         }
     }
 
-    fn time(&mut self, commits: &Commits, change: impl FnOnce() -> Result<Value>) -> Result<()> {
-        let name = &self.whole.name;
-        let (whole, api) = commits.after(change).with_context(|| name.clone())?;
-        self.whole.samples.push(whole);
-        self.api.samples.push(api);
+    fn time(
+        &mut self,
+        client: &Client,
+        commits: &Commits,
+        change: impl FnOnce() -> Result<Value>,
+    ) -> Result<()> {
+        let name = &self.enforced.name;
+        let Times { start, answered, last } =
+            commits.after(change).with_context(|| name.clone())?;
+        let event = client.control(Method::GET, &format!("/changes/{}", self.of))?;
+        let event = Duration::from_nanos(event["at"].as_u64().context("no time of the event")?);
+        let since = |from: Duration, to: Duration| to.saturating_sub(from).as_secs_f64() * 1e3;
+        self.enforced.samples.push(since(event, last));
+        self.whole.samples.push(since(start, last));
+        self.api.samples.push(since(start, answered));
         Ok(())
     }
 }
 
-/// The moments at which the kernel told that the table of policies was changed.
+/// The times of one change, since the machine's start.
+struct Times {
+    /// Before its writer's request.
+    start: Duration,
+    answered: Duration,
+    /// The kernel's word of the last transaction.
+    last: Duration,
+}
+
+/// The moments at which the kernel told that the table of policies was changed, since the machine's start.
 struct Commits {
-    moments: Receiver<Instant>,
+    moments: Receiver<Duration>,
     over: Arc<AtomicBool>,
 }
 
@@ -328,7 +404,7 @@ impl Commits {
                 let mut fds = [PollFd::from_borrowed_fd(monitor.as_fd(), PollFlags::IN)];
                 let pause = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
                 let _ = poll(&mut fds, Some(&pause));
-                let now = Instant::now();
+                let now = since_start();
                 let of_policies = |event: &Event| match event {
                     Event::Table { name, .. } => name == names::NFT_POLICY,
                     _ => false,
@@ -347,24 +423,25 @@ impl Commits {
         Ok(Self { moments, over })
     }
 
-    /// Milliseconds from before a change until the last transaction for it, and until its writer had its answer.
-    fn after(&self, change: impl FnOnce() -> Result<Value>) -> Result<(f64, f64)> {
-        while self.moments.try_recv().is_ok() {}
-        let start = Instant::now();
+    /// The times of a change. What an agent takes away when nothing leads there any more is neither this change's nor the
+    /// next one's.
+    fn after(&self, change: impl FnOnce() -> Result<Value>) -> Result<Times> {
+        while self.moments.recv_timeout(TIDY).is_ok() {}
+        let start = since_start();
         change()?;
-        let answered = start.elapsed();
+        let answered = since_start();
         let mut last = match self.moments.recv_timeout(objects::PATIENCE) {
             Ok(moment) => moment,
             Err(_) => bail!("the kernel's table is as before {:?} after it", objects::PATIENCE),
         };
         loop {
-            match self.moments.recv_timeout(QUIET) {
+            match self.moments.recv_timeout(DONE) {
                 Ok(moment) => last = moment,
                 Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => bail!("the kernel's news have ended"),
             }
         }
-        Ok(((last - start).as_secs_f64() * 1e3, answered.as_secs_f64() * 1e3))
+        Ok(Times { start, answered, last })
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -16,6 +16,7 @@ use serde_json::json;
 use tokio::net::UnixListener;
 
 use crate::agents::{Action, Agents};
+use crate::api::Store;
 use crate::kubelet::Kubelet;
 use crate::reboot::reboot;
 use crate::spec::Spec;
@@ -25,6 +26,7 @@ pub(crate) struct Lab {
     pub(crate) spec: Spec,
     pub(crate) agents: Agents,
     pub(crate) kubelets: BTreeMap<String, Arc<Kubelet>>,
+    pub(crate) store: Store,
 }
 
 impl Lab {
@@ -44,6 +46,7 @@ pub(crate) async fn serve(listener: UnixListener, lab: Arc<Lab>) -> Result<()> {
         .route("/agents/{node}/upgrade", post(upgrade))
         .route("/agents/{node}/{action}", post(act))
         .route("/clocks", get(clocks))
+        .route("/changes/{resource}", get(last_change))
         .route("/nodes/{node}/reboot", post(power_cut))
         .route("/nodes/{node}/clock/{seconds}", post(set_clock))
         .route("/nodes/{node}/plugins/kill/{times}", post(kill_plugins))
@@ -67,6 +70,13 @@ async fn states(State(lab): State<Arc<Lab>>) -> Response {
 
 async fn clocks(State(lab): State<Arc<Lab>>) -> Response {
     Json(lab.agents.clocks()).into_response()
+}
+
+/// When an object of a type (`pods`, `networkpolicies.networking.k8s.io`) was changed last, in nanoseconds of
+/// `CLOCK_MONOTONIC`.
+async fn last_change(State(lab): State<Arc<Lab>>, Path(resource): Path<String>) -> Response {
+    let none = || anyhow!("nothing is known of a change of {resource}");
+    said(lab.store.last_change(&resource).map(|at| json!({"at": at.as_nanos()})).ok_or_else(none))
 }
 
 async fn act(

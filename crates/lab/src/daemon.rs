@@ -72,7 +72,7 @@ async fn serve_lab(record: &Record, caller: TcpListener) -> Result<()> {
         tokio::spawn(kubelet.run_pods());
     }
     let agents = Agents::start(&record.causeway, spec);
-    let lab = Arc::new(control::Lab { spec: spec.clone(), agents, kubelets });
+    let lab = Arc::new(control::Lab { spec: spec.clone(), agents, kubelets, store: api });
     let control = tokio::spawn(control::serve(control::bind(&dirs.control())?, lab));
     tokio::select! {
         _ = terminate.recv() => Ok(()),

@@ -38,7 +38,7 @@ pub use registry::{Registry, Resource, Version};
 pub use selector::{FieldSelector, LabelSelector};
 pub use store::{
     At, DeleteOptions, Deleted, Event, Key, List, ListOptions, Part, Store, StoreConfig, Watch,
-    WatchOptions,
+    WatchOptions, since_start,
 };
 pub use tls::{Identity, TlsError, kubeconfig};
 pub use tokens::Tokens;

@@ -7,8 +7,10 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ipnet::IpNet;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
@@ -72,6 +74,8 @@ pub(crate) struct Change {
     /// The new object; for a removal the last state under the version of the removal.
     pub(crate) object: Arc<Value>,
     pub(crate) removed: bool,
+    /// When that was, since the machine's start (`CLOCK_MONOTONIC`, which has no offset here).
+    pub(crate) at: Duration,
 }
 
 /// Everything behind the lock.
@@ -143,10 +147,18 @@ impl State {
             old,
             object: object.clone(),
             removed,
+            at: since_start(),
         };
         self.history.push_back(change);
         object
     }
+}
+
+/// The time since the machine's start (`CLOCK_MONOTONIC`): the same for all processes.
+pub fn since_start() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    // Neither is ever negative.
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default())
 }
 
 #[derive(Debug)]
@@ -215,6 +227,13 @@ impl Store {
         let mut newest = self.0.newest.subscribe();
         // The sender lives as long as the store that is borrowed here.
         newest.wait_for(|newest| *newest > version).await.map_or(version, |newest| *newest)
+    }
+
+    /// When an object of a type was changed last, on the clock of [`since_start`], as far back as changes are told.
+    pub fn last_change(&self, resource: &str) -> Option<Duration> {
+        let state = self.lock();
+        let of_type = |change: &&Change| *change.resource == *resource;
+        state.history.iter().rev().find(of_type).map(|change| change.at)
     }
 
     /// The table of served types as it is now.
