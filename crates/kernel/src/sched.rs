@@ -1,6 +1,9 @@
 //! Who runs first where there are fewer processors than work.
 
 use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use rustix::process::{getpriority_process, setpriority_process};
 
 /// Highest priority of an ordinary process (`MAX_NICE` of the kernel's `linux/sched/prio.h`).
 const FIRST: i32 = -20;
@@ -11,7 +14,24 @@ const FIRST: i32 = -20;
 /// # Errors
 /// Without the right to (`CAP_SYS_NICE`, setpriority(2)); nothing is changed then.
 pub fn before_others() -> io::Result<()> {
-    Ok(rustix::process::setpriority_process(None, FIRST)?)
+    let former = getpriority_process(None)?;
+    setpriority_process(None, FIRST)?;
+    FORMER.store(former, Ordering::Relaxed);
+    Ok(())
+}
+
+/// What [`before_others`] has changed.
+static FORMER: AtomicI32 = AtomicI32::new(FIRST);
+
+/// Has the calling thread run as it did before [`before_others`]: for when it waits for others, who may need its processor.
+///
+/// # Errors
+/// When the kernel refuses; nothing is changed then.
+pub fn as_before() -> io::Result<()> {
+    match FORMER.load(Ordering::Relaxed) {
+        FIRST => Ok(()),
+        former => Ok(setpriority_process(None, former)?),
+    }
 }
 
 /// Has the calling thread take no processor away from who has it when it wakes up (`SCHED_BATCH`, sched(7)): it begins
@@ -51,9 +71,13 @@ mod tests {
             here()
         });
         assert_eq!(batch.join().unwrap(), (normal.0, libc::SCHED_BATCH));
-        let first = std::thread::spawn(|| before_others().map(|()| here()));
+        let first = std::thread::spawn(|| {
+            before_others()?;
+            let first = here();
+            as_before().map(|()| (first, here()))
+        });
         match first.join().unwrap() {
-            Ok(first) => assert_eq!(first, (FIRST, normal.1)),
+            Ok((first, behind)) => assert_eq!((first, behind), ((FIRST, normal.1), normal)),
             Err(why) => assert_eq!(why.kind(), io::ErrorKind::PermissionDenied),
         }
         assert_eq!(std::thread::spawn(here).join().unwrap(), normal, "of one thread alone");

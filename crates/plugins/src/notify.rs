@@ -36,7 +36,10 @@ pub fn readiness(socket: &Path) -> Answer {
 pub(crate) fn attachment(socket: &Path, container_id: &str, ifname: &str) -> Question {
     // Interface names may hold what a request line may not.
     let name = escape(&format!("{container_id}-{ifname}"));
-    Question::ask(socket, "POST", &format!("/v1/attachments/{name}"))
+    let question = Question::ask(socket, "POST", &format!("/v1/attachments/{name}"));
+    // From now on this process waits for the agent, if not at once.
+    let _ = causeway_kernel::sched::as_before();
+    question
 }
 
 /// Asks the agent to remove an attachment (`POST /v1/attachments/CONTAINER-IFNAME/leave`). It answers
