@@ -432,8 +432,9 @@ impl State {
             self.tidy_at = None;
         } else if now >= *self.tidy_at.get_or_insert(now + TIDY_AFTER) {
             self.tidy_at = None;
-            if let Err(error) = self.tidy() {
-                self.refuse(format!("cannot {}: {}", error.attempted, error.message), now);
+            // Somebody else has changed something. What is in force is so all the same, and a look tells.
+            if self.tidy().is_err() {
+                self.doubt();
             }
         }
     }
@@ -471,8 +472,11 @@ impl State {
     /// Looks at the kernel's table and puts right what is wrong with it.
     fn look(&mut self, now: Instant) {
         let first = self.revision == 0;
-        // What it has left is nobody else's change. If it is not there any more, that is looked at now.
-        let _ = self.tidy();
+        // What it has left is nobody else's change. If it is not there any more, that is looked at now; and after a refusal
+        // something may lead to it still.
+        if self.refused.is_none() {
+            let _ = self.tidy();
+        }
         let found = match self.nft.read_table(NftFamily::Inet, names::NFT_POLICY) {
             Ok(found) => found,
             Err(error) => return self.refuse(format!("the table cannot be read: {error}"), now),

@@ -7,8 +7,9 @@ mod site;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use causeway_kernel::monitor::{Event, Events, Monitor};
 use causeway_lab::{Families, Fault, How, Loss, Pod, Road, Spec, watch_loss_while};
 use causeway_types::Family;
 use causeway_types::state::Attach;
@@ -413,6 +414,24 @@ fn nodes_of_flannel_are_taken_over_dual() {
     flannel(Families::Dual);
 }
 
+/// Waits for the first route or table that an agent makes, or until it has made none for a while.
+fn first_sign(news: &mut Monitor) {
+    let ours = |event: &Event| match event {
+        Event::Route { protocol, .. } => *protocol == 203,
+        Event::Table { name, .. } => name.starts_with("causeway"),
+        _ => false,
+    };
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        match news.read().unwrap() {
+            Events::Changed(all) if !all.iter().any(ours) => {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            Events::Changed(_) | Events::Overrun => return,
+        }
+    }
+}
+
 /// An agent that dies again and again while it takes a node over: the next goes on where it was.
 #[test]
 fn a_takeover_that_is_cut_off_is_carried_on() {
@@ -442,10 +461,17 @@ fn a_takeover_that_is_cut_off_is_carried_on() {
                 let (done, said) =
                     world.causeway(node, &[&words[..], &["--subnet-file", &file]].concat());
                 assert!(done, "{said}");
-                for life in 1..=200 {
+                for life in 0..=200 {
+                    let mut news = site.news(node);
                     site.start_agent(node);
-                    // Steps are small at first; on a busy machine an agent begins late.
-                    std::thread::sleep(Duration::from_millis(20 + life + life * life / 50));
+                    match life {
+                        // With the first thing that it does.
+                        0..3 => first_sign(&mut news),
+                        // Steps are small at first; on a busy machine an agent begins late.
+                        _ => {
+                            std::thread::sleep(Duration::from_millis(20 + life + life * life / 50))
+                        }
+                    }
                     site.agents.remove(node);
                     let state =
                         world.on(node, "bridge -d link; ip route; ip -6 route; nft list tables");

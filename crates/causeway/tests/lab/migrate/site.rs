@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use causeway_agent::client as agent;
+use causeway_kernel::NetNs;
+use causeway_kernel::monitor::Monitor;
 use causeway_lab::{Pod, Road, Spec};
 use causeway_types::Family;
 use serde_json::{Value, json};
@@ -70,6 +72,11 @@ impl<'a> Site<'a> {
         command.args(["lab", "shell", "--name", &self.world.spec.name, node, "--"]).args(words);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Process(command.spawn().unwrap())
+    }
+
+    /// Listens to what changes on a node from now on.
+    pub(super) fn news(&self, node: &str) -> Monitor {
+        Monitor::open_in(&NetNs::open(&self.world.node_ns(node)).unwrap()).unwrap()
     }
 
     pub(super) fn start_agent(&mut self, node: &str) {
