@@ -76,7 +76,7 @@ impl<'a> Site<'a> {
 
     /// Listens to what changes on a node from now on.
     pub(super) fn news(&self, node: &str) -> Monitor {
-        Monitor::open_in(&NetNs::open(&self.world.node_ns(node)).unwrap()).unwrap()
+        Monitor::open_in(&NetNs::open(self.world.node_ns(node)).unwrap()).unwrap()
     }
 
     pub(super) fn start_agent(&mut self, node: &str) {
