@@ -23,8 +23,6 @@ pub const HEADER: usize = 16;
 pub const REQUEST: u16 = 0x1;
 /// `NLM_F_ACK`.
 pub const ACK: u16 = 0x4;
-/// `NLM_F_ECHO`: the answer tells what came of it.
-pub const ECHO: u16 = 0x8;
 /// `NLM_F_DUMP_INTR`: the table changed while it was dumped.
 pub const DUMP_INTR: u16 = 0x10;
 /// `NLM_F_DUMP` (`NLM_F_ROOT | NLM_F_MATCH`).

@@ -11,7 +11,7 @@ use causeway_types::Family;
 use super::elements::{self, width};
 use super::exprs;
 use super::wire::{Body, comment, msg};
-use crate::sock::{APPEND, CREATE, ECHO, REPLACE, Request};
+use crate::sock::{APPEND, CREATE, REPLACE, Request};
 
 /// Elements of one message: an attribute's length has 16 bits.
 const ELEMENT_BYTES: usize = 48 * 1024;
@@ -62,7 +62,7 @@ pub(super) fn step(table: &TableId, op: &NftOp, last: Option<u64>) -> Vec<Reques
             put_rule(&mut body, table.family, chain, rule);
             // NFTA_RULE_HANDLE: in whose place it comes.
             body.put(3, &last.unwrap_or(0).to_be_bytes());
-            one(msg::NEWRULE, REPLACE | ECHO, body)
+            one(msg::NEWRULE, REPLACE, body)
         }
         NftOp::AddElements { set, of, elements } => {
             put_elements(table, msg::NEWSETELEM, CREATE, set, of, elements)

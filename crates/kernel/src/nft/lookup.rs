@@ -10,8 +10,8 @@ use causeway_plan::{NftOp, TableId};
 use super::encode::{self, proto};
 use super::exprs::attribute;
 use super::wire::{Body, be32, msg};
-use super::{Failure, Nft, elements, failed, is_interrupted};
-use crate::error::{Error, OpError};
+use super::{Failure, Nft, elements, failed};
+use crate::error::{Error, OpError, Refusal};
 use crate::sock::{Reply, Request};
 
 /// Which element of which set or map.
@@ -28,6 +28,11 @@ pub struct ElementId {
 /// How often a removal is tried while others change the rule set: with many pods at once on few
 /// processors that is most of the time.
 const BUSY_TRIES: u32 = 1000;
+
+/// The rule set was another's turn, or is of another generation.
+fn is_interrupted(refusal: &Refusal) -> bool {
+    [libc::EINTR, libc::ERESTART].contains(&refusal.errno)
+}
 
 /// The steps that remove elements, one for each set.
 fn removal<'a>(elements: impl Iterator<Item = (&'a ElementId, &'a Element)>) -> Vec<NftOp> {

@@ -14,7 +14,7 @@ use causeway_model::nft::{NftFamily, NftTable};
 use causeway_plan::{NftOp, TableId};
 
 use crate::netns::NetNs;
-use crate::sock::{ACK, Bus, ECHO, Reply, Request, Socket};
+use crate::sock::{ACK, Bus, Reply, Request, Socket};
 use crate::{Error, OpError, Refusal};
 pub use forward::Forward;
 pub use lookup::ElementId;
@@ -28,26 +28,6 @@ const TRIES: u32 = 20;
 #[derive(Debug)]
 pub struct Nft {
     sock: Socket,
-    last: Option<Last>,
-}
-
-/// The last rule of a chain, as the kernel told when it was put there.
-#[derive(Debug)]
-struct Last {
-    table: TableId,
-    chain: String,
-    /// `NFTA_RULE_HANDLE`.
-    handle: u64,
-    /// The generation that the rule set had then: as long as it has it, nobody has changed anything.
-    generation: u32,
-}
-
-/// What the kernel tells of a transaction that asked for it.
-#[derive(Debug, Default)]
-struct Echo {
-    generation: Option<u32>,
-    /// Rules that were put in: their chains and numbers.
-    rules: Vec<(String, u64)>,
 }
 
 impl Nft {
@@ -56,7 +36,7 @@ impl Nft {
     /// # Errors
     /// When the system refuses the socket.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { sock: Socket::open(Bus::Netfilter)?, last: None })
+        Ok(Self { sock: Socket::open(Bus::Netfilter)? })
     }
 
     /// For another namespace.
@@ -64,7 +44,7 @@ impl Nft {
     /// # Errors
     /// As [`Nft::open`], and when the namespace cannot be entered.
     pub fn open_in(ns: &NetNs) -> Result<Self, Error> {
-        Ok(Self { sock: Socket::open_in(Bus::Netfilter, ns)?, last: None })
+        Ok(Self { sock: Socket::open_in(Bus::Netfilter, ns)? })
     }
 
     /// Who we are in [`crate::monitor::Event::Table`].
@@ -98,7 +78,7 @@ impl Nft {
                 Ok(()) => return Ok(()),
                 // Another writer's transaction came in between (the generation changed).
                 Err(Failure::Refused { refusal, .. })
-                    if is_interrupted(&refusal) && attempt + 1 < TRIES => {}
+                    if refusal.errno == libc::EINTR && attempt + 1 < TRIES => {}
                 Err(failure) => return Err(failed(key(), ops, failure)),
             }
         }
@@ -106,49 +86,17 @@ impl Nft {
     }
 
     fn transaction(&mut self, table: &TableId, ops: &[NftOp]) -> Result<(), Failure> {
-        let is_for =
-            |last: &Last| last.table == *table && !ops.iter().any(|op| moves(op, &last.chain));
-        let known = self.last.take().filter(is_for);
-        let (mut generation, mut put) = (None, Vec::new());
         let mut steps = Vec::with_capacity(ops.len());
         for op in ops {
             let last = match op {
                 NftOp::SetLastRule { chain, .. } => {
-                    put.push(chain);
-                    match &known {
-                        Some(known) if known.chain == *chain => {
-                            generation = Some(known.generation);
-                            Some(known.handle)
-                        }
-                        _ => read::last_rule(&mut self.sock, table, chain)
-                            .map_err(Failure::Socket)?,
-                    }
+                    read::last_rule(&mut self.sock, table, chain).map_err(Failure::Socket)?
                 }
                 _ => None,
             };
             steps.push(encode::step(table, op, last));
         }
-        let requests = numbered(steps);
-        if put.is_empty() && known.is_none() || put.len() > 1 {
-            return self.commit(requests, generation);
-        }
-        let told = self.commit_with(requests, generation, true)?;
-        let number = |chain: &String| {
-            let (chain, handle) = told.rules.iter().find(|(of, _)| of == chain)?.clone();
-            Some((table.clone(), chain, handle))
-        };
-        let last = match put.first() {
-            Some(chain) => number(chain),
-            None => known.map(|known| (known.table, known.chain, known.handle)),
-        };
-        let last = last.zip(told.generation);
-        self.last = last.map(|((table, chain, handle), generation)| Last {
-            table,
-            chain,
-            handle,
-            generation,
-        });
-        Ok(())
+        self.commit_steps(steps, None)
     }
 
     /// Sends the messages of several steps, to be carried out all or none; with a generation only
@@ -158,7 +106,10 @@ impl Nft {
         steps: Vec<Vec<Request>>,
         generation: Option<u32>,
     ) -> Result<(), Failure> {
-        self.commit(numbered(steps), generation)
+        let numbered = steps.into_iter().enumerate().flat_map(|(number, some)| {
+            some.into_iter().map(move |request| (Some(number), request))
+        });
+        self.commit(numbered.collect(), generation)
     }
 
     /// Sends messages as one transaction; each belongs to a step.
@@ -167,17 +118,6 @@ impl Nft {
         steps: Vec<(Option<usize>, Request)>,
         generation: Option<u32>,
     ) -> Result<(), Failure> {
-        self.commit_with(steps, generation, false).map(drop)
-    }
-
-    /// As [`Self::commit`]. `echo`: the kernel is to tell of the generation that it makes, which it does if the first
-    /// message behind the beginning asks for it (`nf_tables_gen_notify`); of rules it tells where theirs do.
-    fn commit_with(
-        &mut self,
-        steps: Vec<(Option<usize>, Request)>,
-        generation: Option<u32>,
-        echo: bool,
-    ) -> Result<Echo, Failure> {
         let begin = Body::batch(generation);
         let mut requests = vec![Request { kind: msg::BATCH_BEGIN, flags: 0, body: begin }];
         // Which step each message belongs to.
@@ -185,9 +125,6 @@ impl Nft {
         for (number, request) in steps {
             owner.push(number);
             requests.push(request);
-        }
-        if let (true, Some(first)) = (echo, requests.get_mut(1)) {
-            first.flags |= ECHO;
         }
         // The last one is answered in any case; the others only when they fail.
         if let Some(last) = requests.last_mut() {
@@ -198,22 +135,13 @@ impl Nft {
         let range = self.sock.send(&requests).map_err(Failure::Socket)?;
         let first = *range.start();
         let mut failed: Option<(usize, Refusal)> = None;
-        let mut told = Echo::default();
         loop {
             let datagram = self.sock.receive().map_err(Failure::Socket)?;
             let mut over = false;
             for reply in Reply::split(datagram).filter(|r| range.contains(&r.seq)) {
                 let number = (reply.seq - first) as usize;
-                let Some(outcome) = reply.outcome() else {
-                    match reply.kind {
-                        msg::NEWRULE => told.rules.extend(read::place(&reply)),
-                        msg::NEWGEN => told.generation = read::generation(&reply),
-                        _ => {}
-                    }
-                    continue;
-                };
-                match outcome {
-                    Err(refusal) if failed.as_ref().is_none_or(|(n, _)| number < *n) => {
+                match reply.outcome() {
+                    Some(Err(refusal)) if failed.as_ref().is_none_or(|(n, _)| number < *n) => {
                         // A failed begin is the commit's failure, and nothing follows it.
                         over |= number == 0;
                         failed = Some((number, refusal));
@@ -227,7 +155,7 @@ impl Nft {
             }
         }
         match failed {
-            None => Ok(told),
+            None => Ok(()),
             Some((number, refusal)) => {
                 Err(Failure::Refused { step: owner.get(number).copied().flatten(), refusal })
             }
@@ -284,31 +212,9 @@ impl Nft {
     /// When the kernel cannot be asked.
     pub fn genid(&mut self) -> Result<u32, Error> {
         let request = Request { kind: msg::GETGEN, flags: 0, body: Body::new(0).done() };
-        let read = |reply: Reply<'_>| read::generation(&reply);
+        let read =
+            |reply: Reply<'_>| exprs::attribute(reply.body.get(4..)?, 1).and_then(wire::be32);
         Ok(self.sock.get("read the generation of nftables", request, read)?.unwrap_or(0))
-    }
-}
-
-/// Messages with the numbers of their steps.
-fn numbered(steps: Vec<Vec<Request>>) -> Vec<(Option<usize>, Request)> {
-    let steps = steps.into_iter().enumerate();
-    steps.flat_map(|(number, some)| some.into_iter().map(move |one| (Some(number), one))).collect()
-}
-
-/// The rule set was another's turn, or is of another generation.
-fn is_interrupted(refusal: &Refusal) -> bool {
-    [libc::EINTR, libc::ERESTART].contains(&refusal.errno)
-}
-
-/// Whether another rule may be a chain's last one behind a step.
-fn moves(op: &NftOp, chain: &str) -> bool {
-    match op {
-        NftOp::AddTable | NftOp::DelTable => true,
-        NftOp::AddChain { name, .. } | NftOp::FlushChain { name } | NftOp::DelChain { name } => {
-            name == chain
-        }
-        NftOp::AddRule { chain: of, .. } => of == chain,
-        _ => false,
     }
 }
 

@@ -171,26 +171,15 @@ pub(super) fn last_rule(
         b.text(1, &table.name).text(2, chain);
     });
     let read = |reply: Reply<'_>| {
-        ours(&reply, &table.name)?;
-        place(&reply).filter(|(of, _)| of == chain).map(|(_, handle)| handle)
+        let body = ours(&reply, &table.name)?;
+        (text(attribute(body, 2)?) == chain).then_some(())?;
+        Some(u64::from_be_bytes(*attribute(body, 3)?.first_chunk()?))
     };
     match sock.dump("list the rules of an nftables chain", ask, read) {
         Ok(all) => Ok(all.last().copied()),
         Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// The chain and the number of a rule of which the kernel tells.
-pub(super) fn place(reply: &Reply<'_>) -> Option<(String, u64)> {
-    let body = body(reply);
-    let handle = u64::from_be_bytes(*attribute(body, 3)?.first_chunk()?);
-    Some((text(attribute(body, 2)?), handle))
-}
-
-/// The generation of the rule set of which the kernel tells (`NFTA_GEN_ID`).
-pub(super) fn generation(reply: &Reply<'_>) -> Option<u32> {
-    attribute(body(reply), 1).and_then(be32)
 }
 
 /// The packets that the rules of a chain have counted, all together; nothing where there is no such chain.
