@@ -415,3 +415,34 @@ fn a_silent_watch_keeps_no_pod_waiting() {
         );
     });
 }
+
+/// What a policy that came and went has left in the table is gone in a moment, though nothing waits for it.
+#[test]
+fn what_a_policy_leaves_goes() {
+    with(dual(1, Attach::Routed, Road::Direct), |world| {
+        pod(world, "server", "node-1", &json!({"app": "server"}));
+        let spec = |port: u16| {
+            json!({"podSelector": {"matchLabels": {"app": "server"}},
+                "ingress": [{"ports": [{"port": port}]}]})
+        };
+        apply(world, "default", "stays", &spec(80));
+        settled(world, 1);
+        let table = || world.on("node-1", "nft -s list table inet causeway_policy");
+        let parts = || ["chain ", "set ", "map "].map(|what| table().matches(what).count());
+        eventually("the first policy is there", REPAIR, || match table().contains("dport 80 ") {
+            true => Ok(()),
+            false => Err(table()),
+        });
+        let first = parts();
+        for port in [81, 82] {
+            apply(world, "default", "goes", &spec(port));
+            settled(world, 2);
+            remove(world, "default", "goes");
+            settled(world, 1);
+        }
+        eventually("nothing is left of the others", REPAIR, || match parts() {
+            now if now == first => Ok(()),
+            now => Err(format!("{now:?} chains, sets and maps instead of {first:?}: {}", table())),
+        });
+    });
+}

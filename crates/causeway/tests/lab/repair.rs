@@ -197,3 +197,18 @@ fn ports_of_pods_after_a_flush() {
         assert!(!left.contains("byhand"), "{left}");
     });
 }
+
+/// What plugins do wakes the thread that reconciles: it waits until the processor is free (`SCHED_BATCH`).
+#[test]
+fn an_agent_takes_no_processor_from_plugins() {
+    with(spec(Attach::Routed), |world| {
+        let agents = world.client.control(http::Method::GET, "/agents").unwrap();
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", agents["node-1"]["pid"])).unwrap();
+        // The name is the second word, the policy the 41st (proc_pid_stat(5)).
+        let stats = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")));
+        let stats: Vec<String> = stats.map(Result::unwrap).collect();
+        let own = stats.iter().find(|stat| stat.contains("(reconcile)")).expect("there is one");
+        let words = own.rsplit_once(')').unwrap().1;
+        assert_eq!(words.split_ascii_whitespace().nth(38), Some("3"), "{own}");
+    });
+}
