@@ -133,6 +133,11 @@ impl Dirs {
 }
 
 impl Records {
+    /// True where plugins have written or removed some.
+    pub(crate) fn are_named(&self) -> bool {
+        matches!(self, Records::Named(names) if !names.is_empty())
+    }
+
     /// True where it is a record: those that are being written have other names.
     fn note(&mut self, name: Option<&OsStr>) -> bool {
         let Some(name) = name.and_then(OsStr::to_str).filter(|name| is_record(name)) else {
@@ -166,7 +171,9 @@ mod tests {
         let paths = Paths::below(dir.path());
         let mut dirs = Dirs::watch(&paths).unwrap();
         assert!(!dirs.changed());
-        assert_eq!(dirs.take_records(), Records::Any, "nothing has been read yet");
+        let first = dirs.take_records();
+        assert_eq!(first, Records::Any, "nothing has been read yet");
+        assert!(!first.are_named());
         std::fs::write(paths.attachments.join(".a-eth0.json.new"), "{").unwrap();
         std::fs::write(paths.attachments.join("a-eth0.json.new"), "{").unwrap();
         assert!(!dirs.changed(), "nothing of it counts before it is whole");
@@ -175,6 +182,7 @@ mod tests {
         assert!(!dirs.changed());
         let named =
             |names: &[&str]| Records::Named(names.iter().map(|name| (*name).to_owned()).collect());
+        assert!(named(&["a-eth0.json"]).are_named() && !named(&[]).are_named());
         assert_eq!(dirs.take_records(), named(&["a-eth0.json"]));
         assert_eq!(dirs.take_records(), named(&[]));
         std::fs::write(paths.conf_dir.join("10-other.conflist"), "{}").unwrap();

@@ -339,7 +339,9 @@ impl<P: Port> Loop<P> {
                 return;
             }
             let now = Instant::now();
-            if self.answer_at_once(&mut commands) && self.pace.answered(now) && commands.is_empty()
+            if self.answer_at_once(&mut commands)
+                && self.pace.at_work(now) > now
+                && commands.is_empty()
             {
                 commands = self.wait(audit_at.min(collect_at));
                 continue;

@@ -15,10 +15,11 @@ const GATHER: Duration = Duration::from_millis(10);
 const GATHER_MOST: Duration = Duration::from_millis(160);
 /// What comes after no round for this time is no part of what was before.
 const CALM: Duration = Duration::from_secs(1);
-/// A plugin that asks is at work for some milliseconds more, and where one comes others do: a round, tens of
-/// milliseconds beside hundreds of pods, would take the one's processor, and have the next wait for its answer.
-const AFTER_QUESTION: Duration = Duration::from_millis(60);
-/// A round is put off for so long at the most while plugins ask.
+/// A plugin that asks, or has written a record, is at work for some milliseconds more, and where one comes others do: a
+/// round, tens of milliseconds beside hundreds of pods, would take the one's processor, and have the next wait for its
+/// answer.
+const AFTER_PLUGIN: Duration = Duration::from_millis(60);
+/// A round is put off for so long at the most while plugins are at work.
 const PUT_OFF: Duration = Duration::from_millis(500);
 
 /// When the next round is to be.
@@ -49,11 +50,11 @@ impl Pace {
         self.next.get_or_insert(Next { since: now, at: now + gather }).at
     }
 
-    /// A plugin was answered. True when the round has to wait for it.
-    pub(super) fn answered(&mut self, now: Instant) -> bool {
+    /// A plugin was answered, or has written something down: it is at work. Answers when the next round is to be.
+    pub(super) fn at_work(&mut self, now: Instant) -> Instant {
         let next = self.next.get_or_insert(Next { since: now, at: now });
-        next.at = next.at.max(now + AFTER_QUESTION).min(next.since + PUT_OFF);
-        next.at > now
+        next.at = next.at.max(now + AFTER_PLUGIN).min(next.since + PUT_OFF);
+        next.at
     }
 
     /// What was asked for is looked into.
@@ -91,9 +92,11 @@ impl<P: Port> Loop<P> {
         if !asked {
             return commands;
         }
-        let until = self.pace.happened(Instant::now());
+        let mut until = self.pace.happened(Instant::now());
         while !commands.iter().any(urgent) {
-            self.heed_records();
+            if self.heed_records() {
+                until = self.pace.at_work(Instant::now());
+            }
             let mut fds =
                 [PollFd::new(&self.inbox, PollFlags::IN), PollFd::new(&self.dirs, PollFlags::IN)];
             if !wait_for(&mut fds, until) {
@@ -104,14 +107,17 @@ impl<P: Port> Loop<P> {
         commands
     }
 
-    /// Who is attached here counts at once for policies, which may name him: that costs no look at the kernel.
-    fn heed_records(&mut self) {
-        if self.dirs.changed() {
-            self.noted = true;
-            let changed = self.dirs.take_records();
-            self.core.reread(&changed);
-            self.tell_of(&changed);
+    /// Who is attached here counts at once for policies, which may name him: that costs no look at the kernel. True when
+    /// plugins wrote records.
+    fn heed_records(&mut self) -> bool {
+        if !self.dirs.changed() {
+            return false;
         }
+        self.noted = true;
+        let changed = self.dirs.take_records();
+        self.core.reread(&changed);
+        self.tell_of(&changed);
+        changed.are_named()
     }
 }
 
@@ -166,15 +172,16 @@ mod tests {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         assert_eq!(pace.happened(at(0)), at(10));
-        assert!(pace.answered(at(5)));
+        assert_eq!(pace.at_work(at(5)), at(65));
         assert_eq!(pace.happened(at(6)), at(65), "what comes later changes nothing");
         // Plugin after plugin.
-        assert!((1..=9).all(|n| pace.answered(at(50 * n))));
+        (1..=8).for_each(|n| assert_eq!(pace.at_work(at(50 * n)), at(50 * n + 60)));
+        assert_eq!(pace.at_work(at(450)), at(500));
         assert_eq!(pace.happened(at(451)), at(500));
-        assert!(!pace.answered(at(501)));
+        assert_eq!(pace.at_work(at(501)), at(500));
         pace.goes_on();
         // A question alone, of which nothing has been heard otherwise yet.
-        assert!(pace.answered(at(600)));
+        assert_eq!(pace.at_work(at(600)), at(660));
         assert_eq!(pace.happened(at(601)), at(660));
     }
 }
