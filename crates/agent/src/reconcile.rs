@@ -103,6 +103,8 @@ pub(crate) struct Core<P> {
     seen: Observed,
     stale: Stale,
     looked_at: Look,
+    /// News were read of which no plan has been made.
+    unplanned: bool,
     /// When to go on with what a round left.
     resume: Option<Instant>,
 
@@ -128,6 +130,10 @@ pub(crate) struct Core<P> {
     owned: Owned,
     failures: Failures,
     trouble: Option<Failure>,
+    /// What plugins and the next agent are told could not be written.
+    unwritten: Option<Failure>,
+    /// The last round came as far as to ask for the node's test of itself.
+    may_test: bool,
     settled: BTreeSet<Key>,
     /// What was done in this round.
     done: BTreeSet<Key>,
@@ -188,6 +194,7 @@ impl<P: Port> Core<P> {
             seen: Observed::default(),
             stale: Stale::ALL,
             looked_at,
+            unplanned: false,
             resume: None,
             desired: Arc::default(),
             decided: false,
@@ -204,6 +211,8 @@ impl<P: Port> Core<P> {
             owned: Owned::load(paths.owned.clone()),
             failures: Failures::default(),
             trouble: None,
+            unwritten: None,
+            may_test: false,
             settled: BTreeSet::new(),
             done: BTreeSet::new(),
             look_again: true,
@@ -267,8 +276,9 @@ impl<P: Port> Core<P> {
                 }
             }
         }
-        // A round does only so much.
-        self.resume = self.stale.any().then(|| now + RESUME_AFTER);
+        // A round does only so much. One that failed has its own time.
+        let left = self.trouble.is_none() && (self.stale.any() || self.unplanned);
+        self.resume = left.then(|| now + RESUME_AFTER);
         self.write_outputs(now);
         self.look_at_foreign(now);
         if self.offered != self.ready_files.offered() {
@@ -301,6 +311,7 @@ impl<P: Port> Core<P> {
         self.done.clear();
         for pass in 0..MAX_PASSES {
             self.look()?;
+            self.unplanned = false;
             if self.view().1.is_none() {
                 return Ok(());
             }
@@ -345,6 +356,7 @@ impl<P: Port> Core<P> {
     fn look(&mut self) -> Result<(), String> {
         // Changes up to here are covered by the look that follows, those of our own included.
         let news = self.port.changes();
+        self.unplanned |= news.any();
         self.stale.merge(news);
         if !self.stale.any() {
             return Ok(());
@@ -575,17 +587,6 @@ impl<P: Port> Core<P> {
         self.settled = self.desired.iter().map(|(key, _)| key).filter(whole).cloned().collect();
         let (desired, seen) = (&self.desired, &self.seen);
         self.owned.erase(|key| desired.get(key).is_none() && seen.get(key).is_none());
-    }
-
-    /// When the next round is due even if nothing happens.
-    pub(crate) fn next_wake(&self) -> Option<Instant> {
-        let patience =
-            (self.view().1.is_none() && !self.disk_asked).then(|| self.started + API_PATIENCE);
-        let trouble = self.trouble.as_ref().map(|t| t.next);
-        let test = self.self_test.next_wake();
-        let (foreign, live) = (self.foreign.next_wake(), self.live.next_wake());
-        let own = [self.failures.next(), trouble, self.last_view_at, patience, self.resume];
-        own.into_iter().chain([test, foreign, live]).flatten().min()
     }
 }
 

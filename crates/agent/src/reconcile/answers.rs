@@ -13,7 +13,7 @@ use causeway_plugins::usage;
 use causeway_types::state::AttachmentRecord;
 use causeway_types::{Cidr, Mac};
 
-use super::{Answer, Core};
+use super::{Answer, Core, RESUME_AFTER};
 use crate::marks;
 use crate::port::{Port, Stale};
 use crate::report::{Report, ViewFrom};
@@ -62,7 +62,12 @@ impl<P: Port> Core<P> {
     pub(crate) fn plan_now(&mut self, now: Instant) -> Result<Plan, String> {
         self.records.refresh().then(|| self.decided = false);
         self.stale = Stale::ALL;
-        self.look()?;
+        let looked = self.look();
+        if self.unplanned || looked.is_err() {
+            // This is no round, and nobody tells of the news again.
+            self.resume.get_or_insert(now + RESUME_AFTER);
+        }
+        looked?;
         if self.view().1.is_none() {
             return Err(UNKNOWN.to_owned());
         }
@@ -100,7 +105,7 @@ impl<P: Port> Core<P> {
         problems.extend(self.live.problem.iter().map(node));
         problems.extend(self.foreign.problems.iter().map(node));
         problems.extend(self.taken.problems().map(node));
-        problems.extend(self.trouble.iter().map(|t| node(&t.error)));
+        problems.extend(self.trouble.iter().chain(&self.unwritten).map(|t| node(&t.error)));
         problems.extend(self.self_test.problems().map(|what| node(&what)));
         match &self.usage {
             Ok(usage) => problems.extend(usage::exhausted(usage).iter().map(node)),

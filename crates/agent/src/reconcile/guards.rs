@@ -37,12 +37,14 @@ impl<P: Port> Core<P> {
             ops: vec![NftOp::DelChain { name: name.to_string() }],
         };
         let ops: Vec<Op> = self.orphans().into_iter().map(remove).collect();
+        // It has gone by itself, or the interface has come.
+        let Some(key) = ops.first().map(Op::key) else { return Ok(()) };
         for op in &ops {
             tracing::info!("{op}: its interface is gone");
         }
         // A DEL at work may have been quicker.
         self.apply(&ops, now);
-        self.failures.retain(|key| *key != ops[0].key());
+        self.failures.retain(|failed| *failed != key);
         Ok(())
     }
 

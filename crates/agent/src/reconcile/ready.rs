@@ -7,7 +7,7 @@ use causeway_model::Owner;
 use causeway_plugins::{Paths, usage};
 use causeway_types::state::NodeFile;
 
-use super::Core;
+use super::{API_PATIENCE, Core};
 use crate::port::Port;
 use crate::report::ViewFrom;
 use crate::retry::Failure;
@@ -27,28 +27,55 @@ impl<P: Port> Core<P> {
             .desired
             .iter()
             .all(|(key, entry)| entry.owner != Owner::Node || self.settled.contains(key));
+        let able = node_ok && self.trouble.is_none() && from != ViewFrom::Nowhere;
+        self.may_test = able && self.node_file.is_some() && !full;
         self.ready = match &self.node_file {
             // Without a free address there is no pod to test with, nor any to keep from starting.
-            Some(file)
-                if node_ok
-                    && self.trouble.is_none()
-                    && from != ViewFrom::Nowhere
-                    && (full || self.self_test.allows(file, now)) =>
-            {
+            Some(file) if able && (full || self.self_test.allows(file, now)) => {
                 let config = &self.config;
                 let render = |file: &NodeFile| causeway_desired::conflist::render(config, file);
                 let written = self.ready_files.write(file.clone(), render);
-                match written.and_then(|()| self.taken.put_aside(&self.conf_dir)) {
-                    Ok(()) => true,
-                    Err(error) => {
-                        tracing::warn!("{error}");
-                        self.trouble.get_or_insert_with(|| Failure::first(error, now));
-                        false
-                    }
-                }
+                let written = written.and_then(|()| self.taken.put_aside(&self.conf_dir));
+                self.note_written(written, now)
             }
-            _ => false,
+            _ => {
+                self.unwritten = None;
+                false
+            }
         };
+    }
+
+    /// Notes whether all was written: a round that something else asked for is no attempt more.
+    fn note_written(&mut self, written: Result<(), String>, now: Instant) -> bool {
+        let Err(error) = written else {
+            self.unwritten = None;
+            return true;
+        };
+        match &mut self.unwritten {
+            Some(failure) if failure.next > now => failure.error = error,
+            Some(failure) => {
+                tracing::warn!("{error}");
+                failure.again(error, now);
+            }
+            None => {
+                tracing::warn!("{error}");
+                self.unwritten = Some(Failure::first(error, now));
+            }
+        }
+        false
+    }
+
+    /// When the next round is due even if nothing happens. What a round does not come to is no reason for one.
+    pub(crate) fn next_wake(&self) -> Option<Instant> {
+        let patience =
+            (self.view().1.is_none() && !self.disk_asked).then(|| self.started + API_PATIENCE);
+        let at = |failure: &Option<Failure>| failure.as_ref().map(|failure| failure.next);
+        let (trouble, unwritten) = (at(&self.trouble), at(&self.unwritten));
+        let failures = self.failures.next().filter(|_| trouble.is_none());
+        let test = self.self_test.next_wake().filter(|_| self.may_test);
+        let (foreign, live) = (self.foreign.next_wake(), self.live.next_wake());
+        let own = [failures, trouble, unwritten, self.last_view_at, patience, self.resume];
+        own.into_iter().chain([test, foreign, live]).flatten().min()
     }
 
     /// Looks how many addresses of the node's ranges are left. True when that has changed.

@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, eventfd};
 mod claims;
 mod laws;
 mod scenarios;
+mod waits;
 mod world;
 
 use super::Core;
@@ -32,6 +33,8 @@ struct SimPort {
     parameters: BTreeMap<String, String>,
     changed: Stale,
     blind: bool,
+    /// Shown to the next look alone; then it has changed.
+    passing: Option<Object>,
     looks: usize,
     fd: OwnedFd,
 }
@@ -51,6 +54,10 @@ impl Port for SimPort {
                     _ => true,
                 }
         });
+        if let Some(object) = self.passing.take() {
+            seen.insert(object);
+            self.changed = Stale::ALL;
+        }
         Ok(seen)
     }
 
@@ -161,6 +168,7 @@ fn core(paths: &Paths, state: Observed) -> Core<SimPort> {
         parameters: BTreeMap::new(),
         changed: Stale::NONE,
         blind: false,
+        passing: None,
         looks: 0,
         fd: eventfd(0, EventfdFlags::CLOEXEC).unwrap(),
     };
