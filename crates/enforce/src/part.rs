@@ -85,12 +85,13 @@ impl Lists {
 pub(crate) enum Holds {
     /// Listed addresses.
     Listed,
-    /// Ranges of addresses.
-    Ranges,
+    /// Ranges of addresses: which of the sets that a program keeps them in.
+    Ranges(usize),
 }
 
-/// A name for a set of a program, the first of which the table has none. Ranges are told by it: the kernel fills their
-/// sets a moment after a transaction, so none of them may change, not even when an agent finds what another one left.
+/// A name for a set of a program, the first of which the table has none. Ranges are told by it, and which of the sets that
+/// they are kept in it is: the kernel fills these a moment after a transaction, so none of them may change, not even when
+/// an agent finds what another one left.
 pub(crate) fn list_name(
     direction: Direction,
     whose: impl Hash,
@@ -101,12 +102,12 @@ pub(crate) fn list_name(
     let holds = match (kind, set.vmap) {
         (Holds::Listed, false) => "p",
         (Holds::Listed, true) => "pm",
-        (Holds::Ranges, false) => "r",
-        (Holds::Ranges, true) => "rm",
+        (Holds::Ranges(_), false) => "r",
+        (Holds::Ranges(_), true) => "rm",
     };
     let whose = match kind {
         Holds::Listed => hash(whose),
-        Holds::Ranges => hash((whose, ranges)),
+        Holds::Ranges(number) => hash((whose, ranges, number)),
     };
     let start = format!("{}_{whose}_{}_{holds}", frame::word(direction), frame::digit(family));
     let mut names = (0..).map(|number| format!("{start}{number}"));

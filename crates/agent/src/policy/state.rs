@@ -1,6 +1,8 @@
 //! What the thread knows, and what it does about it.
 
 mod answers;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::convert::Infallible;
@@ -37,6 +39,8 @@ const FORGET_AFTER: Duration = Duration::from_millis(100);
 /// How long what nothing leads to any more stays in the table: nobody waits for it to go, and what several changes
 /// leave goes by one transaction.
 const TIDY_AFTER: Duration = Duration::from_millis(100);
+/// While there are changes all the time, at most.
+const TIDY_MOST: Duration = Duration::from_secs(1);
 /// While a list is in progress what there is of it is taken in at least so often.
 const LISTING_LOOK: Duration = Duration::from_millis(500);
 /// Steps of a transaction that is tried in parts, and elements of one of them.
@@ -92,6 +96,8 @@ pub(super) struct State {
     forget_at: Option<Instant>,
     /// When what nothing leads to any more is taken away.
     tidy_at: Option<Instant>,
+    /// By when it is at the latest.
+    tidy_by: Option<Instant>,
 }
 
 fn table_id() -> TableId {
@@ -133,6 +139,7 @@ impl State {
             settle_at: None,
             forget_at: None,
             tidy_at: None,
+            tidy_by: None,
         }
     }
 
@@ -429,9 +436,9 @@ impl State {
         }
         // One that refused something is looked at first.
         if self.enforcer.is_tidy() || self.refused.is_some() {
-            self.tidy_at = None;
+            (self.tidy_at, self.tidy_by) = (None, None);
         } else if now >= *self.tidy_at.get_or_insert(now + TIDY_AFTER) {
-            self.tidy_at = None;
+            (self.tidy_at, self.tidy_by) = (None, None);
             // Somebody else has changed something. What is in force is so all the same, and a look tells.
             if self.tidy().is_err() {
                 self.doubt();
@@ -517,6 +524,11 @@ impl State {
         if some {
             self.revision += 1;
             self.changed = Some(SystemTime::now());
+            if !self.enforcer.is_tidy() {
+                // Packets are on their way through what this one has left, too.
+                let by = *self.tidy_by.get_or_insert(now + TIDY_MOST);
+                self.tidy_at = Some(by.min(now + TIDY_AFTER));
+            }
         }
         self.refused = None;
         self.in_parts = false;

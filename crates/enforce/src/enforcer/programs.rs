@@ -212,7 +212,8 @@ impl Enforcer {
                 others: (!others.elements.is_empty()).then(|| put(others, Holds::Listed)),
                 ranges: part::ranges(key.direction, &program, family)
                     .into_iter()
-                    .map(|set| put(set, Holds::Ranges))
+                    .enumerate()
+                    .map(|(number, set)| put(set, Holds::Ranges(number)))
                     .collect(),
             }
         });

@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use causeway_cluster::Question;
 use causeway_policy::read::Object;
-use causeway_policy::{Direction, PodName, Policy, PolicyName};
+use causeway_policy::{Direction, Pod, PodName, Policy, PolicyName};
 
 use super::State;
 use crate::policy::Confirm;
@@ -33,7 +33,9 @@ impl State {
     fn knows(&self, name: &PodName, uid: Option<&String>) -> bool {
         let known = self.uids.get(name);
         let same = uid.is_none() || known.is_none() || uid == known;
-        same && self.enforcer.world().pod(name).is_some()
+        // One of its name on another node is not this one: the watch is late.
+        let here = |pod: &Pod| pod.node.as_deref().is_none_or(|node| node == self.me);
+        same && self.enforcer.world().pod(name).is_some_and(here)
     }
 
     /// Pods that the API is to be asked for.
