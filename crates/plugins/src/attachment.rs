@@ -269,6 +269,9 @@ pub(crate) fn detach(
         // The agent, or another DEL, was quicker.
         return Ok(());
     }
+    if kept.leaving && noted.as_ref().is_none_or(|noted| noted.leaving.is_none()) {
+        return Ok(());
+    }
     if noted.is_some_and(|noted| !noted.pending) {
         // So that an ADD after a DEL that was killed goes on by itself. A disk without room, or one
         // that is read-only, must not keep the interface.
@@ -292,11 +295,15 @@ pub(crate) struct Kept {
     pub served: bool,
     /// A check of the pod's MAC on a network that is not served.
     pub mac_check: bool,
+    /// It is taken away only if its record, when others are kept from it, says that it is leaving: another one of its
+    /// name may have come since it was read.
+    pub leaving: bool,
 }
 
 impl Kept {
     /// What goes with an attachment of a served network.
-    pub(crate) const SERVED: Kept = Kept { record: true, served: true, mac_check: false };
+    pub(crate) const SERVED: Kept =
+        Kept { record: true, served: true, mac_check: false, leaving: false };
 }
 
 /// What an earlier ADD of the same attachment left when it was killed, or what outlived a boot,

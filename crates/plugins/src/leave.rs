@@ -91,7 +91,8 @@ pub fn finish(paths: &Paths, file: &str) -> Result<(), CniError> {
     let named = attachment::addresses_of(&record);
     let release = || leases.map_or(Ok(()), |leases| leases.release(&owner, &named));
     // DEL waits until the interface is gone.
-    attachment::detach(paths, &mut Space::node()?.link_first(), &record, Kept::SERVED, release)
+    let (mut node, kept) = (Space::node()?.link_first(), Kept { leaving: true, ..Kept::SERVED });
+    attachment::detach(paths, &mut node, &record, kept, release)
 }
 
 /// The same for all that are leaving. True when there were some: their addresses are free now.
@@ -103,4 +104,52 @@ pub(crate) fn finish_all(paths: &Paths) -> bool {
 
 fn leases(paths: &Paths, record: &AttachmentRecord, dir: PathBuf) -> Leases {
     Leases { dir, records: LeaseRecords::at(paths, &record.network), record: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use causeway_kernel::netns::NetNs;
+    use serde_json::json;
+
+    use super::*;
+
+    fn record(leaving: bool) -> AttachmentRecord {
+        let mut record = json!({"containerId": "c", "ifname": "eth0", "netns": "/run/netns/x",
+            "network": "pods", "attach": "routed", "pending": true,
+            "hostIfname": causeway_types::names::host_veth("c", "eth0"),
+            "mac": "02:00:00:00:00:01", "hostMac": "02:00:00:00:00:02", "mtu": 1450,
+            "addresses": ["10.244.1.2/32"], "gateways": ["169.254.1.1"], "bootId": "b"});
+        if leaving {
+            record["leaving"] = json!({});
+        }
+        serde_json::from_value(record).unwrap()
+    }
+
+    /// One that has waited for another to end it finds that it has come anew.
+    #[test]
+    fn what_has_come_anew_is_not_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let paths =
+            Paths { attachments: at("attachments"), locks: at("locks"), ..Paths::default() };
+        std::fs::create_dir(&paths.attachments).unwrap();
+        let records = Attachments::at(&paths);
+        let kept = Kept { leaving: true, ..Kept::SERVED };
+        let end = || {
+            let mut released = false;
+            let mut node = Space::node().unwrap();
+            let release = || {
+                released = true;
+                Ok(())
+            };
+            attachment::detach(&paths, &mut node, &record(true), kept, release).unwrap();
+            released
+        };
+        let ns = NetNs::unnamed().unwrap();
+        for leaving in [false, true] {
+            records.write(&record(leaving)).unwrap();
+            assert_eq!(ns.run(end).unwrap(), leaving);
+            assert_eq!(records.read("c", "eth0").unwrap().is_some(), !leaving);
+        }
+    }
 }

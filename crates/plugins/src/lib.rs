@@ -134,7 +134,7 @@ pub fn run(
         Err(error) => (Answer { text: error.to_json(), under_way: None }, 1),
     };
     // The runtime takes the process's end for that of the ADD: closed by that, not before.
-    std::mem::forget(answer.under_way);
+    std::mem::forget((answer.under_way, store::kept()));
     if answer.text.is_empty() {
         return code;
     }
@@ -153,7 +153,10 @@ pub fn call(
     stdin: &[u8],
     paths: Paths,
 ) -> Result<String, CniError> {
-    answer(program, env, stdin, paths).map(|answer| answer.text)
+    let answer = answer(program, env, stdin, paths);
+    // The process goes on.
+    drop(store::kept());
+    answer.map(|answer| answer.text)
 }
 
 /// What to say of a call.
@@ -273,4 +276,37 @@ fn about(program: &str) -> String {
         env!("CARGO_PKG_VERSION"),
         type_names()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use causeway_ipam::Owner;
+    use serde_json::json;
+
+    use super::*;
+
+    /// A process that goes on after a call keeps nothing of it.
+    #[test]
+    fn a_call_within_a_process_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().to_str().unwrap();
+        let conf = json!({"cniVersion": "1.0.0", "name": "pods", "type": "host-local", "ipam": {
+            "type": "host-local", "dataDir": data, "ranges": [[{"subnet": "10.1.0.0/24"}]]}});
+        let env = |name: &str| match name {
+            "CNI_COMMAND" => Some("ADD".to_owned()),
+            "CNI_CONTAINERID" => Some("c".to_owned()),
+            "CNI_IFNAME" => Some("eth0".to_owned()),
+            "CNI_NETNS" => Some("/run/netns/x".to_owned()),
+            "CNI_PATH" => Some("/".to_owned()),
+            _ => None,
+        };
+        let paths = Paths { lease_records: dir.path().join("records"), ..Paths::default() };
+        let records = record::LeaseRecords::at(&paths, "pods");
+        let text = call("host-local", env, conf.to_string().as_bytes(), paths).unwrap();
+        assert!(text.contains("10.1.0.2"), "{text}");
+        let leases = leases::Leases { dir: dir.path().join("pods"), records, record: None };
+        let owner = Owner::new("c", "eth0");
+        assert_eq!(leases.held(&owner).unwrap().len(), 1);
+        assert!(!leases.is_in_flight(&owner).unwrap());
+    }
 }

@@ -20,6 +20,7 @@
 //! `.other-mac-ADDRESS` stands for an address whose last pod had another MAC than the address's own:
 //! neighbours may remember it.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
@@ -63,11 +64,11 @@ impl InFlight {
         !self.other_mac.is_empty()
     }
 
-    /// The attachment is whole, and its neighbours know it. The leases stay locked until the process
-    /// ends, because the runtime learns of the attachment at the very end.
+    /// The attachment is whole, and its neighbours know it. The leases stay locked until the call ends, and with
+    /// it the process, as a rule ([`kept`]): the runtime learns of the attachment at the very end.
     pub fn until_exit(mut self) {
         self.ended();
-        std::mem::forget(self);
+        KEPT.with_borrow_mut(|all| all.push(self));
     }
 
     /// Nobody remembers another MAC. A note that stays has the next pod announced too, no more.
@@ -76,6 +77,15 @@ impl InFlight {
             let _ = files::remove(&path);
         }
     }
+}
+
+thread_local! {
+    static KEPT: RefCell<Vec<InFlight>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What calls on this thread have kept until their end.
+pub(crate) fn kept() -> Vec<InFlight> {
+    KEPT.take()
 }
 
 /// What the directory holds.

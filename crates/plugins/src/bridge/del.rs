@@ -52,7 +52,8 @@ pub(crate) fn del(call: &Call, way: &Way) -> Result<(), CniError> {
     let mut node = Space::node()?;
     let noted = Attachments::at(&call.paths).read(&call.env.container_id, &call.env.ifname)?;
     let served = noted.is_some() || is_served(call);
-    let kept = Kept { record: noted.is_some(), served, mac_check: way.mac_check && !served };
+    let mac_check = way.mac_check && !served;
+    let kept = Kept { record: noted.is_some(), served, mac_check, leaving: false };
     let record = match noted {
         Some(record) => record,
         None => remembered(call, way, &ipam)?,
@@ -261,7 +262,8 @@ fn collect(
     let Ipam::HostLocal { conf: ranges, leases } = ipam else { return Ok(()) };
     if let Some(record) = record_of(call, way, ranges, owner, ips) {
         let served = is_served(call);
-        let kept = Kept { record: false, served, mac_check: way.mac_check && !served };
+        let mac_check = way.mac_check && !served;
+        let kept = Kept { record: false, served, mac_check, leaving: false };
         if way.attach == Attach::Bridge {
             // Which MAC it had nobody knows any more.
             leases.forget_macs(ips);
