@@ -5,6 +5,7 @@
 mod clusters;
 mod crowd;
 mod kernel;
+mod ranges;
 mod scenarios;
 
 use std::collections::{BTreeMap, BTreeSet};
